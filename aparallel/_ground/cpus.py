@@ -1,0 +1,224 @@
+"""How many cores this process may use, and how many workers ``n_jobs`` means on them.
+
+Three things bound the cores: the affinity mask, the CPU quota of this process's cgroup and of every
+cgroup above it, and the user, who overrides both with ``APARALLEL_CPU_COUNT``. Text is parsed by
+pure functions; :class:`CgroupQuota` alone reads files. Sources of the formats: proc(5), cgroups(7),
+and the kernel's ``admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ENVIRONMENT_VARIABLE = "APARALLEL_CPU_COUNT"
+
+
+def cpu_count() -> int:
+    """Return how many cores this process may keep busy, at least 1.
+
+    The smaller of the affinity mask's cores and the cgroup quota (versions 1 and 2), rounded up: a
+    quota of 1.5 cores is 2. ``APARALLEL_CPU_COUNT``, unless empty, is used instead of both. Affinity
+    and environment are read each time, the quota at most once a second.
+
+    Raises:
+        ValueError: ``APARALLEL_CPU_COUNT`` is not a positive integer.
+    """
+    override = os.environ.get(ENVIRONMENT_VARIABLE)
+    if override:
+        return parse_override(override)
+    quota = _quota.cpus()
+    cores = _schedulable_cores()
+    return cores if quota is None else min(cores, quota)
+
+
+def effective_n_jobs(n_jobs: int, cpus: int) -> int:
+    """Return how many workers *n_jobs* means on *cpus* cores, at least 1.
+
+    A positive number is itself, even above *cpus*; ``-1`` is every core, ``-2`` all but one.
+
+    Raises:
+        ValueError: *n_jobs* is 0.
+        TypeError: *n_jobs* is no integer; a bool or a float is none, a NumPy integer is one.
+    """
+    count = None if isinstance(n_jobs, bool) else _as_integer(n_jobs)
+    if count is None:
+        raise TypeError(f"n_jobs must be an integer, got {n_jobs!r} ({type(n_jobs).__name__}).")
+    if count == 0:
+        raise ValueError("n_jobs=0 means no worker at all. Use 1 or more, -1 for all cores or -2 for all but one.")
+    return count if count > 0 else max(cpus + 1 + count, 1)
+
+
+def _as_integer(value: object) -> int | None:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # it is the check
+    except TypeError:
+        return None
+
+
+def parse_override(text: str) -> int:
+    """Return the number of cores that the user asks for in ``APARALLEL_CPU_COUNT``."""
+    digits = text.strip()
+    # Nine digits: more cores than any machine has, and never past int()'s own limit on digits.
+    count = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 9 else 0
+    if count < 1:
+        raise ValueError(
+            f"{ENVIRONMENT_VARIABLE}={text!r} is not a positive integer. "
+            f"Set it to the number of cores to use, or unset it."
+        )
+    return count
+
+
+def _schedulable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS and Windows have no affinity mask; a sandbox may refuse the call
+        return os.cpu_count() or 1
+
+
+class CgroupQuota:
+    """The CPU quota that binds this process, as a number of cores.
+
+    *root* and *clock* (seconds) are for tests. Files that are missing, unreadable or not understood
+    limit nothing: away from Linux there are none.
+
+    The mutable state is ``_mounts``, found once because the cgroup file systems are mounted before a
+    program starts and the mount table can be thousands of lines, and ``_known``, the last answer and
+    when it was read. It is replaced whole, so threads at worst read the files twice. Invariant: an
+    answer is never older than *max_age* seconds, so a quota that changes while we run, or a move to
+    another cgroup, counts soon after.
+    """
+
+    def __init__(self, root: str = "/", *, max_age: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._max_age = max_age
+        self._clock = clock
+        self._mounts: list[CgroupMount] | None = None
+        self._known: tuple[float, int | None] | None = None
+
+    def cpus(self) -> int | None:
+        """Return the cores that the tightest quota allows, at least 1, or None if nothing limits them."""
+        now = self._clock()
+        if self._known is None or now - self._known[0] >= self._max_age:
+            self._known = (now, self._read())
+        return self._known[1]
+
+    def _read(self) -> int | None:
+        if self._mounts is None:
+            self._mounts = parse_cgroup_mounts(self._text("/proc/self/mountinfo"))
+        paths = parse_cgroup_paths(self._text("/proc/self/cgroup"))
+        quotas = [self._quota_in(version, folder) for version, folder in quota_folders(self._mounts, paths)]
+        return min((quota for quota in quotas if quota is not None), default=None)
+
+    def _quota_in(self, version: int, folder: str) -> int | None:
+        if version == 2:
+            return parse_cpu_max(self._text(f"{folder}/cpu.max"))
+        return parse_cfs_quota(self._text(f"{folder}/cpu.cfs_quota_us"), self._text(f"{folder}/cpu.cfs_period_us"))
+
+    def _text(self, path: str) -> str:
+        try:
+            with open(self._root.rstrip("/") + path, encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+
+_quota = CgroupQuota()
+
+
+class CgroupMount(NamedTuple):
+    """Where the part of a cgroup hierarchy below *root* can be read: at *point*."""
+
+    version: int
+    root: str
+    point: str
+
+
+def parse_cgroup_mounts(mountinfo: str) -> list[CgroupMount]:
+    """Find the hierarchies that may limit CPU in the text of ``/proc/self/mountinfo``.
+
+    They are version 2's only one, and the one of version 1 that has the ``cpu`` controller.
+    """
+    mounts = []
+    for line in mountinfo.splitlines():
+        # id parent device root point options [tags…] - type source super-options
+        before, separator, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 5:
+            continue
+        version = 0
+        if kind[0] == "cgroup2":
+            version = 2
+        elif kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
+            version = 1
+        if version:
+            mounts.append(CgroupMount(version, _unescape(fields[3]), _unescape(fields[4])))
+    return mounts
+
+
+def _unescape(field: str) -> str:
+    # The kernel writes these four in octal; the backslash comes last, so that what it uncovers is not read again.
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field
+
+
+def parse_cgroup_paths(text: str) -> dict[int, str]:
+    """Return this process's own cgroup path by cgroup version, from the text of ``/proc/self/cgroup``."""
+    paths = {}
+    for line in text.splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, separator, path = rest.partition(":")
+        if not separator:
+            continue
+        if hierarchy == "0" and not controllers:
+            paths[2] = path
+        elif "cpu" in controllers.split(","):
+            paths[1] = path
+    return paths
+
+
+def quota_folders(mounts: list[CgroupMount], paths: dict[int, str]) -> Iterator[tuple[int, str]]:
+    """Yield each folder that may hold a quota of ours, with its cgroup version: our cgroup first, then its parents.
+
+    A container may see its own cgroup mounted as if it were the root, and may know its own path only
+    as the host sees it. Where no mount shows the path, the mount point stands for it.
+    """
+    for version, path in paths.items():
+        candidates = [mount for mount in mounts if mount.version == version]
+        shown = [(mount, inner) for mount in candidates if (inner := _path_below(mount.root, path)) is not None]
+        for mount, inner in shown or [(mount, "") for mount in candidates[:1]]:
+            names = [name for name in inner.split("/") if name]
+            for depth in range(len(names), -1, -1):
+                yield version, "/".join([mount.point.rstrip("/"), *names[:depth]])
+
+
+def _path_below(root: str, path: str) -> str | None:
+    if ".." in path.split("/"):  # the process is outside its cgroup namespace's root
+        return None
+    prefix = root.rstrip("/")
+    if path == prefix or path.startswith(f"{prefix}/"):
+        return path[len(prefix) :]
+    return None
+
+
+def parse_cpu_max(text: str) -> int | None:
+    """Return the cores that a version 2 ``cpu.max`` allows, or None: ``max 100000`` or ``150000 100000``, in µs."""
+    quota, _, period = text.strip().partition(" ")
+    return _whole_cores(quota, period)
+
+
+def parse_cfs_quota(quota: str, period: str) -> int | None:
+    """Return the cores that version 1's quota and period allow, in µs, or None: a quota of ``-1`` is no limit."""
+    return _whole_cores(quota.strip(), period.strip())
+
+
+def _whole_cores(quota: str, period: str) -> int | None:
+    if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):
+        return None
+    return max(-(-int(quota) // int(period)), 1)

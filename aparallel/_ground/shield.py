@@ -1,0 +1,39 @@
+"""Waiting that cancellation does not cut short, for clean-up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait until all *futures* are done, whoever cancels this task meanwhile, then pass the cancellation on.
+
+    An anyio scope that is cancelled cancels again at every step, so it is shielded off; a native
+    ``task.cancel()`` comes through a shield, and comes once.
+    """
+    waiting = [future for future in futures if not future.done()]
+    cancelled: asyncio.CancelledError | None = None
+    with _shield():
+        while waiting:
+            try:
+                await asyncio.wait(waiting)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            waiting = [future for future in waiting if not future.done()]
+    if cancelled is not None:
+        raise cancelled
+
+
+def _shield() -> contextlib.AbstractContextManager[object]:
+    """An anyio shield if anyone here can have an anyio scope: importing it would hold the loop for 40 ms."""
+    if "anyio._backends._asyncio" not in sys.modules:
+        return contextlib.nullcontext()
+    import anyio
+
+    return anyio.CancelScope(shield=True)

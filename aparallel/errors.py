@@ -1,0 +1,162 @@
+"""Every error that aparallel raises.
+
+::
+
+    AparallelError
+    ├── BrokenWorkerError         a worker died while it ran a call          (RuntimeError)
+    ├── CallTimeoutError          a call ran longer than its timeout         (TimeoutError)
+    ├── RemoteCallError           a call failed with what cannot be raised   (RuntimeError)
+    │                             here as it is
+    ├── UnpicklableCallError      a call cannot travel to a worker           (TypeError)
+    ├── UnpicklableResultError    a result cannot travel back                (TypeError)
+    ├── PoolSaturatedError        the pool's queue is full                   (RuntimeError)
+    ├── ClosedPoolError           the pool is closed                         (RuntimeError)
+    ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
+    ├── InitializerError          a pool's initializer failed                (RuntimeError)
+    └── UnsupportedPlatformError  this system cannot start process workers   (RuntimeError)
+
+What a call itself raises arrives with its own type, with a :class:`RemoteTraceback` at the end
+of its cause chain. All of them survive pickling with their attributes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AparallelError",
+    "BrokenWorkerError",
+    "CallTimeoutError",
+    "ClosedPoolError",
+    "InitializerError",
+    "PoolSaturatedError",
+    "RemoteCallError",
+    "RemoteTraceback",
+    "UnpicklableCallError",
+    "UnpicklableResultError",
+    "UnsupportedPlatformError",
+    "WrongLoopError",
+]
+
+
+class AparallelError(Exception):
+    """The root of aparallel's own errors.
+
+    Attributes are keyword arguments with defaults: pickle rebuilds an exception from its
+    message alone and restores the attributes afterwards.
+    """
+
+
+class BrokenWorkerError(AparallelError, RuntimeError):
+    """A worker died while it ran a call. Only that call is lost; the worker is replaced.
+
+    Attributes:
+        call: which call, as text.
+        exitcode: the worker's exit code, or None if a signal ended it or nobody knows.
+        signal: the number of the signal that ended it, or None.
+    """
+
+    def __init__(
+        self, message: str = "", *, call: str = "", exitcode: int | None = None, signal: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.call = call
+        self.exitcode = exitcode
+        self.signal = signal
+
+
+class CallTimeoutError(AparallelError, TimeoutError):
+    """A call ran longer than its ``timeout``, in seconds of execution.
+
+    Attributes:
+        call: which call, as text.
+        timeout: the limit, in seconds.
+    """
+
+    def __init__(self, message: str = "", *, call: str = "", timeout: float | None = None) -> None:
+        super().__init__(message)
+        self.call = call
+        self.timeout = timeout
+
+
+class RemoteCallError(AparallelError, RuntimeError):
+    """A call failed with an exception that cannot be raised here as it is.
+
+    Either it cannot be pickled or rebuilt, or it would mean something else in this task: a
+    CancelledError, StopIteration, StopAsyncIteration, GeneratorExit, SystemExit or
+    KeyboardInterrupt.
+
+    Attributes:
+        type_name: the qualified name of the exception's type.
+        text: what ``str()`` said of it.
+        traceback: the worker's traceback, as text.
+    """
+
+    def __init__(self, message: str = "", *, type_name: str = "", text: str = "", traceback: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.text = text
+        self.traceback = traceback
+
+
+class UnpicklableCallError(AparallelError, TypeError):
+    """A call cannot travel to a process worker. Other calls are not affected.
+
+    Attributes:
+        call: which call, as text.
+        part: which part of it, such as ``argument 1`` or ``the function``.
+    """
+
+    def __init__(self, message: str = "", *, call: str = "", part: str = "") -> None:
+        super().__init__(message)
+        self.call = call
+        self.part = part
+
+
+class UnpicklableResultError(AparallelError, TypeError):
+    """A call ran, but its result cannot travel back. Its cause says why.
+
+    Attributes:
+        call: which call, as text.
+    """
+
+    def __init__(self, message: str = "", *, call: str = "") -> None:
+        super().__init__(message)
+        self.call = call
+
+
+class PoolSaturatedError(AparallelError, RuntimeError):
+    """The pool has ``max_queued`` calls waiting and takes no more for now.
+
+    Attributes:
+        max_queued: the limit, in calls.
+    """
+
+    def __init__(self, message: str = "", *, max_queued: int | None = None) -> None:
+        super().__init__(message)
+        self.max_queued = max_queued
+
+
+class ClosedPoolError(AparallelError, RuntimeError):
+    """The pool is closed, or was closed while the call was under way."""
+
+
+class WrongLoopError(AparallelError, RuntimeError):
+    """No asyncio event loop is running here, or it is not the one that the pool belongs to."""
+
+
+class InitializerError(AparallelError, RuntimeError):
+    """A worker's initializer failed. Its cause is what the initializer raised."""
+
+
+class UnsupportedPlatformError(AparallelError, RuntimeError):
+    """This system, or this interpreter, cannot start process workers."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception in its worker, as text: the last cause of what a call raised."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"in the worker\n\n{self.text}"

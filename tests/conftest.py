@@ -1,0 +1,90 @@
+"""Every async test runs on asyncio and on uvloop, and must leave nothing behind: no child, descriptor or thread."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
+try:
+    import uvloop
+except ImportError:
+    LOOPS.append(
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop", marks=pytest.mark.skip(reason="uvloop is missing"))
+    )
+else:
+    LOOPS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+    # libuv keeps a pipe for signals from its first use on, which is not a leak of ours.
+    uvloop.new_event_loop().close()
+
+
+# The promises of these are about calls, not loops; one loop is enough, and keeps the suite short.
+_ONE_LOOP = ("test_call", "test_functions", "test_gather")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests that have nothing to do with loops on asyncio alone."""
+    left_out = [item for item in items if item.module.__name__ in _ONE_LOOP and "uvloop" in item.nodeid]  # type: ignore[attr-defined]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        dropped = set(map(id, left_out))
+        items[:] = [item for item in items if id(item) not in dropped]
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def child_processes() -> set[int]:
+    """The process IDs of this process's children, zombies included."""
+    children = set()
+    for task in os.listdir("/proc/self/task"):
+        # A thread may end between the listing and this.
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/children") as file:
+            children.update(map(int, file.read().split()))
+    return children
+
+
+def open_descriptors() -> dict[int, str]:
+    """What each open descriptor of this process refers to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+def own_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("aparallel")]
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test after which a child, a descriptor or one of our threads remains."""
+    if not os.path.exists("/proc/self/task"):
+        yield
+        return
+    children, descriptors = child_processes(), open_descriptors()
+    yield
+    deadline = time.monotonic() + 3.0
+    while True:
+        left = child_processes() - children
+        threads = own_threads()
+        more = {fd: name for fd, name in open_descriptors().items() if descriptors.get(fd) != name}
+        if not (left or threads or more) or time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.01)
+    assert not left, f"child processes remain: {left}"
+    assert not threads, f"threads remain: {threads}"
+    assert not more, f"descriptors remain: {more}"
