@@ -1,0 +1,1 @@
+"""The kinds of workers: processes, threads, the loop itself."""

@@ -1,0 +1,215 @@
+"""A worker's operating-system process: started, watched, ended, reaped, and private to this parent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aparallel._wire.outbox import SIZE, Outbox
+from aparallel.errors import UnsupportedPlatformError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_MAIN = str(Path(__file__).parent.parent / "_worker" / "__main__.py")
+
+# Every child whose descriptors this process holds. A forked copy of this process closes its own: the
+# lifelines above all, which would otherwise keep workers alive after their parent's death.
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for child in list(_children):
+        child.close_descriptors()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def check_platform(executable: str | None) -> str:
+    """Return the interpreter to start workers with.
+
+    Raises:
+        UnsupportedPlatformError: Windows, or this program is not run by a Python interpreter.
+    """
+    if os.name != "posix":
+        raise UnsupportedPlatformError(
+            f"Process workers need Unix sockets and process groups, which {sys.platform} does not have. "
+            f"Use backend='thread', or run under Linux, WSL or macOS."
+        )
+    if executable is not None:
+        return executable
+    name = os.path.basename(sys.executable or "").lower()
+    if getattr(sys, "frozen", False) or not name.startswith(("python", "pypy")):
+        raise UnsupportedPlatformError(
+            f"sys.executable is {sys.executable!r}, which is not a Python interpreter (a frozen program, or one that "
+            f"embeds Python), so no worker can be started with it. Give the path of one: Pool(executable=...)."
+        )
+    return sys.executable
+
+
+class Child:
+    """A bare worker process. It waits for its first frame; until then any pool settings fit it.
+
+    Attributes:
+        socket: our end of the pair, non-blocking.
+        outbox: the memory that the child's outcomes wait in.
+    """
+
+    def __init__(self, executable: str) -> None:
+        _children.add(self)
+        self._owner = os.getpid()
+        self._descriptors: list[int] = []
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: int | None = None
+        self._exited: Callable[[], object] | None = None
+        self._reaped = False
+        self.outbox: Outbox | None = None
+        theirs: list[int] = []
+        try:
+            self.socket, far = socket.socketpair()
+            theirs.append(far.detach())
+            self.socket.setblocking(False)
+            far_line, self._lifeline = os.pipe()
+            theirs.append(far_line)
+            self._descriptors.append(self._lifeline)
+            memory = _shared_memory(SIZE)
+            theirs.append(memory)
+            self.outbox = Outbox(memory)
+            self._popen = subprocess.Popen(
+                _command(executable, [theirs[0], far_line, memory]),
+                stdin=subprocess.DEVNULL,
+                pass_fds=theirs,
+                process_group=0,
+            )
+        except OSError as error:
+            self.close_descriptors()
+            raise _start_error(executable, error) from error
+        finally:
+            for fd in theirs:
+                os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None
+        return self._popen.pid
+
+    def watch(self, loop: asyncio.AbstractEventLoop, exited: Callable[[], object]) -> None:
+        """Call *exited* on *loop* once the process has ended, not reaped yet. A later *exited* replaces it."""
+        watched = self._exited is not None
+        self._exited = exited
+        if not watched:
+            self._watch(loop)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # an old kernel, or a sandbox that forbids it
+                self._watched = os.pidfd_open(self.pid)
+                self._descriptors.append(self._watched)
+                loop.add_reader(self._watched, self._on_exit)
+                return
+        threading.Thread(
+            target=_wait_for, args=(self.pid, loop, self._on_exit), name=f"aparallel-wait-{self.pid}", daemon=True
+        ).start()
+
+    def _on_exit(self) -> None:
+        if self._exited is not None and not self._reaped:
+            self._exited()
+
+    def kill(self) -> None:
+        """Send SIGKILL to its whole process group, unless it is reaped: the number may be another's by then."""
+        if self._owner == os.getpid() and not self._reaped:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self) -> tuple[int | None, int | None]:
+        """After it has ended: end what is left of its group, reap it, close everything.
+
+        Returns the exit code and the signal; both None if someone else has reaped it already.
+        """
+        assert self._popen is not None
+        try:
+            # Left unreaped for a moment, so that its number, which names the group, is nobody else's.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self.kill()
+            code = self._popen.wait()
+        except ChildProcessError:
+            code = None
+            self._popen.returncode = 0  # so that Popen does not report a child left behind
+        self._reaped = True
+        self.close_descriptors()
+        if code is None:
+            return None, None
+        return (code, None) if code >= 0 else (None, -code)
+
+    def close_descriptors(self) -> None:
+        if self._watched is not None and self._loop is not None and self._owner == os.getpid():
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._watched)
+            self._watched = None
+        descriptors, self._descriptors = self._descriptors, []
+        for fd in descriptors:
+            os.close(fd)
+        if hasattr(self, "socket"):
+            self.socket.close()
+        if self.outbox is not None:
+            outbox, self.outbox = self.outbox, None
+            outbox.close()
+        _children.discard(self)
+
+
+def _command(executable: str, descriptors: list[int]) -> list[str]:
+    # The flags of this interpreter (-O, -X dev, -W ...), as the standard library's own pools pass them on.
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [executable, *flags, "-P", _MAIN, *map(str, descriptors)]
+
+
+def _shared_memory(size: int) -> int:
+    """Return a descriptor of *size* bytes of memory that has no name anywhere."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("aparallel", os.MFD_CLOEXEC)
+    else:
+        fd, name = tempfile.mkstemp(prefix="aparallel-")
+        os.unlink(name)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _start_error(executable: str, error: OSError) -> Exception:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return OSError(
+            error.errno,
+            "No file descriptors are left to start a worker process, which takes six. "
+            "Close what leaks them, or raise the limit (ulimit -n)",
+        )
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return UnsupportedPlatformError(
+            f"The interpreter {executable!r} cannot be started: {error.strerror}. "
+            f"Give a working one: Pool(executable=...)."
+        )
+    return OSError(error.errno, f"A worker process could not be started: {error.strerror}")
+
+
+def _wait_for(pid: int, loop: asyncio.AbstractEventLoop, exited: Callable[[], Any]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(RuntimeError):  # the loop has closed; whoever closed it has reaped
+        loop.call_soon_threadsafe(exited)

@@ -1,0 +1,169 @@
+"""Worker processes as a backend: how they are set up, and the spare that stands by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+# Imported now: when the first lambda is pickled, it would hold the loop for 20 ms.
+import aparallel._transfer.by_value  # noqa: F401
+from aparallel._backends.child import Child, check_platform
+from aparallel._backends.process_worker import ProcessWorker
+from aparallel._ground.nesting import nesting_level
+from aparallel._transfer.encoding import Functions, ProcessEncoder
+from aparallel._transfer.pickling import pickle
+from aparallel.abc import Backend, WorkerEvents
+from aparallel.errors import UnsupportedPlatformError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+    from contextvars import ContextVar
+
+    from aparallel.abc import OnCancel
+
+# The spare starts when the first workers have had time to start: it must not compete with them.
+_SPARE_DELAY = 0.1
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+class ProcessBackend(Backend):
+    """Starts worker processes, and keeps one bare interpreter standing by to replace a killed one.
+
+    Attributes:
+        inner_threads: threads that BLAS and OpenMP may use in each worker started from now on.
+    """
+
+    name = "process"
+    can_kill = True
+    can_time = True
+    on_cancel: OnCancel = "kill"
+
+    def __init__(
+        self,
+        *,
+        executable: str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        context_vars: Sequence[ContextVar[Any]] = (),
+        inner_threads: int = 1,
+        inner_threads_forced: bool = False,
+    ) -> None:
+        self.executable = check_platform(executable)
+        self._initializer = pickle((initializer, initargs)) if initializer is not None else None
+        self._variables = [(pickle(variable), variable) for variable in context_vars]
+        self._functions = Functions()
+        self.inner_threads = inner_threads
+        self._inner_threads_forced = inner_threads_forced
+        self._workers: set[ProcessWorker] = set()
+        # At most one child stands by; it is started late, on a timer, and replaced when used.
+        self._spare: Child | None = None
+        self._spare_timer: asyncio.TimerHandle | None = None
+        # Every spare that is alive, standing by or on its way out, with what is done when it is gone.
+        self._spares: dict[Child, asyncio.Future[None]] = {}
+        self._closed = False
+
+    def encoder(self) -> ProcessEncoder:
+        return ProcessEncoder(self._functions, self._variables)
+
+    def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
+        child = self._take_spare() or Child(self.executable)
+        worker = ProcessWorker(loop, child, events, self._workers.discard)
+        self._workers.add(worker)
+        worker.set_up(self._setup())
+        self._plan_spare(loop, _SPARE_DELAY)
+        return worker
+
+    def limit_threads(self, count: int, forced: bool) -> bool:
+        """Set the threads of workers started from now on; return whether the present ones differ."""
+        wanted = count, forced
+        changed = wanted != (self.inner_threads, self._inner_threads_forced)
+        self.inner_threads, self._inner_threads_forced = wanted
+        return changed
+
+    def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the spare now instead of a little later."""
+        self._start_spare(loop)
+
+    def rest(self) -> None:
+        self._drop_spare()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._drop_spare()
+        if self._spares:
+            await asyncio.wait(list(self._spares.values()))
+
+    def kill_all(self) -> None:
+        self._closed = True
+        children = [worker.child for worker in self._workers]
+        self._workers.clear()
+        children += self._spares
+        self._spares.clear()
+        self._spare = None
+        for child in children:
+            child.kill()
+        for child in children:
+            child.reap()
+
+    def _setup(self) -> dict[str, Any]:
+        threads = str(self.inner_threads)
+        return {
+            "path": sys.path[:],
+            "argv": sys.argv[:] if hasattr(sys, "argv") else [],
+            "environ": {
+                name: threads for name in _THREAD_VARIABLES if self._inner_threads_forced or name not in os.environ
+            },
+            "level": nesting_level() + 1,
+            "initializer": self._initializer,
+        }
+
+    def _take_spare(self) -> Child | None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            del self._spares[spare]  # its exit is its worker's to tell from now on
+        return spare
+
+    def _plan_spare(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+        self._spare_timer = loop.call_later(delay, self._start_spare, loop)
+
+    def _start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+            self._spare_timer = None
+        if self._spare is not None or self._closed or not self._workers:
+            return
+        with contextlib.suppress(OSError, UnsupportedPlatformError):  # the spare can wait; a worker would report it
+            self._spare = child = Child(self.executable)
+            self._spares[child] = loop.create_future()
+            child.watch(loop, lambda: self._on_spare_exit(child))
+
+    def _on_spare_exit(self, child: Child) -> None:
+        if self._spare is child:
+            self._spare = None
+        child.reap()
+        gone = self._spares.pop(child, None)
+        if gone is not None and not gone.done():
+            gone.set_result(None)
+
+    def _drop_spare(self) -> None:
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+            self._spare_timer = None
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.kill()

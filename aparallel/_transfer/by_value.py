@@ -1,0 +1,139 @@
+"""Pickling by value: cloudpickle, taught about context variables. Loaded when first needed."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import sys
+from collections import ChainMap
+from contextvars import Context, ContextVar
+from typing import Any, ClassVar
+
+import cloudpickle
+
+_Reduced = tuple[Any, tuple[Any, ...]]
+
+# Context variables that cannot be imported by name, by a key that every process shares. A variable
+# is entered when it first travels, at both ends, and stays: context variables are never collected.
+_variables: dict[str, ContextVar[Any]] = {}
+
+
+def dumps_by_value(obj: object) -> bytes:
+    with io.BytesIO() as file:
+        ByValuePickler(file, 5).dump(obj)
+        return file.getvalue()
+
+
+def _reduce_context_var(var: ContextVar[Any]) -> _Reduced:
+    home = home_of(var)
+    if home is not None and home[0] != "__main__":
+        return _import_variable, home
+    key = f"{os.getpid()}:{id(var)}"
+    for known, registered in _variables.items():
+        if registered is var:
+            key = known
+            break
+    else:
+        _variables[key] = var
+    default: tuple[Any, ...]
+    try:
+        default = (Context().run(var.get),)
+    except LookupError:
+        default = ()
+    return _same_variable, (key, var.name, default)
+
+
+def _import_variable(module: str, name: str) -> ContextVar[Any]:
+    __import__(module)
+    found: ContextVar[Any] = getattr(sys.modules[module], name)
+    return found
+
+
+def _same_variable(key: str, name: str, default: tuple[Any, ...]) -> ContextVar[Any]:
+    var = _variables.get(key)
+    if var is None:
+        # Created here and not at module level because it stands for one that lives in another process.
+        var = ContextVar(name, default=default[0]) if default else ContextVar(name)
+        _variables[key] = var
+    return var
+
+
+def home_of(var: ContextVar[Any]) -> tuple[str, str] | None:
+    """Find the module and the name that *var* can be imported by: a ContextVar knows only its label."""
+    for module_name, module in list(sys.modules.items()):
+        names = getattr(module, "__dict__", None)
+        if names is None:
+            continue
+        if names.get(var.name) is var:
+            return module_name, var.name
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list((getattr(module, "__dict__", None) or {}).items()):
+            if value is var:
+                return module_name, name
+    return None
+
+
+# cloudpickle's own numbers for classes that travel by value, and those that this process gave first.
+_tracked: Any = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+_tracked_ids: Any = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+_given_here: set[str] = set()
+
+
+def _same_class(tracker_id: str) -> type:
+    found: type | None = _tracked_ids.get(tracker_id)
+    if found is None:
+        raise LookupError("the class of an object that came back is gone here")
+    return found
+
+
+class _Late:
+    """Stands in for the function of a cached function until that one is unpickled: it may refer to itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    function: Any = None
+
+
+def _reduce_cached(cached: Any) -> Any:
+    name: str = cached.__qualname__
+    module = sys.modules.get(cached.__module__)
+    if cached.__module__ != "__main__" and getattr(module, name, None) is cached:
+        return name
+    parameters = cached.cache_parameters()
+    return _late_cached, (parameters["maxsize"], parameters["typed"]), cached.__wrapped__, None, None, _complete_cached
+
+
+def _late_cached(maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(_Late())
+
+
+def _complete_cached(cached: Any, function: Any) -> None:
+    cached.__wrapped__.function = function
+    functools.update_wrapper(cached, function)
+    cached.__wrapped__ = function
+
+
+class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler, with three amendments.
+
+    Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
+    from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, type):
+            return super().reducer_override(obj)
+        tracker_id = _tracked.get(obj)
+        if tracker_id is not None and tracker_id not in _given_here:
+            return _same_class, (tracker_id,)
+        reduced = super().reducer_override(obj)
+        if (tracker_id := _tracked.get(obj)) is not None:
+            _given_here.add(tracker_id)
+        return reduced
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {ContextVar: _reduce_context_var, type(_late_cached(0, False)): _reduce_cached},
+        cloudpickle.Pickler.dispatch_table,
+    )

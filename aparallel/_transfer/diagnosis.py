@@ -1,0 +1,92 @@
+"""Why a call could not be pickled: which part of it, how deep inside, and what to do."""
+
+from __future__ import annotations
+
+import inspect
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from aparallel._transfer.pickling import pickle
+from aparallel.errors import UnpicklableCallError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How deep to look inside what fails, and at how many parts of each level.
+_DEPTH = 5
+_BREADTH = 200
+
+
+def unpicklable_call(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, index: int | None, reason: BaseException
+) -> UnpicklableCallError:
+    """Build the error for a call whose pickling raised *reason*; *index* is None for a single call."""
+    part, culprit = _find(function, args, kwargs)
+    part = part.removesuffix(",")
+    which = f"Call {index} ({name})" if index is not None else f"The call {name}"
+    comma = "," if ", which " in part else ""
+    what = f"{part}{comma} is {_indefinite(culprit)}" if part else "one of its parts refuses"
+    message = (
+        f"{which} could not be pickled: {what}. ({type(reason).__name__}: {reason})\n"
+        f"Create it inside the function, pass what it is made from, or use backend='thread'."
+    )
+    error = UnpicklableCallError(message, call=name, part=part)
+    error.__cause__ = reason
+    return error
+
+
+def _find(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+    parts = [("the function", function)]
+    parts += [(f"argument {position}", value) for position, value in enumerate(args)]
+    parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for label, value in parts:
+        if not _pickles(value):
+            return _descend(label, value)
+    return "", None
+
+
+def _descend(label: str, value: Any) -> tuple[str, Any]:
+    for _ in range(_DEPTH):
+        for inner_label, inner in _inside(label, value):
+            if not _pickles(inner):
+                label, value = inner_label, inner
+                break
+        else:
+            break
+    return label, value
+
+
+def _inside(label: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, FunctionType):
+        variables = inspect.getclosurevars(value)
+        for name, inner in variables.nonlocals.items():
+            yield f"{name!r}, which {label} closes over,", inner
+        for name, inner in variables.globals.items():
+            yield f"global {name!r}, which {label} uses,", inner
+        for position, inner in enumerate(value.__defaults__ or ()):
+            yield f"default {position} of {label}", inner
+    elif isinstance(value, MethodType):
+        yield f"the object of {label}", value.__self__
+    elif isinstance(value, dict):
+        for key, inner in list(value.items())[:_BREADTH]:
+            yield f"{label}[{key!r}]", inner
+    elif isinstance(value, list | tuple | set | frozenset):
+        for position, inner in enumerate(list(value)[:_BREADTH]):
+            yield f"{label}[{position}]", inner
+    else:
+        for name, inner in list(getattr(value, "__dict__", {}).items())[:_BREADTH]:
+            yield f"{label}.{name}", inner
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle(value)
+    except Exception:
+        return False
+    return True
+
+
+def _indefinite(value: Any) -> str:
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

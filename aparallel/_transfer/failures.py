@@ -1,0 +1,181 @@
+"""Exceptions on their way from a worker: described there, raised again here.
+
+A description is a pickle of plain data, so it always arrives: (stage, type name, text, traceback,
+chain), where the chain is a pickle of the exception and its explicit causes, or None if they
+cannot be pickled.
+"""
+
+from __future__ import annotations
+
+import sys
+from _pickle import Pickler, dumps, loads
+from io import BytesIO
+from itertools import pairwise
+from types import FunctionType
+
+from aparallel._transfer.pickling import MAIN
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
+
+# Where a call failed.
+LOADING = "loading"  # while the worker rebuilt it
+RUNNING = "running"
+RETURNING = "returning"  # while the worker pickled its result
+
+_LONGEST_CHAIN = 16
+
+
+def describe_failure(error: BaseException, stage: str) -> bytes:
+    """Describe *error* for the parent. Never raises for what the error is."""
+    # The first frame is the worker's own loop, which tells the user nothing.
+    own = error.__traceback__
+    shown = own.tb_next if own is not None and own.tb_next is not None and stage == RUNNING else own
+    return dumps((stage, _name(type(error)), _text(error), _format(error, shown), _pickle_chain(error)), 5)
+
+
+def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
+    """Return the stage and the exception that *data* describes, ready to be raised here."""
+    from aparallel.errors import RemoteTraceback
+
+    stage, type_name, text, trace, chain = loads(data)
+    error = _rebuild_chain(chain)
+    if error is None or means_something_else_here(error):
+        error = remote_call_error(type_name, text, trace)
+    last = error
+    while last.__cause__ is not None:
+        last = last.__cause__
+    _set_cause(last, RemoteTraceback(trace))
+    return stage, error
+
+
+def _set_cause(error: BaseException, cause: BaseException) -> None:
+    """Chain them, whatever the error's own ``__setattr__`` thinks of it."""
+    BaseException.__setattr__(error, "__cause__", cause)
+
+
+def means_something_else_here(error: BaseException) -> bool:
+    """Whether raising *error* bare would cancel, end or exit something in the caller's task."""
+    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)):
+        return True
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)
+
+
+def remote_call_error(type_name: str, text: str, trace: str) -> Exception:
+    from aparallel.errors import RemoteCallError
+
+    message = f"A call raised {type_name}: {text}" if text else f"A call raised {type_name}"
+    return RemoteCallError(message, type_name=type_name, text=text, traceback=trace)
+
+
+def wrap_bare(error: BaseException) -> BaseException:
+    """Return *error*, or a RemoteCallError around it if it would mean something else here."""
+    if not means_something_else_here(error):
+        return error
+    wrapped = remote_call_error(_name(type(error)), _text(error), _format(error, error.__traceback__))
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _pickle_chain(error: BaseException) -> bytes | None:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and len(chain) < _LONGEST_CHAIN and not any(link is seen for seen in chain):
+        chain.append(link)
+        link = link.__cause__
+    for links in (chain, chain[:1]):
+        try:
+            return _dump(links)
+        except BaseException:  # user code (__reduce__) may raise anything, and the error must arrive all the same
+            continue
+    return None
+
+
+def _dump(links: list[BaseException]) -> bytes:
+    sink = BytesIO()
+    try:
+        _Plain(sink, 5).dump(links)
+    except Exception:
+        by_value = True
+    else:
+        by_value = MAIN in sink.getvalue()
+    if by_value:
+        from aparallel._transfer.by_value import ByValuePickler
+
+        class ByValue(_Reducing, ByValuePickler):
+            pass
+
+        sink = BytesIO()
+        ByValue(sink, 5).dump(links)
+    return sink.getvalue()
+
+
+class _Reducing:
+    """Reduces exceptions, wherever they sit, to what :func:`_rebuild` takes, unless their type says otherwise."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, BaseException):
+            kind = type(obj)
+            if kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
+                return _rebuild, (kind, obj.args), obj.__dict__ or None
+        parent: Any = getattr(super(), "reducer_override", None)
+        return NotImplemented if parent is None else parent(obj)
+
+
+class _Plain(_Reducing, Pickler):
+    pass
+
+
+def _rebuild_chain(chain: bytes | None) -> BaseException | None:
+    if chain is None:
+        return None
+    try:
+        links = loads(chain)
+    except BaseException:  # whatever rebuilding raises, RemoteCallError tells the story instead
+        return None
+    if not links or not all(isinstance(link, BaseException) for link in links):
+        return None
+    for effect, cause in pairwise(links):
+        _set_cause(effect, cause)
+    first: BaseException = links[0]
+    return first
+
+
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Build an exception from its type and arguments without running an ``__init__`` written in Python.
+
+    Such an ``__init__`` rarely takes ``self.args`` as its arguments (pickle's own way calls it with
+    them and fails, or changes the message). The first one written in C fills what C code reads.
+    """
+    error = kind.__new__(kind, *args)
+    for base in kind.__mro__:
+        init = base.__dict__.get("__init__")
+        if init is not None and not isinstance(init, FunctionType):
+            init(error, *args)
+            break
+    error.args = args
+    return error
+
+
+def _format(error: BaseException, trace: Any) -> str:
+    import traceback
+
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException as broken:  # as in _text
+        return f"(the traceback could not be formatted: {type(broken).__name__})\n"
+
+
+def _name(kind: type) -> str:
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return "".join([str(error)])  # a plain str: __str__ may return a subclass
+    except BaseException as broken:  # user code may even exit
+        return f"(str() raised {type(broken).__name__})"

@@ -1,0 +1,128 @@
+"""Pickling for both ends: by reference where the other side can import, by value where it cannot.
+
+The C pickler goes first; cloudpickle, which is ten times slower, only where that one fails or would
+be wrong. It would be wrong for what ``__main__`` defines: in a worker, ``__main__`` is another module.
+"""
+
+from __future__ import annotations
+
+import sys
+from _pickle import Pickler, dumps
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PROTOCOL = 5
+MAIN = b"__main__"
+
+# The C pickler writes frames of this size; the standard library fixes it.
+FRAME_BYTES = 64 * 1024
+
+
+class TooLarge(Exception):
+    """The pickle outgrew its limit; nothing of it is kept."""
+
+
+def pickle(obj: object) -> bytes:
+    """Pickle *obj* for the other side, whatever its size."""
+    if not is_by_value_registered():
+        try:
+            data = dumps(obj, PROTOCOL)
+        except Exception:  # lambdas, closures, classes of __main__ seen from a worker
+            return pickle_by_value(obj)
+        if MAIN not in data:
+            return data
+    return pickle_by_value(obj)
+
+
+def pickle_by_value(obj: object) -> bytes:
+    from aparallel._transfer.by_value import dumps_by_value
+
+    return dumps_by_value(obj)
+
+
+def pickle_within(obj: object, limit: int) -> bytes:
+    """Pickle *obj*, giving up after about *limit* bytes: what may run on the event loop.
+
+    Raises:
+        TooLarge: the pickle is larger; use :func:`pickle_in_slices` in a thread.
+    """
+    return _pickle_through(obj, _Bounded(limit))
+
+
+def pickle_in_slices(obj: object, pause: Callable[[], object]) -> bytes:
+    """Pickle *obj* in this thread, calling *pause* after each frame so that other threads can run."""
+    return _pickle_through(obj, _Pausing(pause))
+
+
+def _pickle_through(obj: object, sink: _Sink) -> bytes:
+    if not is_by_value_registered():
+        try:
+            Pickler(sink, PROTOCOL).dump(obj)
+        except TooLarge:
+            raise
+        except Exception:  # as in pickle()
+            pass
+        else:
+            data = sink.take()
+            if MAIN not in data:
+                return data
+    from aparallel._transfer.by_value import ByValuePickler
+
+    sink.take()
+    ByValuePickler(sink, PROTOCOL).dump(obj)
+    return sink.take()
+
+
+class _Sink:
+    """A file as picklers want it: collects what they write."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.parts = []
+        return data
+
+
+class _Bounded(_Sink):
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.room = limit
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.room -= size
+        if self.room < 0:
+            raise TooLarge
+        return super().write(data)
+
+    def take(self) -> bytes:
+        data = super().take()
+        self.room += len(data)
+        return data
+
+
+class _Pausing(_Sink):
+    def __init__(self, pause: Callable[[], object]) -> None:
+        super().__init__()
+        self.pause = pause
+
+    def write(self, data: Any) -> int:
+        size = super().write(data)
+        self.pause()
+        return size
+
+
+def is_by_value_registered() -> bool:
+    """Whether the user asked cloudpickle to send some modules by value."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())

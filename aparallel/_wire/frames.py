@@ -1,0 +1,72 @@
+"""The frames on a worker's socket pair.
+
+Both directions send a fixed header and a body. Nothing here is stored, and both ends are the
+same version of this package, so the format carries no version.
+
+To the worker::
+
+    header   kind u8, pad u8 u16, control u32, tail u64, first u64          little-endian
+    control  a pickle. SETUP: a dict; CALLS: (functions, forget, batches);
+             VERDICT: the number of the first call that was taken back
+    tail     raw bytes, in the order in which they are mentioned: what is too large to be
+             copied into the pickle
+    first    CALLS: the number of the first call among all ever sent to this worker
+
+    functions  [(id, blob)]            functions that this worker does not know yet; blob: a
+                                       pickle, or an int, the size of one in the tail
+    forget     [id]                    functions that it may drop
+    batches    [(id, [payload])]       payload: a tuple of plain arguments,
+                                       or bytes, a pickle of (args, kwargs, variables),
+                                       or an int, the size of such a pickle in the tail
+
+To the parent::
+
+    header   kind u8, pad u8 u16, count u32, first u64, busy u64, size u64
+    body     OUTCOMES: *count* lengths (u32, flags in the two high bits), then the outcomes;
+             LARGE_VALUE, LARGE_FAILURE: one outcome of *size* bytes;
+             READY: empty; NOT_READY: the initializer's failure
+
+    first    the position of the first outcome in all that this worker ever gives
+    busy     nanoseconds that the calls of this frame ran
+
+Who owns a call that was sent but may not have started? The worker claims each call before it starts
+it, by writing its number into shared memory (``outbox``), and then looks at a counter of recalls there.
+The parent, to take back what has not started, raises that counter, waits until the raise must
+have been seen (``SETTLE_SECONDS``), and only then reads the claim: calls claimed by then are the worker's,
+the rest the parent's, and a VERDICT says so. A worker that sees the counter raised waits for the
+verdict before it starts the call that it has just claimed. So either the parent sees the claim
+or the worker sees the recall: a call is run by exactly one side, and its owner is known whenever
+the worker dies. (Dekker's handshake, with the fence replaced by a wait that is thousands of times longer than any
+processor holds a store back. The worker pays two memory accesses a call, 0.1 µs; a token read from a
+pipe, which needs no such argument, cost it 0.75.)
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+TO_WORKER = Struct("<BxxxIQQ")
+TO_PARENT = Struct("<BxxxIQQQ")
+
+# Parent to worker.
+SETUP = 1
+CALLS = 2
+VERDICT = 3
+
+# Worker to parent.
+READY = 1
+NOT_READY = 2
+OUTCOMES = 3
+LARGE_VALUE = 4
+LARGE_FAILURE = 5
+
+# The high bits of an outcome's length: how its bytes are to be read.
+FAILURE = 1 << 31  # a pickled description of an exception
+PICKLED = 1 << 30  # a whole pickle of its own; without it, a plain outcome (see outbox)
+LENGTH = PICKLED - 1
+
+# At most this many calls wait in one worker.
+MAX_OUTSTANDING = 2048
+
+# Event loops count timers in milliseconds and may be one early.
+SETTLE_SECONDS = 0.002

@@ -1,0 +1,375 @@
+"""The worker's loop: read a frame, run its calls, give their outcomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from _pickle import dumps, loads
+from _socket import MSG_WAITALL, socket
+from collections import deque
+from time import monotonic_ns
+from types import ModuleType
+
+from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
+from aparallel._transfer.pickling import pickle
+from aparallel._wire import frames
+from aparallel._wire.outbox import (
+    CAPACITY,
+    CLAIMED,
+    COUNT,
+    FIRST,
+    RECALLS,
+    ROOM,
+    STARTED,
+    Outbox,
+    read_plain,
+    write_plain,
+)
+from aparallel._worker import lifeline, stdio
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from typing import Any
+
+# Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
+_NEVER = 1 << 62
+
+_NUMBERS = frozenset({int, float, bool, type(None)})
+_TEXTS = frozenset({str, bytes})
+_PLAIN_LENGTH = 4096
+
+# Outcomes wait at most this long for company while calls keep finishing.
+_PATIENCE_NS = 1_000_000
+
+# An outcome larger than this travels in a frame of its own.
+_LARGE = 32 * 1024
+
+
+async def _coroutine() -> None: ...
+
+
+_Coroutine = type(_example := _coroutine())
+_example.close()
+
+
+def main(descriptors: list[int]) -> None:
+    """Serve the parent until it hangs up. *descriptors*: socket, lifeline, outbox."""
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
+    connection, line, memory = descriptors
+    lifeline.hold(line)
+    outbox = Outbox(memory)
+    os.close(memory)
+    # The functions of the user's __main__ come by value; nothing of ours must answer for them.
+    sys.modules["__main__"] = ModuleType("__main__")
+    stdio.take_over()
+    if sys.__stderr__ is not None:
+        import faulthandler
+
+        if not faulthandler.is_enabled():
+            faulthandler.enable(sys.__stderr__.fileno())
+    _Worker(socket(fileno=connection), outbox).serve()
+
+
+class _Frame:
+    __slots__ = ("control", "first", "kind", "tail")
+
+    def __init__(self, kind: int, first: int, control: Any, tail: memoryview) -> None:
+        self.kind = kind
+        self.first = first
+        self.control = control
+        self.tail = tail
+
+
+class _Worker:
+    def __init__(self, connection: socket, outbox: Outbox) -> None:
+        self.connection = connection
+        self.outgoing = _Outgoing(connection, outbox)
+        self.head = outbox.head
+        # Frames that were read while a verdict was awaited.
+        self.waiting: deque[_Frame] = deque()
+        self.verdicts = 0
+        # A function is kept pickled until its first call: a function that cannot be rebuilt
+        # costs the calls that need it and no others.
+        self.functions: dict[int, bytes | Callable[..., Any]] = {}
+        self.variables: dict[bytes, Any] = {}
+        self.runner: asyncio.Runner | None = None
+        # Emptied in a forked copy of this process, which must never speak for the worker.
+        self.original = [True]
+        os.register_at_fork(after_in_child=self.original.clear)
+
+    def serve(self) -> None:
+        try:
+            while frame := self.waiting.popleft() if self.waiting else self._next_frame():
+                if frame.kind == frames.CALLS:
+                    self._run(frame)
+                elif frame.kind == frames.SETUP and not self._set_up(frame.control):
+                    return
+        except (BrokenPipeError, ConnectionResetError):  # the parent is gone, or gave us up
+            return
+        finally:
+            if self.runner is not None:
+                self.runner.close()
+            self.connection.close()
+
+    def _next_frame(self) -> _Frame | None:
+        """Read a frame; take note of a verdict. Return None when the parent has hung up."""
+        header = bytearray(frames.TO_WORKER.size)
+        if not self._receive_into(header):
+            return None
+        kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
+        control = loads(self._receive(control_size))
+        if kind == frames.VERDICT:
+            self.verdicts += 1
+        return _Frame(kind, first, control, memoryview(self._receive(tail_size)))
+
+    def _await_verdict(self) -> int:
+        """The parent is taking calls back, or has done so several times: return the number of the first one taken."""
+        self.outgoing.flush()
+        void_from = _NEVER
+        while self.verdicts != self.head[RECALLS]:
+            frame = self._next_frame()
+            if frame is None:
+                raise ConnectionResetError
+            if frame.kind == frames.CALLS:
+                self._learn(frame)  # a verdict follows and takes all its calls; the functions stay sent
+            elif frame.kind == frames.VERDICT:
+                void_from = min(void_from, frame.control)
+            else:
+                self.waiting.append(frame)
+        return void_from
+
+    def _learn(self, frame: _Frame) -> int:
+        """Take in the functions that a frame brings; return how much of its tail they took."""
+        new, forget, _ = frame.control
+        offset = 0
+        for number, blob in new:
+            if type(blob) is int:
+                self.functions[number] = bytes(frame.tail[offset : offset + blob])
+                offset += blob
+            else:
+                self.functions[number] = blob
+        for number in forget:
+            self.functions.pop(number, None)
+        return offset
+
+    def _set_up(self, setup: dict[str, Any]) -> bool:
+        """Take in settings; return whether calls may run, which they may not after a failed initializer."""
+        from aparallel._ground import nesting
+
+        sys.path[:] = setup["path"]
+        if "argv" not in setup:  # only the path has changed
+            return True
+        sys.argv[:] = setup["argv"]
+        os.environ.update(setup["environ"])
+        nesting.enter_worker_process(setup["level"])
+        if setup["initializer"] is not None:
+            try:
+                initializer, arguments = loads(setup["initializer"])
+                value = initializer(*arguments)
+                if hasattr(type(value), "__await__"):
+                    self._await(value, None)
+                if not self.original:
+                    _leave_forked_copy()
+            except BaseException as error:
+                if not self.original:
+                    _leave_forked_copy()
+                self.outgoing.send(frames.NOT_READY, describe_failure(error, RUNNING))
+                return False
+        self.outgoing.send(frames.READY, b"")
+        return True
+
+    def _run(self, frame: _Frame) -> None:
+        tail, offset = frame.tail, self._learn(frame)
+        functions, original, unfinished = self.functions, self.original, stdio.unfinished
+        outgoing, head, verdicts = self.outgoing, self.head, self.verdicts
+        outgoing.now = outgoing.busy_since = monotonic_ns()
+        void_from = _NEVER
+        call = frame.first
+        for number, payloads in frame.control[2]:
+            for payload in payloads:
+                # The time first: a claimed call never shows an older one. Then the claim, then the look (see frames).
+                head[STARTED] = outgoing.now
+                head[CLAIMED] = call + 1
+                if head[RECALLS] != verdicts:
+                    void_from = self._await_verdict()
+                    verdicts = self.verdicts
+                if call >= void_from:  # it was taken back, and so were all that follow it
+                    outgoing.flush()
+                    return
+                call += 1
+                function = functions[number]
+                if type(payload) is tuple and not isinstance(function, bytes):
+                    try:
+                        value = function(*payload)
+                    except BaseException as error:
+                        flags, data = frames.FAILURE, describe_failure(error, RUNNING)
+                    else:
+                        if type(value) in _NUMBERS:
+                            flags, data = 0, write_plain(value)
+                        else:
+                            flags, data = self._finish(value, None)
+                        del value
+                elif type(payload) is tuple:
+                    flags, data = self._call_pickled(number, dumps((payload, {}, None), 5))
+                elif type(payload) is int:
+                    flags, data = self._call_pickled(number, tail[offset : offset + payload])
+                    offset += payload
+                else:
+                    flags, data = self._call_pickled(number, payload)
+                if not original:
+                    _leave_forked_copy()
+                if unfinished:
+                    stdio.finish_lines()
+                outgoing.put(flags, data)
+                # A large result must not live on in a worker that waits.
+                del data
+        outgoing.flush()
+
+    def _call_pickled(self, number: int, blob: bytes | memoryview) -> tuple[int, bytes]:
+        try:
+            function = self.functions[number]
+            if isinstance(function, bytes):
+                function = self.functions[number] = loads(function)
+            arguments, keywords, variables = loads(blob)
+            context = self._context_of(variables) if variables else None
+        except BaseException as error:
+            return frames.FAILURE, describe_failure(error, LOADING)
+        try:
+            value = (
+                function(*arguments, **keywords) if context is None else context.run(function, *arguments, **keywords)
+            )
+        except BaseException as error:
+            return frames.FAILURE, describe_failure(error, RUNNING)
+        return self._finish(value, context)
+
+    def _finish(self, value: Any, context: Any) -> tuple[int, bytes]:
+        if type(value) is _Coroutine or hasattr(type(value), "__await__"):
+            try:
+                value = self._await(value, context)
+            except BaseException as error:
+                return frames.FAILURE, describe_failure(error, RUNNING)
+        return _encode(value)
+
+    def _await(self, awaitable: Any, context: Any) -> Any:
+        import asyncio
+
+        if self.runner is None:
+            self.runner = asyncio.Runner()
+
+        async def wait() -> Any:
+            return await awaitable
+
+        return self.runner.run(wait(), context=context)
+
+    def _context_of(self, variables: list[tuple[bytes, Any]]) -> Any:
+        """A copy of our context with these variables set: pairs of a pickled ContextVar and its value."""
+        from contextvars import copy_context
+
+        context = copy_context()
+        for blob, value in variables:
+            variable = self.variables.get(blob)
+            if variable is None:
+                variable = self.variables[blob] = loads(blob)
+            context.run(variable.set, value)
+        return context
+
+    def _receive(self, size: int) -> bytearray:
+        data = bytearray(size)
+        if not self._receive_into(data):
+            raise ConnectionResetError
+        return data
+
+    def _receive_into(self, data: bytearray) -> bool:
+        view = memoryview(data)
+        while view:
+            received = self.connection.recv_into(view, len(view), MSG_WAITALL)
+            if not received:
+                return False
+            view = view[received:]
+        return True
+
+
+class _Outgoing:
+    """Outcomes on their way to the parent.
+
+    Invariant: an outcome is in the outbox from the moment its call has finished until it is
+    in the socket, so the parent finds it in one of them whenever this process dies.
+    """
+
+    def __init__(self, connection: socket, outbox: Outbox) -> None:
+        self.connection = connection
+        self.head, self.lengths, self.data = outbox.head, outbox.lengths, outbox.data
+        self.first = 0
+        self.count = 0
+        self.used = 0
+        # Monotonic nanoseconds: the last outcome, the last frame, and from when a frame's calls count as busy.
+        self.now = self.flushed_at = self.busy_since = 0
+
+    def put(self, flags: int, data: bytes) -> None:
+        """Add one outcome; send what waits if it has waited long enough."""
+        size = len(data)
+        count = self.count
+        end = self.used + size
+        if size > _LARGE or count == CAPACITY or end > ROOM:
+            self._make_room(flags, data)
+            return
+        self.data[self.used : end] = data
+        self.lengths[count] = size | flags
+        self.used = end
+        self.count = self.head[COUNT] = count + 1
+        self.now = now = monotonic_ns()
+        if now - self.flushed_at > _PATIENCE_NS:
+            self.flush()
+
+    def _make_room(self, flags: int, data: bytes) -> None:
+        self.flush()
+        if len(data) <= _LARGE:
+            self.put(flags, data)
+            return
+        if not flags:  # an int may have a million digits
+            data = dumps(read_plain(data, 1)[0], 5)
+        self.now = monotonic_ns()
+        self.send(frames.LARGE_FAILURE if flags & frames.FAILURE else frames.LARGE_VALUE, data, count=1)
+        self.first += 1
+        self.head[FIRST] = self.first
+
+    def flush(self) -> None:
+        if self.count:
+            body = b"".join((self.lengths[: self.count], self.data[: self.used]))
+            self.send(frames.OUTCOMES, body, count=self.count)
+            # The count falls before the position rises: a reader in between finds nothing, not garbage.
+            self.head[COUNT] = 0
+            self.first += self.count
+            self.head[FIRST] = self.first
+            self.count = self.used = 0
+        self.flushed_at = monotonic_ns()
+
+    def send(self, kind: int, body: bytes, count: int = 0) -> None:
+        header = frames.TO_PARENT.pack(kind, count, self.first, self.now - self.busy_since, len(body))
+        if len(body) <= _LARGE:
+            self.connection.sendall(header + body)
+        else:
+            self.connection.sendall(header)
+            self.connection.sendall(body)
+        self.now = self.busy_since = monotonic_ns()
+
+
+def _encode(value: Any) -> tuple[int, bytes]:
+    kind = type(value)
+    if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
+        return 0, write_plain(value)
+    try:
+        return frames.PICKLED, pickle(value)
+    except BaseException as error:
+        return frames.FAILURE, describe_failure(error, RETURNING)
+
+
+def _leave_forked_copy() -> None:
+    """A call forked and its copy came back to our loop: end the copy, quietly, as after ``os.fork`` in a script."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)

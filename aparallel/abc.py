@@ -1,0 +1,271 @@
+"""The seams for those who extend aparallel: a backend starts workers, a worker runs calls.
+
+A pool drives any backend through these classes, on its event loop's thread and without waiting:
+every method returns at once and what happens is told through :class:`WorkerEvents`.
+``aparallel.testing`` has a suite that a new backend should pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Context
+
+    from aparallel._ground.call import Call
+    from aparallel._ground.timings import Timing
+
+__all__ = [
+    "Backend",
+    "Batch",
+    "Drawn",
+    "Encoder",
+    "Exit",
+    "Function",
+    "Later",
+    "OnCancel",
+    "Owner",
+    "Worker",
+    "WorkerEvents",
+]
+
+OnCancel = Literal["kill", "wait", "abandon"]
+
+
+class Function:
+    """A function as a pool knows it: what identifies it, and how long its calls take.
+
+    Attributes:
+        key: equal for equal functions; a backend's own choice.
+        name: for people.
+        timing: shared by functions of the same code.
+    """
+
+    __slots__ = ("__weakref__", "blob", "key", "name", "timing")
+
+    def __init__(self, key: Any, name: str, timing: Timing, blob: bytes = b"") -> None:
+        self.key = key
+        self.name = name
+        self.timing = timing
+        self.blob = blob
+
+
+class Owner(Protocol):
+    """Who asked for calls and gets their outcomes."""
+
+    context: Context
+    """The context that the calls run in, where workers share the caller's memory. Copied for each call."""
+
+
+class Batch:
+    """Calls of one owner and one function that travel together. They are split freely.
+
+    Attributes:
+        first: the index of the first one among the owner's calls; the others follow.
+        payloads: a call each, as the backend's encoder made it.
+    """
+
+    __slots__ = ("first", "function", "owner", "payloads")
+
+    def __init__(self, owner: Any, function: Function, first: int, payloads: list[Any]) -> None:
+        self.owner = owner
+        self.function = function
+        self.first = first
+        self.payloads = payloads
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def split(self, count: int) -> tuple[Batch, Batch]:
+        """Return the first *count* calls and the rest."""
+        head = Batch(self.owner, self.function, self.first, self.payloads[:count])
+        rest = Batch(self.owner, self.function, self.first + count, self.payloads[count:])
+        return head, rest
+
+
+@dataclasses.dataclass(slots=True)
+class Drawn:
+    """What an encoder drew from an iterator of calls.
+
+    Attributes:
+        runs: functions and payloads, in the order drawn.
+        count: how many calls that is.
+        size: bytes of arguments held by the payloads, where they are pickled.
+        exhausted: the iterator has ended.
+        large: a call that must be encoded off the loop before more are drawn.
+        failed: a call, the next in order, that cannot be encoded, and why.
+    """
+
+    runs: list[tuple[Function, list[Any]]]
+    count: int = 0
+    size: int = 0
+    exhausted: bool = False
+    large: Call[Any] | None = None
+    failed: BaseException | None = None
+
+    def run_of(self, function: Function) -> list[Any]:
+        """Return the payloads of the run in progress if it is *function*'s, else those of a new run."""
+        if self.runs and self.runs[-1][0].key == function.key:
+            return self.runs[-1][1]
+        payloads: list[Any] = []
+        self.runs.append((function, payloads))
+        return payloads
+
+
+class Encoder(ABC):
+    """Turns calls into payloads for one backend's workers. One encoder serves one gather, stream or pool."""
+
+    @abstractmethod
+    def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
+        """Draw and encode at most *limit* calls, for about *seconds* at most.
+
+        *first* is the index of the next one. A call is encoded before the next is drawn: it sees its
+        arguments as they are now.
+        """
+
+    @abstractmethod
+    def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
+        """Encode a single call, or return None if that must happen off the loop.
+
+        Raises:
+            UnpicklableCallError: it cannot be encoded.
+        """
+
+    def forget_functions(self) -> None:  # noqa: B027
+        """Encode functions anew from here on: what they refer to may have changed."""
+
+    @abstractmethod
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any]:
+        """Encode off the loop a call that was found too large; *index* is None for a single call."""
+
+
+class Later:
+    """A value that is still being decoded off the loop: ``await later.get()`` gives it or raises."""
+
+    __slots__ = ("get",)
+
+    def __init__(self, get: Any) -> None:
+        self.get = get
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exit:
+    """How a worker ended.
+
+    Attributes:
+        unstarted: how many of the calls sent last never started.
+        exitcode: None if a signal ended it or nobody knows.
+        signal: the signal's number, or None.
+        ready: whether it ever could run calls.
+        error: why it could not, such as what its initializer raised.
+    """
+
+    unstarted: int = 0
+    exitcode: int | None = None
+    signal: int | None = None
+    ready: bool = True
+    error: BaseException | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            import signal as signals
+
+            try:
+                name = signals.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            return f"killed by {name}"
+        return "vanished" if self.exitcode is None else f"exit code {self.exitcode}"
+
+
+class WorkerEvents(Protocol):
+    """What a worker tells its pool, always on the loop's thread.
+
+    Never from inside a call to the worker, but for what ``look`` and ``recall`` bring about.
+    """
+
+    def on_ready(self) -> None:
+        """It can run calls now. It may have been sent some before."""
+
+    def on_outcomes(self, values: list[Any], failed: Sequence[int], seconds: float) -> None:
+        """The next calls, in the order sent, have finished; together they ran for *seconds*.
+
+        *values* holds an exception at each position in *failed*, and may hold a :class:`Later`.
+        """
+
+    def on_recalled(self, count: int) -> None:
+        """The *count* calls sent last were taken back: they have not started and never will."""
+
+    def on_exit(self, exit: Exit) -> None:
+        """It has ended and everything it held is released. Nothing follows."""
+
+
+class Worker(ABC):
+    """Runs calls one after another, in the order sent."""
+
+    @abstractmethod
+    def send(self, batches: Sequence[Batch]) -> None:
+        """Give it calls to run after those that it has."""
+
+    @abstractmethod
+    def recall(self) -> None:
+        """Take back every call that has not started; ``on_recalled`` follows, perhaps before this returns.
+
+        Nothing is sent until then.
+        """
+
+    @abstractmethod
+    def look(self) -> None:
+        """Tell outcomes that exist but were kept back to travel with others."""
+
+    @abstractmethod
+    def running_since(self) -> float | None:
+        """When the current call started, on ``time.monotonic``'s clock; None if no call runs."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it now, whatever it runs; ``on_exit`` follows. Only where ``Backend.can_kill``."""
+
+    @abstractmethod
+    def retire(self) -> None:
+        """End it when it is idle, cleanly; ``on_exit`` follows."""
+
+
+class Backend(ABC):
+    """Starts workers of one kind, for one pool on one loop.
+
+    Attributes:
+        name: for people.
+        can_kill: a running call can be stopped.
+        can_time: it can be stopped at any moment, so calls can have a timeout.
+        on_cancel: what cancellation does unless the user says otherwise.
+    """
+
+    name: str
+    can_kill: bool
+    can_time: bool
+    on_cancel: OnCancel
+
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """Return a new encoder for calls of this pool."""
+
+    @abstractmethod
+    def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> Worker:
+        """Start a worker and return at once; calls may be sent before it is ready."""
+
+    def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:  # noqa: B027
+        """Prepare what makes the next start fast, if anything does."""
+
+    def rest(self) -> None:  # noqa: B027
+        """Let go of what :meth:`start_spare` prepared: the last worker has left and no calls wait."""
+
+    async def aclose(self) -> None:  # noqa: B027
+        """Release what the backend holds besides its workers, which have ended."""
+
+    def kill_all(self) -> None:  # noqa: B027
+        """End all workers at once, without a loop: the loop has closed, or the interpreter exits."""

@@ -1,0 +1,561 @@
+"""Which functions travel to process workers, how often, and that it is always their newest version that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import importlib
+import math
+import operator
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from aparallel import Pool, delayed, errors, gather_parallel
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+class Scale:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, x: int) -> int:
+        return self.factor * x
+
+    def method(self, x: int) -> int:
+        return self.factor * x
+
+    @classmethod
+    def of_class(cls, x: int) -> str:
+        return f"{cls.__name__}{x}"
+
+    @staticmethod
+    def static(x: int) -> int:
+        return 3 * x
+
+    class Nested:
+        @staticmethod
+        def static(x: int) -> int:
+            return 4 * x
+
+
+def traced(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def wrapper(*args: Any) -> Any:
+        return "traced", fn(*args)
+
+    return wrapper
+
+
+@traced
+def decorated(x: int) -> int:
+    return x + 1
+
+
+@functools.lru_cache
+def cached(x: int) -> int:
+    return x + 2
+
+
+@functools.singledispatch
+def dispatched(x: Any) -> str:
+    return "any"
+
+
+@dispatched.register
+def _(x: int) -> str:
+    return "int"
+
+
+async def later(x: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * x
+
+
+def closure(n: int) -> Callable[[int], int]:
+    return lambda x: n * x
+
+
+def factorial(n: int) -> int:
+    def inner(k: int) -> int:
+        return k * inner(k - 1) if k else 1
+
+    return inner(n)
+
+
+FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
+    (double, (3,), 6),
+    (lambda x: x + 5, (3,), 8),
+    (closure(4), (3,), 12),
+    (functools.partial(pow, 2), (5,), 32),
+    (functools.partial(lambda a, b: a - b, b=1), (5,), 4),
+    (Scale(5), (3,), 15),
+    (Scale(5).method, (3,), 15),
+    (Scale.of_class, (3,), "Scale3"),
+    (Scale.static, (3,), 9),
+    (Scale.Nested.static, (3,), 12),
+    ("text {}".format, (3,), "text 3"),
+    ([1, 2, 3].count, (3,), 1),
+    (len, ("abc",), 3),
+    (math.sqrt, (9,), 3.0),
+    (int, ("7",), 7),
+    (dict.fromkeys, ("ab",), {"a": None, "b": None}),
+    (str.upper, ("a",), "A"),
+    (operator.itemgetter(1), ("ab",), "b"),
+    (decorated, (1,), ("traced", 2)),
+    (traced(lambda x: x * 2), (3,), ("traced", 6)),
+    (cached, (1,), 3),
+    (dispatched, (1,), "int"),
+    (later, (3,), 6),
+    (functools.partial(later, 3), (), 6),
+    (factorial, (5,), 120),
+    (Scale, (3,), None),
+    (os.getcwd, (), os.getcwd()),
+]
+
+
+async def test_functions_of_every_kind_travel() -> None:
+    calls = [delayed(fn)(*args) for fn, args, _ in FUNCTIONS]
+    results = await gather_parallel(calls)
+    for (fn, _, expected), result in zip(FUNCTIONS, results, strict=True):
+        if fn is Scale:
+            assert type(result) is Scale
+        else:
+            assert result == expected
+
+
+async def test_pool_run_takes_functions_of_every_kind() -> None:
+    async with Pool(1) as pool:
+        for fn, args, expected in FUNCTIONS:
+            if fn is not Scale:
+                assert await pool.run(fn, *args) == expected
+
+
+async def test_recursive_closures_and_mutual_recursion_travel() -> None:
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n != 0 and even(n - 1)
+
+    assert await gather_parallel(delayed(even)(10), delayed(odd)(10)) == [True, False]
+
+
+async def test_a_lambda_may_use_modules_and_globals_of_its_own() -> None:
+    assert await gather_parallel(delayed(lambda x: math.floor(double(x) + 0.5))(2)) == [4]
+
+
+async def test_a_generator_cannot_travel_and_the_message_says_which_part_it_is() -> None:
+    with pytest.raises(errors.UnpicklableCallError) as caught:
+        await gather_parallel([delayed(double)(1), delayed(len)(x for x in "ab")])  # type: ignore[arg-type]
+    assert str(caught.value).startswith("Call 1 (len) could not be pickled: argument 0 is a generator.")
+    assert (caught.value.call, caught.value.part) == ("len", "argument 0")
+    assert "backend='thread'" in str(caught.value)
+
+
+LOCK = threading.Lock()
+
+
+def closes_over_a_lock() -> Callable[[], None]:
+    lock = threading.Lock()
+
+    def locked() -> None:
+        lock.acquire()
+
+    return locked
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (delayed(closes_over_a_lock())(), "'lock', which the function closes over"),
+        (delayed(double)(LOCK), "argument 0"),  # type: ignore[arg-type]
+        (delayed(double)(x=LOCK), "argument 'x'"),  # type: ignore[arg-type]
+        (delayed(len)([1, {"key": LOCK}]), "argument 0[1]['key']"),
+        (delayed(lambda lock=LOCK: lock)(), "default 0 of the function"),
+    ],
+    ids=["closure", "argument", "keyword", "deep", "default"],
+)
+async def test_what_cannot_travel_is_found(call: Any, part: str) -> None:
+    (error,) = await gather_parallel([call], return_exceptions=True)
+    assert type(error) is errors.UnpicklableCallError
+    assert error.part == part
+    assert "lock" in str(error)
+
+
+async def test_a_run_that_cannot_travel_is_not_called_by_an_index() -> None:
+    async with Pool(1) as pool:
+        for extra in (b"", b"x" * 1_000_000):
+            with pytest.raises(errors.UnpicklableCallError, match=r"^The call "):
+                await pool.run(len, [extra, LOCK])
+        assert await pool.run(double, 1) == 2
+
+
+async def test_one_call_that_cannot_travel_harms_no_other() -> None:
+    calls = [delayed(double)(1), delayed(len)([LOCK]), delayed(double)(2)]
+    one, error, two = await gather_parallel(calls, return_exceptions=True)
+    assert (one, type(error), two) == (2, errors.UnpicklableCallError, 4)
+
+
+async def test_a_result_that_cannot_travel_says_so() -> None:
+    (error,) = await gather_parallel([delayed(threading.Lock)()], return_exceptions=True)
+    assert type(error) is errors.UnpicklableResultError
+    assert isinstance(error.__cause__, TypeError)
+
+
+class Counted:
+    """Counts how often it is pickled here, and how often it is rebuilt there."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        Counted.pickled += 1
+        return rebuild_counted, ()
+
+
+rebuilt = 0
+
+
+def rebuild_counted() -> Counted:
+    global rebuilt
+    rebuilt += 1
+    return Counted()
+
+
+def count_rebuilt() -> int:
+    return rebuilt
+
+
+async def test_a_function_travels_once_per_gather() -> None:
+    counted = Counted()
+    Counted.pickled = 0
+
+    def uses(x: int) -> tuple[Any, int]:
+        return type(counted).__name__, x
+
+    async with Pool(1) as pool:
+        before = await pool.run(count_rebuilt)
+        results = await pool.gather(delayed(uses)(x) for x in range(500))
+        after = await pool.run(count_rebuilt)
+    assert results == [("Counted", x) for x in range(500)]
+    assert Counted.pickled == 1
+    assert after - before == 1
+
+
+async def test_functions_with_state_travel_as_they_are_at_each_draw() -> None:
+    scale = Scale(1)
+
+    def calls() -> Any:
+        for factor in range(5):
+            scale.factor = factor
+            yield delayed(scale)(10)
+            yield delayed(scale.method)(10)
+
+    results = await gather_parallel(calls(), n_jobs=1)
+    assert results == [10 * factor for factor in range(5) for _ in range(2)]
+
+
+# What a function refers to may change between two gathers
+
+SCRIPT_HEAD = """
+import asyncio, contextvars, dataclasses, enum, functools, os, sys, types
+from aparallel import *
+"""
+
+
+def run_script(tmp_path: Path, body: str) -> str:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT_HEAD + textwrap.dedent(body))
+    run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=30)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+CHANGES = {
+    "global": ("level = 1\ndef f(): return level", "globals()['level'] = 2"),
+    "list": ("levels = [1]\ndef f(): return levels[0]", "levels[0] = 2"),
+    "dict": ("levels = {'a': 1}\ndef f(): return levels['a']", "levels['a'] = 2"),
+    "default": ("def f(x=1): return x", "f.__defaults__ = (2,)"),
+    "mutable default": ("def f(x=[1]): return x[0]", "f.__defaults__[0][0] = 2"),
+    "keyword default": ("def f(*, x=1): return x", "f.__kwdefaults__['x'] = 2"),
+    "code": ("def f(): return 1", "f.__code__ = (lambda: 2).__code__"),
+    "attribute": ("def f(): return f.level\nf.level = 1", "f.level = 2"),
+    "helper": ("def g(): return 1\ndef f(): return g()", "globals()['g'] = lambda: 2"),
+    "helper's global": ("n = 1\ndef g(): return n\ndef f(): return g()", "globals()['n'] = 2"),
+    "class attribute": ("class C: n = 1\ndef f(): return C.n", "C.n = 2"),
+    "instance": ("class C: pass\nc = C()\nc.n = 1\ndef f(): return c.n", "c.n = 2"),
+    "cell": (
+        """
+def make(n):
+    def f(): return n
+    def s():
+        nonlocal n
+        n = 2
+    return f, s
+f, s = make(1)
+""",
+        "s()",
+    ),
+    "partial": ("n = [1]\nf = functools.partial(lambda m: m[0], n)", "n[0] = 2"),
+    "dynamic module": ("m = types.ModuleType('m')\nm.n = 1\ndef f(): return m.n", "m.n = 2"),
+    "wrapped": (
+        "n = 1\ndef deco(g):\n    @functools.wraps(g)\n    def w(): return g()\n    return w\n@deco\ndef f(): return n",
+        "globals()['n'] = 2",
+    ),
+    "name": (
+        "import inspect\ndef f(): return 1 if inspect.currentframe().f_code.co_name and f.__name__ == 'f' else 2",
+        "f.__name__ = 'g'",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_function_refers_to_is_seen_as_it_is_now(tmp_path: Path, change: str) -> None:
+    before, after = CHANGES[change]
+    body = f"""
+{before}
+
+async def main():
+    async with Pool(1) as pool:
+        one = [await pool.run(f), *await pool.gather([delayed(f)()])]
+        exec({after!r}, globals())
+        two = [await pool.run(f), *await pool.gather([delayed(f)()])]
+        print(one, two)
+
+asyncio.run(main())
+"""
+    assert run_script(tmp_path, body) == "[1, 1] [2, 2]\n"
+
+
+async def test_a_change_while_a_large_function_is_pickled_is_seen_by_the_next_gather() -> None:
+    space: dict[str, Any] = {"__name__": "__main__", "level": 1, "ballast": b"x" * 20_000_000}
+    exec("def f():\n    return level, len(ballast)", space)
+    async with Pool(1) as pool:
+        first = asyncio.create_task(pool.gather([delayed(space["f"])()]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        space["level"] = 2
+        await first
+        assert await pool.gather([delayed(space["f"])()]) == [(2, 20_000_000)]
+
+
+async def test_a_module_registered_by_value_is_seen_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "goes_by_value.py").write_text("level = 1\ndef read():\n    return level\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("goes_by_value")
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        async with Pool(1) as pool:
+            assert await pool.gather([delayed(module.read)()]) == [1]
+            module.level = 2  # type: ignore[attr-defined]
+            assert await pool.gather([delayed(module.read)()]) == [2]
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+        sys.modules.pop("goes_by_value")
+
+
+# Many, large, late
+
+
+async def test_a_module_on_a_path_added_after_the_pool_started_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_late.py").write_text("def read():\n    return 'late'\n")
+    async with Pool(1) as pool:
+        await pool.warm_up()
+        monkeypatch.syspath_prepend(str(tmp_path))
+        module = importlib.import_module("made_late")
+        try:
+            assert await pool.run(module.read) == "late"
+        finally:
+            sys.modules.pop("made_late")
+
+
+async def test_a_function_that_cannot_be_imported_there_costs_its_own_calls_only(tmp_path: Path) -> None:
+    (tmp_path / "unreachable.py").write_text("def read():\n    return 1\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        module = importlib.import_module("unreachable")
+    finally:
+        sys.path.remove(str(tmp_path))
+    try:
+        calls = [delayed(double)(1), delayed(module.read)(), delayed(double)(2)]
+        one, error, two = await gather_parallel(calls, return_exceptions=True, n_jobs=1)
+    finally:
+        sys.modules.pop("unreachable")
+    assert (one, two) == (2, 4)
+    assert type(error) is errors.UnpicklableCallError
+    assert type(error.__cause__) is ModuleNotFoundError
+
+
+async def test_a_closure_over_five_megabytes_travels() -> None:
+    ballast = os.urandom(5_000_000)
+
+    def last(x: int) -> tuple[int, int]:
+        return x, ballast[-1]
+
+    assert await gather_parallel(delayed(last)(x) for x in range(20)) == [(x, ballast[-1]) for x in range(20)]
+
+
+async def test_a_worker_forgets_old_functions_and_still_runs_them() -> None:
+    functions = [closure(n) for n in range(330)]
+    async with Pool(1) as pool:
+        for _ in range(2):
+            assert await pool.gather(delayed(fn)(2) for fn in functions) == [2 * n for n in range(330)]
+        for n in (0, 329, 1, 100):
+            assert await pool.run(functions[n], 3) == 3 * n
+        (worker,) = [slot.worker for slot in pool._scheduler.slots]
+        assert len(worker._known) <= 330 + 30  # type: ignore[attr-defined]
+
+
+async def test_a_context_variable_in_a_closure_is_the_same_in_every_function() -> None:
+    hidden: contextvars.ContextVar[str] = contextvars.ContextVar("hidden", default="unset")
+
+    def write_and_read(value: str) -> str:
+        hidden.set(value)
+        return read()
+
+    def read() -> str:
+        return hidden.get()
+
+    assert await gather_parallel(delayed(write_and_read)("set"), n_jobs=1) == ["set"]
+
+
+# Functions of __main__, in scripts without a guard
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    body = """
+    factor = 3
+
+    def scale(x):
+        return factor * x
+
+    async def scale_later(x):
+        await asyncio.sleep(0)
+        return scale(x)
+
+    async def main():
+        print(await gather_parallel(delayed(scale)(x) for x in range(4)))
+        print(await gather_parallel(delayed(scale_later)(x) for x in range(4)))
+        print(await gather_parallel(delayed(lambda x: scale(x) + 1)(x) for x in range(4)))
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body).splitlines() == ["[0, 3, 6, 9]", "[0, 3, 6, 9]", "[1, 4, 7, 10]"]
+
+
+def test_classes_of_main_come_back_as_the_same_classes(tmp_path: Path) -> None:
+    body = """
+    class Color(enum.Enum):
+        RED = 1
+
+    @dataclasses.dataclass(frozen=True)
+    class Point:
+        x: int
+        color: Color = Color.RED
+
+    class Failure(Exception):
+        def __init__(self, code, *, why):
+            super().__init__(f"{code} {why}")
+            self.code = code
+
+    def make(x):
+        return Point(x)
+
+    def take(point):
+        return type(point) is Point and point.color is Color.RED
+
+    def fail():
+        raise Failure(3, why="because")
+
+    async def main():
+        async with Pool(1) as pool:
+            point = await pool.run(make, 1)
+            print(type(point) is Point, point == Point(1), point.color is Color.RED, await pool.run(take, point))
+            print(await pool.run(make, 2) == Point(2), isinstance(await pool.run(make, 3), Point))
+            try:
+                await pool.run(fail)
+            except Failure as error:
+                print(type(error) is Failure, error.code, error)
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body).splitlines() == ["True True True True", "True True", "True 3 3 because"]
+
+
+def test_a_class_of_main_is_unchanged_here_after_its_instances_came_back(tmp_path: Path) -> None:
+    body = """
+    level = 1
+
+    class Thing:
+        seen = 0
+
+        def read(self):
+            return level
+
+    method = Thing.read
+
+    def make():
+        return Thing()
+
+    async def main():
+        global level
+        async with Pool(1) as pool:
+            task = asyncio.create_task(pool.run(make))
+            await asyncio.sleep(0)
+            Thing.seen = 5  # meanwhile, here
+            thing = await task
+            level = 2
+            print(Thing.seen, thing.read(), Thing.read is method)
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "5 2 True\n"
+
+
+def test_cached_functions_of_main_travel(tmp_path: Path) -> None:
+    body = """
+    @functools.lru_cache(maxsize=7)
+    def cached(x):
+        return 2 * x
+
+    @functools.cache
+    def fib(n):
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    def uses(x):
+        return cached(x) + 1
+
+    async def main():
+        print(await gather_parallel(delayed(uses)(1), delayed(cached)(2), delayed(fib)(50)))
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "[3, 4, 12586269025]\n"
+
+
+def test_a_function_may_be_redefined_between_gathers(tmp_path: Path) -> None:
+    body = """
+    async def main():
+        for n in range(3):
+            exec(f"def f(): return {n}", globals())
+            print(*await gather_parallel(delayed(f)()))
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body).split() == ["0", "1", "2"]
