@@ -1,0 +1,1 @@
+"""Parallel calls: call, batch, pool, gather and stream."""

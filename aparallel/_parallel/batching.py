@@ -1,0 +1,103 @@
+"""How many calls travel together, and how far ahead they are drawn: pure decisions from measured time."""
+
+from __future__ import annotations
+
+import re
+from math import ceil, inf
+from typing import Literal
+
+PreDispatch = Literal["auto", "all"] | int | str
+BatchSize = Literal["auto"] | int
+
+# A message carries calls for about this long: enough that its cost, some 100 µs, does not matter,
+# and short enough that workers, gathers and results take turns quickly.
+MESSAGE_SECONDS = 0.002
+MESSAGE_CALLS = 1024
+
+# Calls are not spread over workers in parts shorter than this: the message would cost as much.
+PART_SECONDS = 0.0005
+
+# A worker gets its next message while it still has less than this to do.
+PREFETCH_SECONDS = 0.002
+
+AHEAD_SECONDS = 0.05
+AHEAD_BYTES = 256 * 1024 * 1024
+_AHEAD_CALLS = 20_000
+
+_EXPRESSION = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?")
+
+
+def calls_per_message(seconds: float | None, budget: float, share: int, batch_size: int | None) -> int:
+    """How many calls of one function to add to a message that has *budget* seconds left; 0 for none.
+
+    *seconds* is the time of one such call, None if unknown: then it travels alone, so that nothing waits
+    behind it. *share* is a fair part of what waits, so that the last calls spread over all workers.
+    """
+    if batch_size is not None:
+        return batch_size
+    if seconds is None:
+        return 1 if budget >= MESSAGE_SECONDS else 0
+    count = int(min(budget / seconds, MESSAGE_CALLS)) if seconds > 0 else MESSAGE_CALLS
+    if count < 1:
+        return 1 if budget >= MESSAGE_SECONDS else 0
+    return min(count, max(share, int(PART_SECONDS / seconds) if seconds > 0 else MESSAGE_CALLS))
+
+
+def fair_share(waiting: int, workers: int) -> int:
+    """A part of *waiting* calls that leaves as much again for every worker: the parts shrink towards the end."""
+    return max(1, ceil(waiting / (2 * workers)))
+
+
+def calls_ahead(
+    pre_dispatch: int | None, seconds: float | None, call_bytes: float, workers: int, batch_size: int = 1
+) -> int:
+    """How many calls may be drawn and not finished (in a stream: not consumed).
+
+    *pre_dispatch*, if given, is that number. Else: what *workers* finish in 50 ms, at least two batches each,
+    and at most 256 MB of arguments.
+    """
+    if pre_dispatch is not None:
+        return pre_dispatch
+    ahead = workers * 2 * batch_size
+    if seconds is not None:
+        ahead = max(ahead, int(min(workers * AHEAD_SECONDS / seconds, _AHEAD_CALLS)) if seconds > 0 else _AHEAD_CALLS)
+    if call_bytes > 0:
+        ahead = min(ahead, max(workers, int(AHEAD_BYTES / call_bytes)))
+    return ahead
+
+
+def parse_pre_dispatch(value: PreDispatch, n_jobs: int) -> int | None:
+    """Return the hard limit in calls that *value* means, or None for ``"auto"``.
+
+    Raises:
+        ValueError: not ``"auto"``, ``"all"``, a positive int or an expression such as ``"2*n_jobs"``.
+    """
+    if value == "auto":
+        return None
+    if value == "all":
+        return 1 << 62
+    if isinstance(value, int) and not isinstance(value, bool):
+        limit: float = value
+    else:
+        found = _EXPRESSION.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            raise ValueError(
+                f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls, or an expression like '2*n_jobs'."
+            )
+        limit = float(found[1] or 1) * float(found[2] or 1) * n_jobs
+    if limit < 1 or limit == inf:
+        raise ValueError(f"pre_dispatch={value!r} is {limit:g} calls; at least one must be drawn for any to run.")
+    return int(limit)
+
+
+def parse_batch_size(value: BatchSize) -> int | None:
+    """Return the fixed number of calls per message, or None for ``"auto"``.
+
+    Raises:
+        ValueError: not ``"auto"`` and not a positive int.
+    """
+    if value == "auto":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"batch_size={value!r} is not 'auto' or a positive number of calls.")
+    return min(value, MESSAGE_CALLS)

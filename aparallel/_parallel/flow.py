@@ -1,0 +1,253 @@
+"""A source of calls on its way through a pool: drawn as workers free up, delivered as outcomes arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Iterable, Sized
+from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.call import close_coroutines
+from aparallel._ground.nesting import call_context
+from aparallel._ground.shield import outlast
+from aparallel._parallel.batching import calls_ahead, parse_batch_size, parse_pre_dispatch
+from aparallel._parallel.progress import Reporter
+from aparallel._parallel.queues import Queue
+from aparallel._parallel.scheduler import Scheduler
+from aparallel.abc import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from aparallel._ground.call import Call
+    from aparallel._parallel.options import Options
+    from aparallel._parallel.slots import Slot
+    from aparallel.abc import Drawn, Encoder, OnCancel
+
+Source = Iterable[Any] | AsyncIterable[Any]
+
+# Drawing gives the loop back after this long.
+_SLICE_SECONDS = 0.001
+
+
+class Flow(Queue):
+    """The calls of one gather or stream. It owns them and is the queue that they wait in.
+
+    Attributes:
+        drawn: calls taken from the source so far, which is also the next one's index.
+        done: outcomes delivered.
+        error: why it stopped early, if it did.
+        finished: done when every call drawn has an outcome and there are no more, or when it stopped.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        encoder: Encoder,
+        source: Source,
+        options: Options,
+        workers: int,
+        *,
+        on_cancel: OnCancel,
+        return_exceptions: bool,
+        name: str,
+    ) -> None:
+        super().__init__(workers, parse_batch_size(options.batch_size))
+        self.queue = self
+        self.context = call_context()
+        self.timeout = options.timeout
+        self.on_cancel = on_cancel
+        self.cancelled = False
+        self.slot: Slot | None = None
+        self.drawn = 0
+        self.done = 0
+        self.error: BaseException | None = None
+        self.finished: asyncio.Future[None] = scheduler.loop.create_future()
+        self._scheduler = scheduler
+        self._encoder = encoder
+        self._source = source
+        self._return_exceptions = return_exceptions
+        self._pre_dispatch = parse_pre_dispatch(options.pre_dispatch, workers)
+        self._total = len(source) if isinstance(source, Sized) else None
+        self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)
+        self._retries = options.retries
+        self._attempts: dict[int, int] = {}
+        self._exhausted = False
+        self._timing: Any = None
+        self._drawn_bytes = 0
+        self._room: asyncio.Future[None] | None = None
+        self._drawer: asyncio.Task[None] | None = None
+
+    # For those who collect
+
+    def collect(self, first: int, values: list[Any]) -> None:
+        """Keep results; *first* is the index of the first one."""
+        raise NotImplementedError
+
+    def released(self) -> int:
+        """How many calls no longer count as drawn ahead."""
+        return self.done
+
+    # Drawing
+
+    async def draw(self) -> None:
+        """Draw all calls, in this task, as far ahead as is allowed at any time."""
+        if self._total != 0:
+            self._scheduler.start_first()
+        if isinstance(self._source, AsyncIterable):
+            await self._draw_async(aiter(self._source))
+        else:
+            await self._draw_sync(iter(self._source))
+        if not self.cancelled:
+            self._exhausted = True
+            self._reporter.total_known(self.drawn)
+            self._check_finished()
+
+    def draw_in_background(self) -> None:
+        self._drawer = self._scheduler.loop.create_task(self._draw_or_stop(), name="aparallel-draw")
+
+    async def _draw_or_stop(self) -> None:
+        try:
+            await self.draw()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.stop(error)
+
+    async def _draw_sync(self, calls: Iterator[Any]) -> None:
+        while not self.cancelled:
+            room = self._ahead() - self.drawn + self.released()
+            if room <= 0:
+                await self._wait_for_room()
+                continue
+            try:
+                drawn = self._encoder.draw(calls, room, self.drawn, _SLICE_SECONDS)
+            except TypeError:
+                close_coroutines(self._source)
+                raise
+            await self._admit(drawn)
+            if drawn.exhausted:
+                return
+            if drawn.count < room:
+                await asyncio.sleep(0)
+
+    async def _draw_async(self, calls: AsyncIterator[Any]) -> None:
+        until = time.monotonic() + _SLICE_SECONDS
+        while not self.cancelled:
+            if self._ahead() - self.drawn + self.released() <= 0:
+                await self._wait_for_room()
+                continue
+            try:
+                call = await anext(calls)
+            except StopAsyncIteration:
+                return
+            await self._admit(self._encoder.draw(iter((call,)), 1, self.drawn, 1.0))
+            if time.monotonic() > until:  # the source may never suspend
+                await asyncio.sleep(0)
+                until = time.monotonic() + _SLICE_SECONDS
+
+    def _ahead(self) -> int:
+        call_bytes = self._drawn_bytes / self.drawn if self.drawn else 0.0
+        seconds = self._timing.seconds if self._timing is not None else None
+        workers = min(self.limit, self._scheduler.limit)
+        return calls_ahead(self._pre_dispatch, seconds, call_bytes, workers, self.batch_size or 1)
+
+    async def _wait_for_room(self) -> None:
+        self._room = self._scheduler.loop.create_future()
+        try:
+            await self._room
+        finally:
+            self._room = None
+
+    def wake_drawer(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    async def _admit(self, drawn: Drawn) -> None:
+        """Queue what was drawn; a call that is too large for the loop is encoded first."""
+        self._drawn_bytes += drawn.size
+        for function, payloads in drawn.runs:
+            if payloads:
+                self._add(function, payloads)
+        if drawn.large is not None:
+            await self._admit_large(drawn.large)
+        elif drawn.failed is not None:
+            index = self._reserve(1)
+            self.deliver(index, [drawn.failed], [0])
+        if drawn.count:
+            self._scheduler.dispatch()
+
+    async def _admit_large(self, call: Call[Any]) -> None:
+        self._scheduler.dispatch()
+        try:
+            function, payload = await self._encoder.encode_large(call, self.drawn)
+        except Exception as error:
+            self.deliver(self._reserve(1), [error], [0])
+            return
+        if not self.cancelled:
+            self._drawn_bytes += len(payload) + len(function.blob)
+            self._add(function, [payload])
+            self._scheduler.dispatch()
+
+    def _add(self, function: Any, payloads: list[Any]) -> None:
+        self._timing = function.timing
+        self._scheduler.add(self, Batch(self, function, self._reserve(len(payloads)), payloads))
+
+    def _reserve(self, count: int) -> int:
+        first = self.drawn
+        self.drawn += count
+        self.expect(count)
+        return first
+
+    def expect(self, count: int) -> None:
+        """Make room for *count* more results."""
+
+    # Outcomes
+
+    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        if failed and not self._return_exceptions:
+            self.stop(values[failed[0]])
+            return
+        self.done += len(values)
+        self.collect(first, values)
+        try:
+            self._reporter.advance(self.done)
+        except Exception as error:  # the user's progress function failed
+            self.stop(error)
+            return
+        self.wake_drawer()
+        self._check_finished()
+
+    def may_retry(self, index: int) -> bool:
+        attempts = self._attempts.get(index, 0)
+        self._attempts[index] = attempts + 1
+        return attempts < self._retries
+
+    def stop(self, error: BaseException) -> None:
+        """Draw no more and deliver no more: *error* is what the caller gets."""
+        if not self.finished.done():
+            self.error = error
+            self.finished.set_result(None)
+        self.cancelled = True
+        self.wake_drawer()
+
+    def _is_complete(self) -> bool:
+        return self._exhausted and self.done == self.drawn
+
+    def _check_finished(self) -> None:
+        if self._is_complete() and not self.finished.done():
+            self.finished.set_result(None)
+
+    async def end(self) -> None:
+        """Stop what is left of it and wait until nothing of it runs. Survives cancellation, and passes it on."""
+        clean = self._is_complete() and self.error is None  # not finished.done(): who awaits a future cancels it
+        waiting: list[asyncio.Future[Any]] = []
+        if self._drawer is not None and not self._drawer.done():
+            self._drawer.cancel()
+            waiting.append(self._drawer)
+        if not clean:
+            waiting += self._scheduler.cancel(self)
+        try:
+            await outlast(waiting)
+        finally:
+            self._reporter.close(failed=not clean)

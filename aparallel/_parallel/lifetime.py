@@ -1,0 +1,81 @@
+"""Ties a pool to its loop: when the loop ends, in whichever way, the workers do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import weakref
+from typing import TYPE_CHECKING
+
+from aparallel.errors import WrongLoopError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+_YEAR = 365 * 86400.0
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running asyncio loop.
+
+    Raises:
+        WrongLoopError: none is running, or trio is.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    if "trio" in sys.modules and "sniffio" in sys.modules:
+        import sniffio
+
+        try:
+            library = sniffio.current_async_library()
+        except sniffio.AsyncLibraryNotFoundError:
+            library = "no event loop"
+        if library != "no event loop":
+            raise WrongLoopError(
+                f"aparallel runs on asyncio (and uvloop), and this task runs on {library}. "
+                f"Start the program with asyncio.run() or anyio.run(..., backend='asyncio')."
+            )
+    raise WrongLoopError("No asyncio event loop is running here. Await this inside asyncio.run(main()).")
+
+
+class LoopTie:
+    """Ends a pool with its loop.
+
+    ``asyncio.run`` and ``uvloop.run`` finish the loop's async generators before they close it, so one that
+    is suspended here shuts the pool in good order. ``loop.close()`` alone does not, but it drops the loop's
+    timers: when the one that refers to *keeper* is dropped, the workers are killed. The interpreter's
+    exit does the same.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shut: Callable[[], Awaitable[None]], kill: Callable[[], None]
+    ) -> None:
+        self._generator = _until_loop_ends(shut)
+        with contextlib.suppress(StopIteration):
+            self._generator.__anext__().send(None)  # runs to its yield; the loop has it now
+        keeper = _Keeper()
+        self._finalizer = weakref.finalize(keeper, kill)
+        # Only the loop may hold the timer: asyncio drops it at its close, but does not empty it.
+        self._timer = weakref.ref(loop.call_later(_YEAR, keeper.stay))
+
+    def release(self) -> None:
+        """The pool is shut: nothing is left to end."""
+        self._finalizer.detach()
+        timer = self._timer()
+        if timer is not None:
+            timer.cancel()
+
+
+class _Keeper:
+    def stay(self) -> None:
+        """Do nothing: being referred to by a timer is all that this is for."""
+
+
+async def _until_loop_ends(shut: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await shut()

@@ -1,0 +1,211 @@
+"""The options of a gather or stream: checked once, with defaults that follow the task."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.nesting import nesting_level
+from aparallel._parallel.batching import BatchSize, PreDispatch, parse_batch_size, parse_pre_dispatch
+from aparallel.abc import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aparallel._parallel.pool import Pool
+    from aparallel.abc import OnCancel
+
+BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", "threading", "sequential"]
+
+_ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
+_KINDS = ("process", "thread", "inline")
+_ON_CANCEL = ("kill", "wait", "abandon")
+
+
+class PoolOptions(TypedDict, total=False):
+    """What ``Pool.gather``, ``Pool.stream`` and ``Pool.map`` accept."""
+
+    n_jobs: int
+    prefer: Literal["processes", "threads"] | None
+    require: Literal["sharedmem"] | None
+    batch_size: BatchSize
+    pre_dispatch: PreDispatch
+    timeout: float | None
+    verbose: int
+    retries: int
+    on_cancel: OnCancel | None
+    progress: bool | Callable[[int, int | None], object]
+
+
+class GatherOptions(PoolOptions, total=False):
+    """What ``gather_parallel``, ``stream_parallel`` and ``parallel_config`` accept."""
+
+    backend: BackendName | Backend
+    pool: Pool | None
+    inner_max_num_threads: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """All options of one gather or stream, with their defaults."""
+
+    n_jobs: int | None = None
+    backend: str | Backend | None = None
+    prefer: str | None = None
+    require: str | None = None
+    batch_size: BatchSize = "auto"
+    pre_dispatch: PreDispatch = "auto"
+    timeout: float | None = None
+    verbose: int = 0
+    pool: Pool | None = None
+    retries: int = 0
+    on_cancel: OnCancel | None = None
+    progress: bool | Callable[[int, int | None], object] = False
+    inner_max_num_threads: int | None = None
+
+    def workers(self, cpus: int | None = None) -> int:
+        """How many workers ``n_jobs`` asks for."""
+        return effective_n_jobs(-1 if self.n_jobs is None else self.n_jobs, cpus or cpu_count())
+
+
+_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+
+# What a pool has settled already, whatever a surrounding block says.
+_OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
+
+# What parallel_config has set in this context: a task and the tasks that it starts, nobody else.
+_configured: ContextVar[dict[str, Any]] = ContextVar("aparallel_config", default={})  # noqa: B039 (never changed)
+
+
+@contextlib.contextmanager
+def parallel_config(**options: Unpack[GatherOptions]) -> Iterator[None]:
+    """Set defaults for every gather and stream inside the block, and for no other task.
+
+    Takes the options of :func:`aparallel.gather_parallel`. Blocks nest; an option given to a call wins.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option has a bad value.
+    """
+    resolve({**options})
+    token = _configured.set({**_configured.get(), **options})
+    try:
+        yield
+    finally:
+        _configured.reset(token)
+
+
+def resolve(given: dict[str, Any]) -> Options:
+    """Return the options of one gather: those given, then the configured ones, then the defaults.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: a bad value, or two that contradict each other.
+    """
+    for name in given:
+        if name not in _NAMES:
+            close = difflib.get_close_matches(name, _NAMES, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_NAMES))}."
+            raise TypeError(f"There is no option {name!r}.{hint}")
+    if given.get("pool") is not None and given.get("backend") is not None:
+        raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
+    configured = _configured.get()
+    if given.get("backend") is not None or given.get("require") is not None:
+        configured = {name: value for name, value in configured.items() if name != "pool"}
+    if given.get("pool") is not None:  # what it was made with stands
+        configured = {
+            name: value for name, value in configured.items() if name not in ("backend", "inner_max_num_threads")
+        }
+    options = Options(**{**configured, **given})
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    workers = options.workers(cpus=1)
+    if options.backend is not None:
+        kind_of(options.backend)
+    parse_batch_size(options.batch_size)
+    parse_pre_dispatch(options.pre_dispatch, workers)
+    check_timeout(options.timeout)
+    check_on_cancel(options.on_cancel)
+    if not isinstance(options.verbose, int):
+        raise TypeError(f"verbose={options.verbose!r} is not an int; 0 is silent, 10 tells much.")
+    if isinstance(options.retries, bool) or not isinstance(options.retries, int) or options.retries < 0:
+        raise ValueError(f"retries={options.retries!r} is not a number of further attempts, 0 or more.")
+    if options.prefer not in (None, "processes", "threads"):
+        raise ValueError(f"prefer={options.prefer!r} is not 'processes' or 'threads'.")
+    if options.require not in (None, "sharedmem"):
+        raise ValueError(f"require={options.require!r} is not 'sharedmem'.")
+    if not isinstance(options.progress, bool) and not callable(options.progress):
+        raise TypeError(f"progress={options.progress!r} is not True, False or a function of (done, total).")
+    check_inner_threads(options.inner_max_num_threads)
+    if options.require == "sharedmem":
+        kind = options.pool.backend_name if options.pool is not None else _given_kind(options)
+        if kind == "process":
+            raise ValueError(
+                "require='sharedmem' needs workers that share this process's memory, and process workers do not. "
+                "Leave the backend out, or use backend='thread'."
+            )
+    if options.pool is not None and options.inner_max_num_threads is not None:
+        raise ValueError("inner_max_num_threads= belongs to the pool: give it to Pool(), not together with pool=.")
+
+
+def _given_kind(options: Options) -> str | None:
+    return None if options.backend is None else kind_of(options.backend)
+
+
+def kind_of(backend: str | Backend) -> str:
+    """Return the kind that a backend's name or alias means; a Backend instance's own name.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    if isinstance(backend, Backend):
+        return backend.name
+    kind = _ALIASES.get(backend, backend) if isinstance(backend, str) else None
+    if kind not in _KINDS:
+        raise ValueError(
+            f"backend={backend!r} is not one of {', '.join(map(repr, (*_KINDS, *_ALIASES)))}, nor a Backend instance."
+        )
+    return kind
+
+
+def choose_kind(options: Options) -> str:
+    """Decide which kind of workers a gather without a pool uses, here."""
+    if options.backend is not None:
+        kind = kind_of(options.backend)
+    elif options.require == "sharedmem" or options.prefer == "threads":
+        kind = "thread"
+    else:
+        kind = "process"
+    return nested_kind(kind)
+
+
+def nested_kind(kind: str) -> str:
+    """Return *kind*, or what stands for it inside a worker: threads first, the loop itself deeper in."""
+    level = nesting_level()
+    if level >= 1 and kind == "process":
+        kind = "thread"
+    if level >= 2 and kind == "thread":
+        kind = "inline"
+    return kind
+
+
+def check_timeout(timeout: float | None) -> None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
+
+
+def check_on_cancel(on_cancel: str | None) -> None:
+    if on_cancel is not None and on_cancel not in _ON_CANCEL:
+        raise ValueError(f"on_cancel={on_cancel!r} is not 'kill', 'wait' or 'abandon'.")
+
+
+def check_inner_threads(count: int | None) -> None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError(f"inner_max_num_threads={count!r} is not a positive number of threads.")

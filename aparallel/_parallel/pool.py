@@ -1,0 +1,731 @@
+"""A pool: live workers, their limit and the queue before them, for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
+
+from aparallel._backends.inline import InlineBackend
+from aparallel._backends.process import ProcessBackend
+from aparallel._ground.call import Call
+from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.nesting import call_context
+from aparallel._ground.shield import outlast
+from aparallel._parallel.flow import Flow, Source
+from aparallel._parallel.lifetime import LoopTie, running_loop
+from aparallel._parallel.options import (
+    Options,
+    PoolOptions,
+    check_inner_threads,
+    check_on_cancel,
+    check_timeout,
+    kind_of,
+    nested_kind,
+    resolve,
+)
+from aparallel._parallel.queues import Queue
+from aparallel._parallel.scheduler import Scheduler
+from aparallel._parallel.stream import ResultStream, StreamFlow
+from aparallel._parallel.workforce import PoolStatistics
+from aparallel.abc import Backend, Batch
+from aparallel.errors import ClosedPoolError, PoolSaturatedError, WrongLoopError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Sequence
+    from contextvars import ContextVar
+    from types import TracebackType
+
+    from aparallel._parallel.options import BackendName
+    from aparallel._parallel.slots import Slot
+    from aparallel.abc import Encoder, OnCancel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+
+
+# Calls in other processes see none of the caller's context but what travels with them.
+_NO_CONTEXT = contextvars.Context()
+
+# The inline pools in whose calls this context runs.
+_inline_pools: contextvars.ContextVar[tuple[Pool, ...]] = contextvars.ContextVar("aparallel_inline_pools", default=())
+
+
+class Pool:
+    """Workers that are started once and reused, for any number of calls.
+
+    Args:
+        n_jobs: workers at most: -1 for all cores, -2 for all but one. They start as calls need them.
+        backend: ``"process"``, ``"thread"`` or ``"inline"``, joblib's names for them, or a Backend.
+        initializer: called with *initargs* in each worker before its first call; may be a coroutine function.
+        idle_timeout: seconds after which a worker without calls goes; None to keep them.
+        max_calls_per_worker: calls after which a worker is replaced; None for no limit.
+        max_queued: calls of :meth:`run` that may wait for a worker; more raise PoolSaturatedError.
+        inner_max_num_threads: threads for BLAS and OpenMP in each worker process. By default
+            ``cpu_count() // n_jobs``, at least 1, unless the environment says otherwise.
+        on_cancel: what cancelling does to a running call: ``"kill"`` its worker (processes, the default),
+            ``"wait"`` for it (threads, the default) or ``"abandon"`` it; calls may say otherwise.
+        context_vars: context variables whose values travel with each call to a worker process.
+            Threads see all of the caller's context.
+        executable: the Python interpreter to run worker processes with.
+
+    A pool belongs to the event loop that it is first used on, and ends with it. Leaving its
+    ``async with`` block normally waits for the calls admitted; leaving it by an exception cancels them.
+
+    Raises:
+        TypeError, ValueError: a bad option.
+        UnsupportedPlatformError: this system cannot start worker processes.
+    """
+
+    def __init__(
+        self,
+        n_jobs: int = -1,
+        backend: BackendName | Backend = "process",
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        idle_timeout: float | None = 300.0,
+        max_calls_per_worker: int | None = None,
+        max_queued: int | None = None,
+        inner_max_num_threads: int | None = None,
+        on_cancel: OnCancel | None = None,
+        context_vars: Sequence[ContextVar[Any]] = (),
+        executable: str | None = None,
+    ) -> None:
+        check_on_cancel(on_cancel)
+        check_inner_threads(inner_max_num_threads)
+        _check_count("max_calls_per_worker", max_calls_per_worker, 1)
+        _check_count("max_queued", max_queued, 0)
+        if idle_timeout is not None and not idle_timeout > 0:
+            raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer={initializer!r} is not a function.")
+        self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
+        self._inner_threads = inner_max_num_threads
+        self._backend = _make_backend(
+            backend, self._n_jobs, initializer, tuple(initargs), inner_max_num_threads, tuple(context_vars), executable
+        )
+        self._on_cancel: OnCancel = self._allowed(on_cancel) if on_cancel is not None else self._backend.on_cancel
+        self._idle_timeout = idle_timeout
+        self._max_calls_per_worker = max_calls_per_worker
+        self._max_queued = max_queued
+        self._is_inline = isinstance(self._backend, InlineBackend)
+        self._runs = Queue(self._n_jobs)
+        # Set by the first use: the loop, and what needs it.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scheduler: Scheduler
+        self._encoder: Encoder
+        self._tie: LoopTie
+        # What was admitted and has not ended. A closing pool admits no more and waits for these.
+        self._flows: dict[Flow, int] = {}
+        self._waiting_runs: set[Run] = set()
+        self._closing = False
+        self._closed = False
+        # Told when the pool is no more, in whichever way: whoever keeps it must forget it.
+        self.on_closed: Callable[[], object] | None = None
+        self._quiet: asyncio.Future[None] | None = None
+
+    # Calls
+
+    @overload
+    async def run(
+        self,
+        fn: Callable[[*Ts], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+    ) -> T: ...
+    @overload
+    async def run(
+        self, fn: Callable[[*Ts], T], /, *args: *Ts, timeout: float | None = None, on_cancel: OnCancel | None = None
+    ) -> T: ...
+    async def run(
+        self, fn: Callable[..., Any], /, *args: object, timeout: float | None = None, on_cancel: OnCancel | None = None
+    ) -> Any:
+        """Run one call on a worker and return its result.
+
+        *fn* is a function for *args*, or a ``Call`` (``delayed(fn)(1, key=2)``). Calls made at the same
+        moment share messages to the workers; each keeps its own outcome.
+
+        *timeout* is in seconds of execution: waiting for a worker does not count. Cancellation: a queued
+        call never runs; a running one is treated as *on_cancel* says, the pool's own by default.
+
+        Raises:
+            Exception: what the call raised, with the worker's traceback as its last cause.
+            BrokenWorkerError: its worker died.
+            CallTimeoutError: it ran longer than *timeout*.
+            PoolSaturatedError: ``max_queued`` calls are waiting already.
+            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
+            UnpicklableCallError, UnpicklableResultError: it cannot travel.
+        """
+        scheduler = self._use()
+        if type(fn) is not Call:
+            fn = Call(fn, *args)
+        elif args:
+            raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
+        policy = self._allowed(on_cancel) if on_cancel is not None else self._on_cancel
+        self._check_timeout(timeout, policy)
+        self._check_queue()
+        context = _NO_CONTEXT if isinstance(self._backend, ProcessBackend) else call_context()
+        run = Run(scheduler.loop.create_future(), self._runs, context, timeout, policy)
+        self._waiting_runs.add(run)
+        try:
+            self._encoder.forget_functions()
+            function, payload = self._encoder.encode(fn) or await self._encoder.encode_large(fn, None)
+            if not run.future.done():  # the pool may have been closed meanwhile
+                run.admitted = True
+                scheduler.add(self._runs, Batch(run, function, 0, [payload]))
+                scheduler.dispatch_soon()
+            if not self._is_inline:
+                return await run.future
+            with self._place_for_nested(run.context):
+                return await run.future
+        except asyncio.CancelledError:
+            if run.future.done() and not run.future.cancelled():
+                run.future.exception()  # it came in the same moment, and nobody else will look at it
+            if run.admitted and not run.cancelled:
+                await outlast(scheduler.cancel(run))
+            raise
+        finally:
+            self._waiting_runs.discard(run)
+            self._tell_if_quiet()
+
+    @overload
+    async def gather(
+        self,
+        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PoolOptions],
+    ) -> list[T]: ...
+    @overload
+    async def gather(
+        self,
+        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
+        /,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> list[T | BaseException]: ...
+    @overload
+    async def gather(
+        self, call: Call[T], /, *, return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
+    ) -> list[T]: ...
+    @overload
+    async def gather(  # type: ignore[overload-overlap]
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1, T2]: ...
+    @overload
+    async def gather(  # type: ignore[overload-overlap]
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    async def gather(  # type: ignore[overload-overlap]
+        self, *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
+    ) -> list[T]: ...
+    @overload
+    async def gather(
+        self, call: Call[T], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
+    ) -> list[T | BaseException]: ...
+    @overload
+    async def gather(
+        self, call1: Call[T1], call2: Call[T2], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
+    ) -> tuple[T1 | BaseException, T2 | BaseException]: ...
+    @overload
+    async def gather(
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        /,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException]: ...
+    @overload
+    async def gather(
+        self, *calls: Call[T], return_exceptions: bool, **options: Unpack[PoolOptions]
+    ) -> list[T | BaseException]: ...
+    async def gather(self, *calls: Any, return_exceptions: bool = False, **options: Any) -> Any:
+        """Run calls on this pool and return their results in order: see :func:`aparallel.gather_parallel`.
+
+        ``n_jobs`` caps the workers that this gather uses at a time.
+        """
+        return await self._gather(single_source(calls), self._resolve(options), return_exceptions)
+
+    @overload
+    def stream(
+        self,
+        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
+        *,
+        ordered: bool = True,
+        return_exceptions: Literal[False] = ...,
+        **options: Unpack[PoolOptions],
+    ) -> ResultStream[T]: ...
+    @overload
+    def stream(
+        self,
+        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> ResultStream[T | BaseException]: ...
+    def stream(
+        self, calls: Any, *, ordered: bool = True, return_exceptions: bool = False, **options: Any
+    ) -> ResultStream[Any]:
+        """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`."""
+        source, resolved = single_source((calls,)), self._resolve(options)
+        return ResultStream(lambda: self._begin_stream(source, resolved, ordered, return_exceptions))
+
+    @overload
+    async def map(
+        self, fn: Callable[[T1], Coroutine[Any, Any, T]], first: Iterable[T1], /, **options: Unpack[PoolOptions]
+    ) -> list[T]: ...
+    @overload
+    async def map(self, fn: Callable[[T1], T], first: Iterable[T1], /, **options: Unpack[PoolOptions]) -> list[T]: ...
+    @overload
+    async def map(
+        self,
+        fn: Callable[[T1, T2], Coroutine[Any, Any, T]],
+        first: Iterable[T1],
+        second: Iterable[T2],
+        /,
+        **options: Unpack[PoolOptions],
+    ) -> list[T]: ...
+    @overload
+    async def map(
+        self, fn: Callable[[T1, T2], T], first: Iterable[T1], second: Iterable[T2], /, **options: Unpack[PoolOptions]
+    ) -> list[T]: ...
+    @overload
+    async def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        first: Iterable[Any],
+        second: Iterable[Any],
+        third: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **options: Unpack[PoolOptions],
+    ) -> list[T]: ...
+    @overload
+    async def map(
+        self,
+        fn: Callable[..., T],
+        first: Iterable[Any],
+        second: Iterable[Any],
+        third: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **options: Unpack[PoolOptions],
+    ) -> list[T]: ...
+    async def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Any) -> list[Any]:
+        """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order."""
+        if not iterables:
+            raise TypeError("map() needs at least one iterable of arguments.")
+        calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
+        return cast("list[Any]", await self._gather(calls, self._resolve(options), False))
+
+    def _resolve(self, options: dict[str, Any]) -> Options:
+        if options.get("pool") not in (None, self):
+            raise ValueError("pool= names another pool than the one whose method this is.")
+        resolved = resolve({**options, "pool": self})
+        if options.get("backend") is not None:
+            raise ValueError("A pool has its backend already; backend= cannot change it.")
+        return resolved
+
+    async def _gather(
+        self, source: Source, options: Options, return_exceptions: bool, workers: int | None = None
+    ) -> Any:
+        """Run a whole gather; *workers*, if given, is what the pool that belongs to the loop is to have."""
+        flow = self._begin(GatherFlow, source, options, return_exceptions, "gather_parallel", workers)
+        try:
+            with self._place_for_nested(flow.context):
+                if hasattr(source, "__aiter__"):
+                    flow.draw_in_background()
+                else:
+                    await flow.draw()
+                await flow.finished
+        finally:
+            try:
+                await flow.end()
+            finally:
+                self._end_flow(flow)
+        if flow.error is not None:
+            try:
+                raise flow.error
+            finally:
+                del flow  # the error's traceback refers to this frame
+        return flow.results
+
+    def _begin_stream(
+        self, source: Source, options: Options, ordered: bool, return_exceptions: bool, workers: int | None = None
+    ) -> tuple[StreamFlow, Callable[[], None]]:
+        flow = self._begin(StreamFlow, source, options, return_exceptions, "stream_parallel", workers, ordered=ordered)
+        return flow, lambda: self._end_flow(flow)
+
+    def _begin(
+        self,
+        kind: type[F],
+        source: Source,
+        options: Options,
+        return_exceptions: bool,
+        name: str,
+        workers: int | None,
+        **more: Any,
+    ) -> F:
+        scheduler = self._use()
+        policy = self._allowed(options.on_cancel) if options.on_cancel is not None else self._on_cancel
+        self._check_timeout(options.timeout, policy)
+        self._check_queue()
+        if workers is None:
+            workers = self._n_jobs if options.n_jobs is None else min(options.workers(), self._n_jobs)
+        flow = kind(
+            scheduler,
+            self._backend.encoder(),
+            source,
+            options,
+            workers,
+            on_cancel=policy,
+            return_exceptions=return_exceptions,
+            name=name,
+            **more,
+        )
+        self._flows[flow] = workers
+        return flow
+
+    @contextlib.contextmanager
+    def _place_for_nested(self, context: contextvars.Context) -> Iterator[None]:
+        """Have one more worker while a call of this very pool waits here for other calls of it.
+
+        Only a coroutine that runs inline can do so; the place that it holds must not be the one it waits for.
+        """
+        if not self._is_inline:
+            yield
+            return
+        around = _inline_pools.get()
+        context.run(_inline_pools.set, (*around, self))
+        if self not in around:
+            yield
+            return
+        self._runs.limit += 1
+        self._scheduler.limit += 1
+        self._scheduler.dispatch()
+        try:
+            yield
+        finally:
+            self._runs.limit -= 1
+            self._scheduler.resize(self._scheduler.limit - 1)
+
+    def _end_flow(self, flow: Flow) -> None:
+        self._flows.pop(flow, None)
+        self._tell_if_quiet()
+
+    def _allowed(self, on_cancel: OnCancel) -> OnCancel:
+        check_on_cancel(on_cancel)
+        if on_cancel == "kill" and not self._backend.can_kill:
+            raise ValueError(
+                f"on_cancel='kill' cannot be: nothing can stop a running {self._backend.name}. Use 'wait' or 'abandon'."
+            )
+        return on_cancel
+
+    def _check_timeout(self, timeout: float | None, on_cancel: OnCancel) -> None:
+        check_timeout(timeout)
+        if timeout is None or on_cancel == "abandon" or (self._backend.can_time and on_cancel == "kill"):
+            return
+        raise ValueError(
+            f"timeout={timeout!r} cannot be kept: backend {self._backend.name!r} with on_cancel={on_cancel!r} never "
+            f"stops a running call. Use process workers, or on_cancel='abandon' to return and leave it running."
+        )
+
+    def _check_queue(self) -> None:
+        limit = self._max_queued
+        if limit is not None and self._runs.count >= limit + self._scheduler.free_places():
+            raise PoolSaturatedError(
+                f"{self._runs.count} calls are waiting for a worker already (max_queued={limit}). "
+                f"Try again later, or shed load.",
+                max_queued=limit,
+            )
+
+    # The pool itself
+
+    async def warm_up(self) -> None:
+        """Start all ``n_jobs`` workers and wait until they are ready and their initializers are done.
+
+        Raises:
+            InitializerError: the initializer failed.
+            BrokenWorkerError: workers die at their start.
+        """
+        scheduler = self._use()
+        scheduler.start_error = None
+        while scheduler.start_error is None and not self._closing:
+            if scheduler.start_missing():
+                self._backend.start_spare(scheduler.loop)
+                return
+            if scheduler.start_error is None:
+                await scheduler.changed()
+        if scheduler.start_error is None:
+            raise ClosedPoolError("The pool was closed while its workers were starting.")
+        raise scheduler.start_error
+
+    def statistics(self) -> PoolStatistics:
+        """Return what the pool is doing now."""
+        if self._loop is None:
+            return PoolStatistics(self._n_jobs, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return self._scheduler.statistics()
+
+    @property
+    def backend_name(self) -> str:
+        """The kind of workers: ``"process"``, ``"thread"``, ``"inline"``, or a Backend's own name."""
+        return self._backend.name
+
+    @property
+    def n_jobs(self) -> int:
+        """The most workers that it may have."""
+        return self._n_jobs
+
+    def __repr__(self) -> str:
+        start = f"<Pool {self._backend.name} n_jobs={self._n_jobs}"
+        if self._closing:
+            return f"{start}: {'closed' if self._closed else 'closing'}>"
+        now = self.statistics()
+        starting = f"{now.starting} starting, " if now.starting else ""
+        return f"{start}: {starting}{now.idle} idle, {now.busy} busy, {now.queued} queued>"
+
+    def _use(self) -> Scheduler:
+        """Check that the pool can be used here and now, and bind it to the running loop if it is new."""
+        loop = running_loop()
+        if self._loop is loop and not self._closing:
+            return self._scheduler
+        if not self._is_ours():
+            raise WrongLoopError("This process is a forked copy of the one whose pool this is. Make a pool of its own.")
+        if self._closing and (self._loop is None or self._loop is loop):
+            raise ClosedPoolError(f"This pool is closed: {self!r}. Make a new one, or keep it open while it is used.")
+        if self._loop is not None:
+            raise WrongLoopError(
+                f"{self!r} belongs to another event loop, "
+                + ("which has closed. " if self._loop.is_closed() else "which runs in another thread. ")
+                + "A pool serves the loop that it was first used on: make one per loop."
+            )
+        self._loop = loop
+        self._owner = os.getpid()
+        self._scheduler = Scheduler(loop, self._backend, self._n_jobs, self._idle_timeout, self._max_calls_per_worker)
+        self._encoder = self._backend.encoder()
+        self._tie = LoopTie(loop, self._shut, self._on_loop_gone)
+        return self._scheduler
+
+    def adjust(self, workers: int, inner_threads: int | None) -> None:
+        """For the pool that belongs to a loop: grow or shrink to what the gathers under way ask for."""
+        scheduler = self._use()
+        wanted = max([workers, *self._flows.values()])
+        inner = inner_threads or max(cpu_count() // wanted, 1)
+        if wanted != self._n_jobs:
+            self._n_jobs = self._runs.limit = wanted
+            scheduler.resize(wanted)
+        if isinstance(self._backend, ProcessBackend) and self._backend.limit_threads(inner, inner_threads is not None):
+            scheduler.renew()
+
+    async def __aenter__(self) -> Self:
+        self._use()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self._is_ours():
+            self._abort()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Take no more calls, wait for those admitted, end the workers. Idempotent.
+
+        Cancellation: the calls are cancelled, and the workers end all the same.
+        """
+        if self._loop is None:
+            self._closing = self._closed = True
+            return
+        if not self._is_ours():
+            self._closing = self._closed = True
+            return
+        if running_loop() is not self._loop:
+            raise WrongLoopError(f"{self!r} belongs to another event loop, and only there can it be closed.")
+        self._closing = True
+        try:
+            while self._flows or self._waiting_runs:
+                self._quiet = self._quiet or self._loop.create_future()
+                await asyncio.shield(self._quiet)
+        finally:
+            await outlast([asyncio.ensure_future(self._shut())])
+
+    def _is_ours(self) -> bool:
+        """Whether this is the process that the pool was made in. In a forked copy its workers are another's."""
+        return self._loop is None or self._owner == os.getpid()
+
+    def _tell_if_quiet(self) -> None:
+        if self._quiet is not None and not self._flows and not self._waiting_runs:
+            quiet, self._quiet = self._quiet, None
+            quiet.set_result(None)
+
+    def _abort(self) -> None:
+        """End all that was admitted with ClosedPoolError."""
+        self._closing = True
+        error = ClosedPoolError("The pool was closed while this call was under way.")
+        for flow in list(self._flows):
+            if not flow.finished.done():
+                self._scheduler.cancel(flow)
+                flow.stop(error)
+        for run in list(self._waiting_runs):
+            if not run.future.done():
+                if run.admitted:
+                    self._scheduler.cancel(run)
+                run.future.set_exception(error)
+
+    async def _shut(self) -> None:
+        """End the workers, and whatever they still run. May be begun again, by several, whoever is cancelled."""
+        if self._closed or not self._is_ours():
+            return
+        self._abort()
+        scheduler = self._scheduler
+        scheduler.retire_all()
+        while scheduler.has_ending_slots():
+            await scheduler.changed()
+        await self._backend.aclose()
+        self._tie.release()
+        self._forget()
+
+    def _on_loop_gone(self) -> None:
+        """The loop was closed without a word, or the interpreter exits."""
+        self._closing = True
+        self._backend.kill_all()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._closed = True
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed()
+
+
+class Run:
+    """A single call, awaited by ``Pool.run``. It owns itself."""
+
+    __slots__ = ("admitted", "cancelled", "context", "future", "on_cancel", "queue", "slot", "timeout")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        queue: Queue,
+        context: contextvars.Context,
+        timeout: float | None,
+        on_cancel: OnCancel,
+    ) -> None:
+        self.future = future
+        self.queue = queue
+        self.context = context
+        self.timeout = timeout
+        self.on_cancel = on_cancel
+        self.admitted = False
+        self.cancelled = False
+        self.slot: Slot | None = None
+
+    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        if self.future.done():
+            return
+        if failed:
+            self.future.set_exception(values[0])
+        else:
+            self.future.set_result(values[0])
+
+    def may_retry(self, index: int) -> bool:
+        return False
+
+
+class GatherFlow(Flow):
+    """A flow whose results are collected into one list."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.results: list[Any] = []
+        super().__init__(*args, **kwargs)
+
+    def expect(self, count: int) -> None:
+        self.results.extend([None] * count)
+
+    def collect(self, first: int, values: list[Any]) -> None:
+        self.results[first : first + len(values)] = values
+
+
+F = TypeVar("F", bound=Flow)
+
+
+def single_source(calls: tuple[Any, ...]) -> Source:
+    """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if len(calls) == 1 and type(calls[0]) is not Call:
+        source = calls[0]
+        if isinstance(source, Iterable) or hasattr(source, "__aiter__"):
+            return cast("Source", source)
+        from aparallel._ground.call import wrong_item
+
+        raise wrong_item(source, 0)
+    return calls
+
+
+def _make_backend(
+    backend: str | Backend,
+    n_jobs: int,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    inner_threads: int | None,
+    context_vars: tuple[ContextVar[Any], ...],
+    executable: str | None,
+) -> Backend:
+    if isinstance(backend, Backend):
+        return backend
+    kind = kind_of(backend)
+    if kind != "process" and (inner_threads is not None or executable is not None):
+        raise ValueError("inner_max_num_threads= and executable= are for process workers; leave them out.")
+    kind = nested_kind(kind)
+    if kind == "thread":
+        from aparallel._backends.thread import ThreadBackend
+
+        return ThreadBackend(initializer=initializer, initargs=initargs)
+    if kind == "inline":
+        return InlineBackend(initializer=initializer, initargs=initargs)
+    return ProcessBackend(
+        executable=executable,
+        initializer=initializer,
+        initargs=initargs,
+        context_vars=context_vars,
+        inner_threads=inner_threads or max(cpu_count() // n_jobs, 1),
+        inner_threads_forced=inner_threads is not None,
+    )
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")

@@ -1,0 +1,324 @@
+"""Which call goes to which worker, when: the pool's queues, its workers and what they hold.
+
+Everything here runs on the loop's thread in callbacks and never waits, so each method sees and
+leaves a consistent state:
+
+- a call is in exactly one place: pending in its queue, in flight in one slot, or told to its owner;
+- ``slot.calls`` is the number of calls in ``slot.inflight``, in the order in which they were sent;
+- ``queue.serving`` counts, for each slot, the calls of that queue in flight there;
+- a slot without calls is in ``_idle``, unless it is on its way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aparallel._parallel.batching import MESSAGE_CALLS, MESSAGE_SECONDS, calls_per_message, fair_share
+from aparallel._parallel.queues import Queue
+from aparallel._parallel.slots import Slot, State
+from aparallel._parallel.stopping import Stopping, call_name
+from aparallel._wire.frames import MAX_OUTSTANDING
+from aparallel.abc import Backend, Batch, Exit, Later
+from aparallel.errors import AparallelError, BrokenWorkerError, CallTimeoutError, InitializerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aparallel._ground.timings import Timing
+    from aparallel._parallel.queues import Owner
+
+# How often to look after messages of several calls, and how long one may stand still.
+_WATCH_SECONDS = 0.002
+_STUCK_SECONDS = 0.001
+
+# Workers that die before they are ready, in a row, before the calls that wait for one are given up.
+_FAILED_STARTS = 3
+
+
+class Scheduler(Stopping):
+    """Gives calls to workers and accounts for each of them."""
+
+    def add(self, queue: Queue, batch: Batch) -> None:
+        """Queue calls; :meth:`dispatch` must follow in this tick."""
+        if queue not in self._queues:
+            queue.spent = max(queue.spent, self._clock)
+            self._queues[queue] = None
+        queue.push(batch)
+
+    def dispatch(self) -> None:
+        """Send what can be sent: to idle workers, then behind short work, then to new workers."""
+        while self._queues and (self._use_idle() or self._use_busy() or self._use_new()):
+            pass
+        self._plan_watch()
+
+    def start_first(self) -> None:
+        """Start a worker for calls that are about to come, if there is none: it starts while they are drawn."""
+        if not self._slots and self.limit:
+            self.start_worker()
+
+    def dispatch_soon(self) -> None:
+        """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
+        while self._queues and self._use_idle():
+            pass
+        if self._queues and self._soon is None:
+            self._soon = self.loop.call_soon(self._dispatch_now)
+
+    def _dispatch_now(self) -> None:
+        self._soon = None
+        self.dispatch()
+
+    def _use_idle(self) -> bool:
+        return any(self._fill(slot) for slot in reversed(self._idle))
+
+    def _use_busy(self) -> bool:
+        return any(slot.takes_more() and self._fill(slot) for slot in self._slots)
+
+    def _use_new(self) -> bool:
+        if self._present() >= self.limit or not any(
+            queue.head() is not None and len(queue.serving) < queue.limit for queue in self._queues
+        ):
+            return False
+        slot = self.start_worker()
+        return slot is not None and self._fill(slot)
+
+    def _next_queue(self, slot: Slot) -> Queue | None:
+        best: Queue | None = None
+        for queue in list(self._queues):
+            if queue.head() is None:
+                del self._queues[queue]
+            elif queue.may_use(slot) and (best is None or queue.spent < best.spent):
+                best = queue
+        return best
+
+    def _fill(self, slot: Slot) -> bool:
+        """Send one message from the queue whose turn it is; return False if no queue may use this worker."""
+        queue = self._next_queue(slot)
+        if queue is None:
+            return False
+        room = min(MESSAGE_CALLS, MAX_OUTSTANDING - slot.calls)
+        if self.max_calls_per_worker is not None:
+            room = min(room, self.max_calls_per_worker - slot.total)
+        share = fair_share(queue.count, min(self.limit, queue.limit))
+        budget = MESSAGE_SECONDS
+        batches: list[Batch] = []
+        count = 0
+        pace: float | None = None
+        while room > 0 and (head := queue.head()) is not None:
+            pace = head.function.timing.seconds
+            wanted = calls_per_message(pace, budget, share - count, queue.batch_size)
+            if wanted < 1:
+                break
+            batch = queue.take(min(wanted, room))
+            batches.append(batch)
+            count += len(batch)
+            room -= len(batch)
+            if pace is None or queue.batch_size is not None:
+                break
+            budget -= pace * len(batch)
+        if queue.head() is None:
+            del self._queues[queue]
+        if not batches:
+            return False
+        spent = MESSAGE_SECONDS - budget if pace is not None else MESSAGE_SECONDS
+        self._clock = queue.spent
+        queue.spent += spent
+        self._send(slot, queue, batches, count, spent / count if pace is not None else None)
+        return True
+
+    def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
+        if not slot.calls:
+            if slot in self._idle:
+                self._idle.remove(slot)
+            slot.progress_at = self.loop.time()
+        slot.inflight.extend(batches)
+        slot.calls += count
+        slot.total += count
+        slot.pace = pace
+        queue.serving[slot] = queue.serving.get(slot, 0) + count
+        timeout = None
+        for batch in batches:
+            batch.owner.slot = slot
+            if batch.owner.timeout is not None:
+                timeout = min(batch.owner.timeout, timeout or batch.owner.timeout)
+        slot.worker.send(batches)
+        if timeout is not None:
+            self._plan_deadline(slot, timeout)
+
+    # Outcomes
+
+    def on_outcomes(self, slot: Slot, values: list[Any], failed: Sequence[int], seconds: float) -> None:
+        each = seconds / len(values)
+        told: list[tuple[Owner, int, list[Any], list[int]]] = []
+        learned: Timing | None = None
+        start = 0
+        while start < len(values):
+            batch = self._take_done(slot, len(values) - start)
+            if each and batch.function.timing is not learned:
+                learned = batch.function.timing
+                learned.learn(each)
+            end = start + len(batch)
+            errors = [position - start for position in failed if start <= position < end]
+            told.append((batch.owner, batch.first, values[start:end] if len(values) > len(batch) else values, errors))
+            start = end
+        slot.progress_at = self.loop.time()
+        self.completed += len(values) - len(failed)
+        self.failed += len(failed)
+        # A worker is marked idle before its outcomes are delivered, so that a call started by
+        # one of them finds this worker instead of starting another.
+        self._after_calls(slot)
+        for owner, first, part, errors in told:
+            self._deliver(owner, first, part, errors)
+        self.dispatch()
+
+    def _take_done(self, slot: Slot, most: int) -> Batch:
+        """Remove up to *most* calls, all of one batch, from the front of what is in flight."""
+        batch = slot.inflight.popleft()
+        if len(batch) > most:
+            batch, rest = batch.split(most)
+            slot.inflight.appendleft(rest)
+        self._uncount(slot, batch)
+        return batch
+
+    def _deliver(self, owner: Owner, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        if owner.cancelled:
+            return
+        if len(values) == 1 and type(values[0]) is Later:
+            task = self.loop.create_task(self._decode(owner, first, values[0]), name="aparallel-decode")
+            self._decoding.add(task)
+            task.add_done_callback(self._decoding.discard)
+            return
+        if failed:
+            for position in failed:
+                _name_the_call(values[position], owner, first + position)
+        owner.deliver(first, values, failed)
+
+    async def _decode(self, owner: Owner, index: int, later: Later) -> None:
+        failed: list[int] = []
+        try:
+            value = await later.get()
+        except asyncio.CancelledError:
+            owner.deliver(index, [AparallelError("The event loop is shutting down; the result was not read.")], [0])
+            raise
+        except Exception as error:
+            value, failed = error, [0]
+        self._deliver(owner, index, [value], failed)
+
+    # Ends
+
+    def on_exit(self, slot: Slot, exit: Exit) -> None:
+        self._slots.pop(slot, None)
+        if slot in self._idle:
+            self._idle.remove(slot)
+        slot.cancel_timers()
+        self._put_back(self._take_back(slot, exit.unstarted))
+        lost = list(slot.inflight)
+        slot.inflight.clear()
+        for batch in lost:
+            self._uncount(slot, batch)
+            for index in range(batch.first, batch.first + len(batch)):
+                self._lose(batch, index, slot, exit)
+        self._tell_waiters(slot)
+        if slot.state is State.LEAVING:
+            if not self._slots and not self._queues:
+                self.backend.rest()
+        elif not exit.ready:
+            self._on_failed_start(exit)
+        elif self._present() < self.limit:
+            self.start_worker()
+        self._tell_changed()
+        self.dispatch()
+
+    def _lose(self, batch: Batch, index: int, slot: Slot, exit: Exit) -> None:
+        """A call may have started and has no outcome: tell its owner, or run it again if that was allowed."""
+        owner: Owner = batch.owner
+        if owner.cancelled:
+            return
+        name = call_name(batch, index, owner)
+        error: AparallelError
+        if slot.overran is not None:
+            error = CallTimeoutError(
+                f"{name} ran longer than timeout={slot.overran:g} seconds and was stopped.",
+                call=name,
+                timeout=slot.overran,
+            )
+        elif owner.may_retry(index):
+            payload = batch.payloads[index - batch.first]
+            self._put_back([Batch(owner, batch.function, index, [payload])])
+            self.broken += 1
+            return
+        else:
+            self.broken += 1
+            error = BrokenWorkerError(
+                f"The worker that ran {name} died: {exit}. The pool has replaced it; other calls are not affected.\n"
+                f"What a crash leaves of a traceback is on stderr. To run such calls again, give retries=.",
+                call=name,
+                exitcode=exit.exitcode,
+                signal=exit.signal,
+            )
+        self.failed += 1
+        owner.deliver(index, [error], [0])
+
+    def _on_failed_start(self, exit: Exit) -> None:
+        self._failed_starts += 1
+        if exit.error is not None:
+            error: AparallelError = InitializerError(
+                f"The pool's initializer failed in a worker: {type(exit.error).__name__}: {exit.error}"
+            )
+            error.__cause__ = exit.error
+        elif self._failed_starts >= _FAILED_STARTS:
+            error = BrokenWorkerError(
+                f"{self._failed_starts} workers in a row died before they could run a call ({exit}). "
+                f"What they printed is on stderr. Check that {_interpreter(self.backend)} starts.",
+                exitcode=exit.exitcode,
+                signal=exit.signal,
+            )
+        else:
+            return
+        self._failed_starts = 0
+        self.start_error = error
+        self._fail_pending(error)
+
+    def _fail_pending(self, error: BaseException) -> None:
+        for queue in list(self._queues):
+            while (batch := queue.head()) is not None:
+                queue.take(len(batch))
+                for index in range(batch.first, batch.first + len(batch)):
+                    if not batch.owner.cancelled:
+                        batch.owner.deliver(index, [error], [0])
+            self._queues.pop(queue, None)
+
+    # Nobody waits behind a slow call
+
+    def _plan_watch(self) -> None:
+        if self._watch is None and any(slot.calls > 1 or not slot.ready for slot in self._slots if slot.calls):
+            self._watch = self.loop.call_later(_WATCH_SECONDS, self._on_watch)
+
+    def _on_watch(self) -> None:
+        """Fetch outcomes that wait for company, and give calls behind a slow one to a worker that is free."""
+        self._watch = None
+        now = self.loop.time()
+        stuck = [slot for slot in self._slots if slot.calls and now - slot.progress_at > _STUCK_SECONDS]
+        for slot in stuck:
+            slot.worker.look()
+        if self._idle or self._present() < self.limit:
+            for slot in stuck:
+                if slot.state is State.OPEN and slot.calls > slot.ready and self._could_move(slot):
+                    self._recall(slot)
+                    break
+        self._plan_watch()
+
+    def _could_move(self, slot: Slot) -> bool:
+        if not slot.ready and not any(idle.ready for idle in self._idle):  # another start would take as long
+            return False
+        queue = slot.inflight[-1].owner.queue
+        return len(queue.serving) < queue.limit or not slot.ready
+
+
+def _name_the_call(error: BaseException, owner: Owner, index: int) -> None:
+    if isinstance(error, AparallelError) and getattr(error, "call", None) == "":
+        error.call = f"call {index}" if isinstance(owner, Queue) else "the call"  # type: ignore[attr-defined]
+
+
+def _interpreter(backend: Backend) -> str:
+    return str(getattr(backend, "executable", "the interpreter"))

@@ -1,0 +1,154 @@
+"""Results as they come: an async iterator that belongs to an async with block."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from aparallel._parallel.flow import Flow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# A consumer that finds results waiting gives the loop back after this many, or this long.
+_RESULTS_AT_ONCE = 64
+_SECONDS_AT_ONCE = 0.001
+
+
+class StreamFlow(Flow):
+    """A flow whose results wait for a consumer, and which draws no further than the consumer keeps pace."""
+
+    def __init__(self, *args: Any, ordered: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ordered = ordered
+        self._ready: deque[tuple[int, Any]] = deque()
+        # Ordered only: results whose turn has not come, by index, and whose turn it is.
+        self._early: dict[int, Any] = {}
+        self._next = 0
+        self._consumed = 0
+        self._arrival: asyncio.Future[None] | None = None
+
+    def released(self) -> int:
+        return self._consumed
+
+    def collect(self, first: int, values: list[Any]) -> None:
+        if not self._ordered:
+            self._ready.extend(enumerate(values, first))
+        elif first == self._next:
+            self._ready.extend(enumerate(values, first))
+            self._next += len(values)
+            while self._next in self._early:
+                self._ready.append((self._next, self._early.pop(self._next)))
+                self._next += 1
+        else:
+            self._early.update(enumerate(values, first))
+        self._announce()
+
+    def stop(self, error: BaseException) -> None:
+        super().stop(error)
+        self._announce()
+
+    def _check_finished(self) -> None:
+        super()._check_finished()
+        if self.finished.done():
+            self._announce()
+
+    def _announce(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    async def end(self) -> None:
+        try:
+            await super().end()
+        finally:
+            self._ready.clear()
+            if not self.finished.done():
+                self.finished.set_result(None)
+            self._announce()
+
+    async def next(self) -> tuple[int, Any]:
+        """Return the next result and its index; raise what stopped the flow, or StopAsyncIteration."""
+        while True:
+            if self.error is not None:
+                raise self.error
+            if self._ready:
+                self._consumed += 1
+                self.wake_drawer()
+                return self._ready.popleft()
+            if self.finished.done():
+                raise StopAsyncIteration
+            self._arrival = self._scheduler.loop.create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+
+
+class ResultStream(Generic[T_co]):
+    """The results of calls that still run: an async iterator, inside its ``async with`` block.
+
+    Leaving the block cancels the calls that have not finished and waits until they have stopped.
+    One task at a time may iterate.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
+        self._begin = begin
+        self._flow: StreamFlow | None = None
+        self._ended: Callable[[], None] | None = None
+        self._index: int | None = None
+        self._given = 0
+        self._pause_at = 0.0
+
+    @property
+    def index(self) -> int:
+        """The input index of the result that was given last.
+
+        Raises:
+            LookupError: none has been given yet.
+        """
+        if self._index is None:
+            raise LookupError("No result has been given yet, so there is no index.")
+        return self._index
+
+    async def indexed(self) -> AsyncIterator[tuple[int, T_co]]:
+        """Iterate over (index, result) instead of results."""
+        async for result in self:
+            yield self.index, result
+
+    async def __aenter__(self) -> Self:
+        if self._flow is not None:
+            raise RuntimeError("This stream has been entered before. Call stream_parallel(...) again for another one.")
+        self._flow, self._ended = self._begin()
+        self._flow.draw_in_background()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._flow is not None
+        assert self._ended is not None
+        try:
+            await self._flow.end()
+        finally:
+            self._ended()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T_co:
+        flow = self._flow
+        if flow is None:
+            raise RuntimeError("Enter the stream first: async with stream_parallel(...) as results: ...")
+        self._given += 1
+        if self._given % _RESULTS_AT_ONCE == 0 and time.monotonic() > self._pause_at:
+            await asyncio.sleep(0)
+            self._pause_at = time.monotonic() + _SECONDS_AT_ONCE
+        self._index, value = await flow.next()
+        result: T_co = value
+        return result

@@ -1,0 +1,74 @@
+"""The pure decisions: how many calls travel together and how far ahead they are drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aparallel._parallel.batching import (
+    AHEAD_BYTES,
+    MESSAGE_CALLS,
+    MESSAGE_SECONDS,
+    calls_ahead,
+    calls_per_message,
+    fair_share,
+    parse_batch_size,
+    parse_pre_dispatch,
+)
+
+
+@given(st.floats(1e-9, 10), st.integers(1, 10_000))
+def test_a_message_lasts_no_longer_than_it_may_unless_one_call_does(seconds: float, share: int) -> None:
+    count = calls_per_message(seconds, MESSAGE_SECONDS, share, None)
+    assert 1 <= count <= MESSAGE_CALLS
+    assert count == 1 or count * seconds <= MESSAGE_SECONDS * 1.001
+
+
+def test_a_call_of_unknown_length_travels_alone() -> None:
+    assert calls_per_message(None, MESSAGE_SECONDS, 100, None) == 1
+    assert calls_per_message(None, MESSAGE_SECONDS / 2, 100, None) == 0
+
+
+@given(st.integers(1, 10**6), st.integers(1, 64))
+def test_shares_shrink_so_that_every_worker_has_some_to_the_end(waiting: int, workers: int) -> None:
+    share = fair_share(waiting, workers)
+    assert share >= 1
+    assert share == 1 or share * workers <= waiting + workers
+
+
+@given(st.one_of(st.none(), st.floats(0, 100)), st.one_of(st.just(0.0), st.floats(1, 1e9)), st.integers(1, 64))
+def test_drawing_ahead_keeps_every_worker_fed_and_memory_bounded(
+    seconds: float | None, call_bytes: float, workers: int
+) -> None:
+    ahead = calls_ahead(None, seconds, call_bytes, workers)
+    assert ahead >= workers
+    assert ahead == workers or ahead * call_bytes <= AHEAD_BYTES * 1.001
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [("auto", None), (1, 1), (7, 7), ("2*n_jobs", 8), ("n_jobs", 4), ("n_jobs * 3", 12), (" 1.5 * n_jobs ", 6)],
+)
+def test_pre_dispatch_is_read_as_in_joblib(value: Any, limit: int | None) -> None:
+    assert parse_pre_dispatch(value, 4) == limit
+
+
+def test_pre_dispatch_all_is_no_limit() -> None:
+    limit = parse_pre_dispatch("all", 4)
+    assert limit is not None
+    assert limit > 10**15
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "0*n_jobs", "__import__('os')", "2*m_jobs", None, ""])
+def test_a_bad_pre_dispatch_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="pre_dispatch="):
+        parse_pre_dispatch(value, 4)
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 1.5, "many", None])
+def test_a_bad_batch_size_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size="):
+        parse_batch_size(value)

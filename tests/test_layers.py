@@ -1,0 +1,175 @@
+"""Imports run one way, and what starts small stays small.
+
+The layers are the design's: a module may use its own layer, those below it, and the ground.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import aparallel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(aparallel.__file__).parent
+
+DIRECTLY_BELOW = {
+    "web": {"_parallel", "_memory"},
+    "_parallel": {"_backends"},
+    "_backends": {"_transfer"},
+    "_worker": {"_transfer"},
+    "_transfer": {"_wire"},
+    "_wire": set(),
+    "_memory": {"_persist"},
+    "_persist": set(),
+}
+GROUND = {"_ground", "abc", "errors"}
+# They may use everything, and nothing in the house uses them.
+FRONT_DOORS = {"__init__", "__main__", "_cli", "testing"}
+
+HEAVY = {"aiofiles", "anyio", "asyncio", "cloudpickle", "concurrent", "multiprocessing", "numpy", "tqdm", "uvloop"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name; a package is named after its folder."""
+    return {
+        ".".join(["aparallel", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def layer_of(module: str) -> str:
+    inner = module.split(".")[1:]
+    return inner[0] if inner else "__init__"
+
+
+def may_use(layer: str) -> set[str]:
+    if layer in FRONT_DOORS:
+        return {*DIRECTLY_BELOW, *GROUND, *FRONT_DOORS}
+    if layer in GROUND:
+        return GROUND
+    return {layer, *GROUND}.union(*map(may_use, DIRECTLY_BELOW[layer]))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and dotted name of every import in *tree*, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def layer_used(name: str) -> str | None:
+    """The layer that an imported name belongs to, None for other people's packages."""
+    if name != "aparallel" and not name.startswith("aparallel."):
+        return None
+    layer = layer_of(name)
+    # `from aparallel import Pool` goes through the front door.
+    return layer if layer in {*DIRECTLY_BELOW, *GROUND, *FRONT_DOORS} else "__init__"
+
+
+def violations(module: str, source: str) -> list[str]:
+    layer = layer_of(module)
+    if layer not in {*DIRECTLY_BELOW, *GROUND, *FRONT_DOORS}:
+        return [f"{module} is in no layer: say in this test which it uses"]
+    found = []
+    for line, name in imports(ast.parse(source)):
+        used = layer_used(name)
+        if name.startswith("."):
+            found.append(f"{module}:{line} imports {name}: write the whole name")
+        elif used is not None and used not in may_use(layer):
+            found.append(f"{module}:{line} imports {name}: {layer} may not use {used}")
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_one_way(module: str) -> None:
+    assert violations(module, modules()[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("aparallel._wire.frames", "from aparallel._transfer import pickling"),
+        ("aparallel._wire.frames", "def f():\n    import aparallel._transfer.pickling"),
+        ("aparallel._worker.loop", "from aparallel._backends.process import x"),
+        ("aparallel._backends.process", "from aparallel._worker.loop import main"),
+        ("aparallel._memory.memory", "from aparallel._parallel.pool import Pool"),
+        ("aparallel._parallel.pool", "if TYPE_CHECKING:\n    from aparallel._memory.memory import Memory"),
+        ("aparallel._ground.hop", "from aparallel._wire import frames"),
+        ("aparallel.errors", "from aparallel._parallel import call"),
+        ("aparallel._parallel.gather", "from aparallel import Pool"),
+        ("aparallel._parallel.gather", "import aparallel"),
+        ("aparallel._parallel.gather", "import aparallel.testing"),
+        ("aparallel._parallel.gather", "from . import pool"),
+        ("aparallel._parallel.gather", "from .._backends import process"),
+        ("aparallel._new.thing", ""),
+    ],
+)
+def test_an_import_against_the_layers_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("aparallel._parallel.gather", "from aparallel._parallel import pool\nfrom aparallel import errors, abc"),
+        ("aparallel._parallel.gather", "import aparallel._wire.frames\nfrom aparallel._ground.cpus import cpu_count"),
+        ("aparallel._worker.loop", "from aparallel._wire import frames"),
+        ("aparallel.web.asgi", "from aparallel._memory.memory import Memory\nimport aparallelogram, numpy"),
+        ("aparallel.testing", "from aparallel import Pool"),
+        ("aparallel", "from aparallel._parallel.pool import Pool"),
+    ],
+)
+def test_an_import_along_the_layers_is_not(module: str, source: str) -> None:
+    assert violations(module, source) == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after *code* and had not before."""
+    script = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    return {name.partition(".")[0] for name in result.stdout.split()}
+
+
+def test_importing_aparallel_loads_nothing_but_itself_and_the_standard_library() -> None:
+    loaded = loaded_by("import aparallel")
+    assert not loaded & HEAVY
+    assert loaded - sys.stdlib_module_names == {"aparallel"}
+
+
+@pytest.mark.parametrize("name", ["delayed", "cpu_count", "errors"])
+def test_light_names_stay_light_when_used(name: str) -> None:
+    assert not loaded_by(f"import aparallel; aparallel.{name}") & HEAVY
+
+
+def test_every_public_name_is_there_and_is_listed() -> None:
+    for name in aparallel.__all__:
+        assert getattr(aparallel, name) is not None
+    assert set(aparallel.__all__) <= set(dir(aparallel))
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        aparallel.no_such_name  # noqa: B018
+
+
+def test_a_worker_starts_with_the_standard_library_alone() -> None:
+    loaded = loaded_by("import aparallel._worker.loop")
+    assert not loaded & HEAVY
+    assert loaded - sys.stdlib_module_names == {"aparallel"}
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if layer_of(name) in {"_worker", "_wire"}])
+def test_the_worker_and_the_wire_use_the_standard_library_even_in_their_functions(module: str) -> None:
+    roots = {name.partition(".")[0] for _, name in imports(ast.parse(modules()[module].read_text()))}
+    assert roots <= {*sys.stdlib_module_names, "aparallel"}

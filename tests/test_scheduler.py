@@ -1,0 +1,217 @@
+"""What the scheduler decides, on fake workers: every order of events is forced, none waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from aparallel import Pool, delayed
+from aparallel.errors import BrokenWorkerError, CallTimeoutError
+from aparallel.testing import FakeBackend, FakeWorker
+
+
+def same(x: int) -> int:
+    return x
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (the loop's own turns are what is waited for)
+            await asyncio.sleep(0)
+
+
+async def finish_all(backend: FakeBackend, task: asyncio.Future[object], seconds: float = 1e-6) -> None:
+    """Let every worker finish whatever it has until *task* is done."""
+    async with asyncio.timeout(5):
+        while not task.done():
+            for worker in list(backend.workers):
+                if worker.alive and (worker.running or worker.waiting):
+                    worker.finish(len(worker.waiting) + (worker.running is not None), seconds)
+            await asyncio.sleep(0)
+
+
+async def test_calls_of_an_unknown_function_travel_one_at_a_time() -> None:
+    backend = FakeBackend()
+    async with Pool(2, backend) as pool:
+        task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(100)))
+        await until(lambda: len(backend.workers) == 2)
+        assert [worker.messages for worker in backend.workers] == [[1], [1]]
+        await finish_all(backend, task)
+        assert await task == list(range(100))
+        assert max(max(worker.messages) for worker in backend.workers) > 10  # once it was known to be fast
+
+
+async def test_slow_calls_never_travel_together() -> None:
+    backend = FakeBackend()
+    async with Pool(2, backend) as pool:
+        task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(20)))
+        await finish_all(backend, task, seconds=0.5)
+        assert {size for worker in backend.workers for size in worker.messages} == {1}
+
+
+async def test_a_call_goes_to_the_worker_that_was_used_last() -> None:
+    backend = FakeBackend()
+    async with Pool(3, backend) as pool:
+        await pool.warm_up()
+        task = asyncio.ensure_future(pool.run(same, 1))
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        used = next(worker for worker in backend.workers if worker.waiting)
+        await finish_all(backend, task)
+        task = asyncio.ensure_future(pool.run(same, 2))
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        assert used.waiting
+        await finish_all(backend, task)
+
+
+async def test_calls_behind_one_that_turns_slow_move_to_an_idle_worker() -> None:
+    backend = FakeBackend()
+    async with Pool(2, backend) as pool:
+        await pool.warm_up()
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(10)], batch_size=10))
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        slow = next(worker for worker in backend.workers if worker.waiting)
+        other = next(worker for worker in backend.workers if worker is not slow)
+        slow.begin()
+        await until(lambda: len(other.waiting) == 9)
+        assert not slow.waiting
+        other.finish(9)
+        slow.finish()
+        assert await task == list(range(10))
+
+
+async def test_a_death_costs_the_running_call_and_nothing_else() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(
+            pool.gather([delayed(same)(x) for x in range(10)], batch_size=10, return_exceptions=True)
+        )
+        await until(lambda: worker.waiting)
+        worker.finish(3)
+        worker.begin()
+        worker.die(exitcode=None, signal=11)
+        await finish_all(backend, task)
+        results = await task
+        broken = results[3]
+        assert isinstance(broken, BrokenWorkerError)
+        assert broken.signal == 11
+        assert [x for x in results if x is not broken] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+        assert pool.statistics().broken == 1
+
+
+async def test_retries_run_a_lost_call_again_and_no_other() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(3)], batch_size=3, retries=1))
+        await until(lambda: worker.waiting)
+        worker.finish()
+        worker.begin()
+        worker.die()
+        await finish_all(backend, task)
+        assert await task == [0, 1, 2]
+
+
+async def test_a_worker_that_never_becomes_ready_does_not_hold_calls_that_another_can_run() -> None:
+    backend = FakeBackend(ready=False)
+    async with Pool(2, backend) as pool:
+        task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(6)))
+        await until(lambda: len(backend.workers) == 2)
+        backend.workers[1].become_ready()
+
+        def serve() -> bool:
+            worker: FakeWorker = backend.workers[1]
+            if worker.waiting:
+                worker.finish(len(worker.waiting))
+            return task.done()
+
+        await until(serve)
+        assert await task == list(range(6))
+
+
+async def test_two_gathers_share_the_workers_fairly() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        long = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(1000)))
+        await until(lambda: worker.waiting)
+        worker.finish(seconds=0.01)
+        short = asyncio.ensure_future(pool.gather(delayed(same)(-x) for x in range(5)))
+        finished = 0
+        async with asyncio.timeout(5):
+            while not short.done():
+                if worker.waiting:
+                    worker.finish(seconds=0.01)
+                    finished += 1
+                await asyncio.sleep(0)
+        assert finished < 20
+        long.cancel()
+        await asyncio.wait([long])
+
+
+async def test_a_call_that_ends_within_the_grace_keeps_its_worker() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(pool.run(same, 1))
+        await until(lambda: worker.waiting)
+        worker.begin()
+        task.cancel()
+        await asyncio.sleep(0)
+        worker.finish()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert worker.alive
+        assert pool.statistics().idle == 1
+
+
+async def test_a_cancelled_call_that_goes_on_is_killed_and_its_worker_replaced_at_once() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(pool.run(same, 1))
+        await until(lambda: worker.waiting)
+        worker.begin()
+        task.cancel()
+        await asyncio.wait([task])
+        assert not worker.alive
+        assert len(backend.workers) == 2
+        now = pool.statistics()
+        assert (now.workers, now.queued, now.running, now.broken) == (1, 0, 0, 0)
+
+
+async def test_a_timeout_counts_from_the_start_of_its_call_and_ends_only_that() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(
+            pool.gather([delayed(same)(x) for x in range(3)], batch_size=3, timeout=0.03, return_exceptions=True)
+        )
+        await until(lambda: worker.waiting)
+        worker.finish()
+        worker.begin()
+        await until(lambda: not worker.alive)
+        await finish_all(backend, task)
+        first, second, third = await task
+        assert (first, third) == (0, 2)
+        assert isinstance(second, CallTimeoutError)
+
+
+async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait() -> None:
+    class Full(FakeBackend):
+        def start(self, loop: object, events: object) -> FakeWorker:
+            raise OSError(24, "Too many open files")
+
+    async with Pool(1, Full()) as pool:
+        with pytest.raises(OSError, match="Too many open files"):
+            await pool.run(same, 1)
+        with pytest.raises(OSError, match="Too many open files"):
+            await pool.gather(delayed(same)(x) for x in range(3))

@@ -1,0 +1,94 @@
+"""What ``Pool`` tells a type checker. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import assert_type
+
+from aparallel import Call, Pool, PoolStatistics, ResultStream, cpu_count, delayed
+
+request: ContextVar[str] = ContextVar("request")
+
+
+def area(width: int, height: int) -> float:
+    return float(width * height)
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+async def fetch(key: str) -> bytes:
+    return key.encode()
+
+
+async def arriving() -> AsyncIterator[Call[float]]:
+    yield delayed(area)(1, 2)
+
+
+async def run_gives_what_the_function_returns(pool: Pool) -> None:
+    assert_type(await pool.run(area, 2, 3), float)
+    assert_type(await pool.run(area, 2, 3, timeout=2.0, on_cancel="abandon"), float)
+    assert_type(await pool.run(delayed(area)(2, height=3)), float)
+    assert_type(await pool.run(delayed(area)(2, height=3), timeout=None), float)
+    assert_type(await pool.run(fetch, "key"), bytes)
+    assert_type(await pool.run(delayed(fetch)("key")), bytes)
+
+
+async def run_rejects_wrong_arguments(pool: Pool) -> None:
+    await pool.run(area, 2, "3")  # type: ignore[arg-type, call-arg]
+    await pool.run(area, 2)  # type: ignore[arg-type]
+    await pool.run(area, 2, 3, 4)  # type: ignore[arg-type, call-arg]
+    await pool.run(fetch, 1)  # type: ignore[arg-type]
+    await pool.run(area, 2, 3, height=3)  # type: ignore[call-overload]
+    await pool.run(area, 2, 3, timeout="2")  # type: ignore[call-arg, call-overload]
+    await pool.run(area, 2, 3, on_cancel="stop")  # type: ignore[call-arg, call-overload]
+
+
+async def map_gives_a_list(pool: Pool) -> None:
+    assert_type(await pool.map(shout, ["a", "b"]), list[str])
+    assert_type(await pool.map(area, [1, 2], range(2)), list[float])
+    assert_type(await pool.map(fetch, "abc", n_jobs=2), list[bytes])
+    await pool.map(shout, [1])  # type: ignore[arg-type]
+    await pool.map(area, [1], "a")  # type: ignore[arg-type]
+
+
+async def gather_is_typed_as_gather_parallel_is(pool: Pool) -> None:
+    calls = [delayed(area)(1, 2)]
+    assert_type(await pool.gather(calls), list[float])
+    assert_type(await pool.gather(arriving(), timeout=1), list[float])
+    assert_type(await pool.gather(*calls), list[float])
+    assert_type(await pool.gather(delayed(area)(1, 2), delayed(shout)("x")), tuple[float, str])
+    assert_type(await pool.gather(calls, return_exceptions=True), list[float | BaseException])
+    await pool.gather(calls, backend="thread")  # type: ignore[call-overload]
+    await pool.gather(calls, pool=pool)  # type: ignore[call-overload]
+
+
+async def stream_is_typed_as_stream_parallel_is(pool: Pool) -> None:
+    async with pool.stream((delayed(area)(x, x) for x in range(3)), ordered=False) as results:
+        assert_type(results, ResultStream[float])
+        async for index, result in results.indexed():
+            assert_type(index, int)
+            assert_type(result, float)
+    pool.stream([delayed(area)(1, 2)], backend="thread")  # type: ignore[call-overload]
+
+
+async def a_pool_is_a_context_manager_of_itself() -> None:
+    async with Pool(2, "thread", initializer=shout, initargs=("x",), context_vars=[request]) as pool:
+        assert_type(pool, Pool)
+        await pool.warm_up()
+    await pool.aclose()
+    Pool(backend="process", idle_timeout=10, max_calls_per_worker=100, max_queued=10, inner_max_num_threads=1)
+    Pool(jobs=2)  # type: ignore[call-arg]
+    Pool(on_cancel="stop")  # type: ignore[arg-type]
+
+
+def statistics_are_frozen(pool: Pool) -> None:
+    statistics = pool.statistics()
+    assert_type(statistics, PoolStatistics)
+    assert_type(statistics.busy, int)
+    statistics.busy = 0  # type: ignore[misc]
+
+
+assert_type(cpu_count(), int)
