@@ -1,0 +1,133 @@
+"""Every Python block of the documents runs, in order, and prints what the text block after it says.
+
+The blocks of one document share one namespace, the ``__main__`` of a process of its own. Blocks that await at the top
+level run on one event loop, as in a notebook. In a text block, ``...`` stands for anything.
+"""
+
+import doctest
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TIME_LIMIT = 120  # seconds for one document
+INFO_STRINGS = {"python", "text", "shell"}  # what a block may be; only shell blocks are not checked
+
+FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
+
+# Blocks keep their line numbers, so that a traceback points into the document. A mark before each block, in both
+# streams, lets the output be cut by block. Lines are flushed at once, as in a terminal: workers write in between.
+RUN_DOCUMENT = """
+import ast, asyncio, inspect, sys, types
+
+sys.stdout.reconfigure(line_buffering=True)
+
+def run_blocks(path, blocks):
+    with asyncio.Runner() as runner:
+        for line, text in blocks:
+            for stream in (sys.stdout, sys.stderr):
+                print(chr(30), line, file=stream, flush=True)
+            code = compile("\\n" * line + text, path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if code.co_flags & inspect.CO_COROUTINE:
+                runner.run(types.FunctionType(code, globals())())
+            else:
+                exec(code, globals())
+"""
+
+
+class Block(NamedTuple):
+    line: int  # of the fence that opens it
+    info: str
+    text: str
+    expected: str | None  # the text block that follows at once
+
+
+def blocks_of(document: Path) -> list[Block]:
+    source = document.read_text()
+    fences = list(FENCE.finditer(source))
+    return [
+        Block(
+            line=source.count("\n", 0, fence.start()) + 1,
+            info=fence["info"],
+            text=fence["text"],
+            expected=after["text"] if after and shows_output(after, source[fence.end() : after.start()]) else None,
+        )
+        for fence, after in itertools.zip_longest(fences, fences[1:])
+    ]
+
+
+def shows_output(fence: re.Match[str], between: str) -> bool:
+    return fence["info"] == "text" and not between.strip()
+
+
+def by_block(output: str) -> dict[int, str]:
+    """What each block printed, by its line."""
+    _, *pieces = re.split(r"\x1e (\d+)\n", output)
+    return {int(line): text for line, text in zip(pieces[::2], pieces[1::2], strict=True)}
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets on the usual code hosts."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def headings_of(document: Path) -> set[str]:
+    prose = FENCE.sub("", document.read_text())
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=name_of)
+def test_every_python_block_runs_and_prints_what_the_document_says(document: Path, tmp_path: Path) -> None:
+    blocks = [block for block in blocks_of(document) if block.info == "python"]
+    program = f"{RUN_DOCUMENT}\nrun_blocks({str(document)!r}, {[(b.line, b.text) for b in blocks]!r})\n"
+
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        cwd=tmp_path,
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    stdout, stderr = by_block(run.stdout), by_block(run.stderr)
+    for block in blocks:
+        if block.expected is not None:
+            got = stdout[block.line] or stderr[block.line]
+            assert doctest.OutputChecker().check_output(block.expected, got, doctest.ELLIPSIS), (
+                f"{name_of(document)}, the block of line {block.line}, printed:\n{got}\nand not:\n{block.expected}"
+            )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_block_says_what_it_is(document: Path) -> None:
+    assert {block.info for block in blocks_of(document)} <= INFO_STRINGS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for link in LINK.finditer(FENCE.sub("", document.read_text())):
+        target = document.parent / link["path"] if link["path"] else document
+        assert target.exists(), link[0]
+        assert not link["anchor"] or link["anchor"] in headings_of(target), link[0]
+
+
+def test_reference_tells_every_public_name() -> None:
+    import aparallel
+    from aparallel import errors
+
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    public = {*aparallel.__all__} | {name for name in dir(errors) if name.endswith("Error")} | {"RemoteTraceback"}
+    assert {name for name in public if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", reference)} == set()
