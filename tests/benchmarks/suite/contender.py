@@ -1,0 +1,73 @@
+"""What every contender can be asked to do."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, TypeVar
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+# How many calls to keep under way per worker when a contender has no stream of its own: enough to hide every round
+# trip, few enough for constant memory.
+WINDOW_PER_WORKER = 64
+
+
+class NotOffered(Exception):
+    """The contender has no sensible way to do this work; the text says why."""
+
+
+class Contender(ABC):
+    """One way to run Python functions on other cores, used from a coroutine.
+
+    Each verb is to be written in the quickest way that the documentation of the contender shows. Blocking interfaces
+    run in a thread, so that the loop lives on. Only ``start``, ``stop`` and ``run`` are required; the other verbs are
+    here built from ``run`` and are overridden by contenders that know better.
+    """
+
+    cold_script: ClassVar[str]
+    """A whole program, as a user would write it, that doubles 0 and 1 on two workers and prints ``[0, 2]``."""
+
+    n_jobs: int = 1
+
+    @abstractmethod
+    async def start(self, n_jobs: int) -> None:
+        """Make ready to use *n_jobs* workers. They need not run yet."""
+        self.n_jobs = n_jobs
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Stop all workers and leave nothing behind."""
+
+    @abstractmethod
+    async def run(self, fn: Callable[[A], R], arg: A) -> R:
+        """Run a single call."""
+
+    async def separate(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        """Run calls that know nothing of each other and start at the same moment. Results in order."""
+        return await asyncio.gather(*(self.run(fn, arg) for arg in args))
+
+    async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        """Run many calls that are known at once. Results in order."""
+        return await self.separate(fn, args)
+
+    async def stream(self, fn: Callable[[A], R], args: Iterable[A], consume: Callable[[R], None]) -> None:
+        """Draw *args* as workers free up and *consume* the results in order, in any thread."""
+        under_way: deque[asyncio.Task[R]] = deque()
+        for arg in args:
+            under_way.append(asyncio.create_task(self.run(fn, arg)))
+            if len(under_way) == WINDOW_PER_WORKER * self.n_jobs:
+                consume(await under_way.popleft())
+        while under_way:
+            consume(await under_way.popleft())
+
+    async def as_completed(self, fn: Callable[[A], R], args: Sequence[A], consume: Callable[[R], None]) -> None:
+        """Run *args* and *consume* each result as soon as it is there, in any thread."""
+
+        async def run_and_consume(arg: A) -> None:
+            consume(await self.run(fn, arg))
+
+        await asyncio.gather(*map(run_and_consume, args))

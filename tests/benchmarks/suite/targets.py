@@ -1,0 +1,47 @@
+"""What aparallel set out to reach: the table in its design, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RatioTarget:
+    """aparallel is to be better than a contender by a factor."""
+
+    work: str
+    figure: str
+    contender: str
+    at_least: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.work}: {self.contender} / aparallel ≥ {self.at_least:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class LagTarget:
+    """aparallel's lag p99 during a work is to stay below a number of milliseconds."""
+
+    work: str
+    at_most_ms: float = 2.0
+
+    @property
+    def text(self) -> str:
+        return f"{self.work}: lag p99 ≤ {self.at_most_ms:g} ms"
+
+
+TARGETS: tuple[RatioTarget | LagTarget, ...] = (
+    RatioTarget("tiny_calls", "per call", "joblib", 3),
+    RatioTarget("tiny_calls", "per call", "run_in_executor", 40),
+    RatioTarget("one_call", "median", "anyio.to_process", 1),
+    RatioTarget("one_call", "median", "run_in_executor", 2),
+    RatioTarget("separate_calls", "per call", "run_in_executor", 20),
+    RatioTarget("cold_start", "first result", "joblib", 4),
+    LagTarget("tiny_calls"),
+    LagTarget("one_call"),
+    LagTarget("separate_calls"),
+    LagTarget("pool_start"),
+    LagTarget("mixed_calls"),
+    LagTarget("long_stream"),
+)

@@ -1,0 +1,18 @@
+"""All works, in the order of the report. A work is added by a module here and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from suite.work import Work
+from suite.works.cold_start import ColdStart, PoolStart
+from suite.works.long_stream import LongStream
+from suite.works.mixed_calls import MixedCalls
+from suite.works.one_call import OneCall
+from suite.works.tiny_calls import SeparateCalls, TinyCalls
+
+WORKS: Mapping[str, Work[Any]] = {
+    work.name: work
+    for work in (TinyCalls(), OneCall(), SeparateCalls(), ColdStart(), PoolStart(), MixedCalls(), LongStream())
+}
