@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.call import close_coroutines
+from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.batching import calls_ahead, parse_batch_size, parse_pre_dispatch
-from aparallel._parallel.progress import Reporter
+from aparallel._parallel.progress import Reporter, load_tqdm
 from aparallel._parallel.queues import Queue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel.abc import Batch
@@ -28,6 +30,12 @@ Source = Iterable[Any] | AsyncIterable[Any]
 
 # Drawing gives the loop back after this long.
 _SLICE_SECONDS = 0.001
+
+
+async def prepare(options: Options) -> None:
+    """Do before a flow begins what would hold the loop: import the progress bar, about 100 ms."""
+    if options.progress is True and "tqdm.auto" not in sys.modules:
+        await in_thread(load_tqdm)
 
 
 class Flow(Queue):

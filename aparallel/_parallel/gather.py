@@ -215,7 +215,7 @@ def stream_parallel(
         pool, workers = _pool_for(resolved)
         return pool._begin_stream(source, resolved, ordered, return_exceptions, workers)
 
-    return ResultStream(begin)
+    return ResultStream(resolved, begin)
 
 
 def _forget(loop: weakref.ref[asyncio.AbstractEventLoop], key: Any) -> None:

@@ -15,7 +15,7 @@ from aparallel._ground.call import Call
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
-from aparallel._parallel.flow import Flow, Source
+from aparallel._parallel.flow import Flow, Source, prepare
 from aparallel._parallel.lifetime import LoopTie, running_loop
 from aparallel._parallel.options import (
     Options,
@@ -298,7 +298,7 @@ class Pool:
     ) -> ResultStream[Any]:
         """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`."""
         source, resolved = single_source((calls,)), self._resolve(options)
-        return ResultStream(lambda: self._begin_stream(source, resolved, ordered, return_exceptions))
+        return ResultStream(resolved, lambda: self._begin_stream(source, resolved, ordered, return_exceptions))
 
     @overload
     async def map(
@@ -360,6 +360,7 @@ class Pool:
         self, source: Source, options: Options, return_exceptions: bool, workers: int | None = None
     ) -> Any:
         """Run a whole gather; *workers*, if given, is what the pool that belongs to the loop is to have."""
+        await prepare(options)
         flow = self._begin(GatherFlow, source, options, return_exceptions, "gather_parallel", workers)
         try:
             with self._place_for_nested(flow.context):

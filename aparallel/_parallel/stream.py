@@ -7,11 +7,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from aparallel._parallel.flow import Flow
+from aparallel._parallel.flow import Flow, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
+
+    from aparallel._parallel.options import Options
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -97,7 +99,8 @@ class ResultStream(Generic[T_co]):
     One task at a time may iterate.
     """
 
-    def __init__(self, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
+    def __init__(self, options: Options, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
+        self._options = options
         self._begin = begin
         self._flow: StreamFlow | None = None
         self._ended: Callable[[], None] | None = None
@@ -124,6 +127,7 @@ class ResultStream(Generic[T_co]):
     async def __aenter__(self) -> Self:
         if self._flow is not None:
             raise RuntimeError("This stream has been entered before. Call stream_parallel(...) again for another one.")
+        await prepare(self._options)
         self._flow, self._ended = self._begin()
         self._flow.draw_in_background()
         return self
