@@ -24,7 +24,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
     """
     try:
         return asyncio.get_running_loop()
-    except RuntimeError:
+    except RuntimeError:  # none: say below what runs instead
         pass
     if "trio" in sys.modules and "sniffio" in sys.modules:
         import sniffio

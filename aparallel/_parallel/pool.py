@@ -108,7 +108,6 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r} is not a function.")
         self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
-        self._inner_threads = inner_max_num_threads
         self._backend = _make_backend(
             backend, self._n_jobs, initializer, tuple(initargs), inner_max_num_threads, tuple(context_vars), executable
         )

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 PROTOCOL = 5
 MAIN = b"__main__"
 
-# The C pickler writes frames of this size; the standard library fixes it.
-FRAME_BYTES = 64 * 1024
-
 
 class TooLarge(Exception):
     """The pickle outgrew its limit; nothing of it is kept."""
@@ -64,7 +61,7 @@ def _pickle_through(obj: object, sink: _Sink) -> bytes:
             Pickler(sink, PROTOCOL).dump(obj)
         except TooLarge:
             raise
-        except Exception:  # as in pickle()
+        except Exception:  # as in pickle(): by value, below, or that raises
             pass
         else:
             data = sink.take()
