@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aparallel import abc, errors
     from aparallel._ground.call import Call, delayed
     from aparallel._ground.cpus import cpu_count
+    from aparallel._ground.sharing import Shared
     from aparallel._parallel.gather import gather_parallel, stream_parallel
     from aparallel._parallel.options import parallel_config
     from aparallel._parallel.pool import Pool
@@ -23,6 +24,7 @@ __all__ = [
     "Pool",
     "PoolStatistics",
     "ResultStream",
+    "Shared",
     "abc",
     "cpu_count",
     "delayed",
@@ -39,6 +41,7 @@ _HOMES = {
     "Pool": "aparallel._parallel.pool",
     "PoolStatistics": "aparallel._parallel.workforce",
     "ResultStream": "aparallel._parallel.stream",
+    "Shared": "aparallel._ground.sharing",
     "cpu_count": "aparallel._ground.cpus",
     "delayed": "aparallel._ground.call",
     "gather_parallel": "aparallel._parallel.gather",

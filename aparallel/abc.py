@@ -12,11 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from aparallel._ground.sharing import Shared
+
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Context
 
     from aparallel._ground.call import Call
+    from aparallel._ground.sharing import MmapMode
     from aparallel._ground.timings import Timing
 
 __all__ = [
@@ -29,11 +32,27 @@ __all__ = [
     "Later",
     "OnCancel",
     "Owner",
+    "Sharing",
     "Worker",
     "WorkerEvents",
 ]
 
 OnCancel = Literal["kill", "wait", "abandon"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sharing:
+    """How large buffers travel to workers that do not share the caller's memory, and back.
+
+    Attributes:
+        max_nbytes: buffers of more bytes go through shared memory; None for none.
+        mmap_mode: how workers map arguments.
+        temp_folder: where files without a name are made if memory is short; None for the system's own folder.
+    """
+
+    max_nbytes: int | None = 1024 * 1024
+    mmap_mode: MmapMode = "r"
+    temp_folder: str | None = None
 
 
 class Function:
@@ -59,6 +78,8 @@ class Owner(Protocol):
 
     context: Context
     """The context that the calls run in, where workers share the caller's memory. Copied for each call."""
+    sharing: Sharing
+    """How large buffers in the results travel, where workers do not."""
 
 
 class Batch:
@@ -135,12 +156,18 @@ class Encoder(ABC):
             UnpicklableCallError: it cannot be encoded.
         """
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of what is kept for further calls: there will be none."""
+
     def forget_functions(self) -> None:  # noqa: B027
         """Encode functions anew from here on: what they refer to may have changed."""
 
     @abstractmethod
-    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any]:
-        """Encode off the loop a call that was found too large; *index* is None for a single call."""
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
+        """Encode off the loop a call that was found too large; *index* is None for a single call.
+
+        Returns the function, the payload, and the bytes that the payload takes.
+        """
 
 
 class Later:
@@ -251,8 +278,16 @@ class Backend(ABC):
     on_cancel: OnCancel
 
     @abstractmethod
-    def encoder(self) -> Encoder:
-        """Return a new encoder for calls of this pool."""
+    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> Encoder:
+        """Return a new encoder for calls of this pool.
+
+        *single*: for separate calls, as long as the pool lives. *at_once*: for a list of calls, whose arguments count
+        as being what they are when they are first met.
+        """
+
+    async def share(self, value: Any, mode: MmapMode, sharing: Sharing) -> Shared[Any]:
+        """Share *value* with all workers until it is closed. Workers that share the caller's memory need nothing."""
+        return Shared(value, mode, array=value if hasattr(value, "__array_interface__") else None, release=None)
 
     @abstractmethod
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> Worker:

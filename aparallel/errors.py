@@ -9,6 +9,7 @@
     │                             here as it is
     ├── UnpicklableCallError      a call cannot travel to a worker           (TypeError)
     ├── UnpicklableResultError    a result cannot travel back                (TypeError)
+    ├── SharedMemoryError         large data found no room on its way        (MemoryError)
     ├── PoolSaturatedError        the pool's queue is full                   (RuntimeError)
     ├── ClosedPoolError           the pool is closed                         (RuntimeError)
     ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
@@ -30,6 +31,7 @@ __all__ = [
     "PoolSaturatedError",
     "RemoteCallError",
     "RemoteTraceback",
+    "SharedMemoryError",
     "UnpicklableCallError",
     "UnpicklableResultError",
     "UnsupportedPlatformError",
@@ -121,6 +123,18 @@ class UnpicklableResultError(AparallelError, TypeError):
     def __init__(self, message: str = "", *, call: str = "") -> None:
         super().__init__(message)
         self.call = call
+
+
+class SharedMemoryError(AparallelError, MemoryError):
+    """Large data found no room on its way: neither in memory nor in a file, or nothing could map it.
+
+    Attributes:
+        nbytes: how many bytes it was about.
+    """
+
+    def __init__(self, message: str = "", *, nbytes: int | None = None) -> None:
+        super().__init__(message)
+        self.nbytes = nbytes
 
 
 class PoolSaturatedError(AparallelError, RuntimeError):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._ground.call import Call
-    from aparallel.abc import Batch, OnCancel, WorkerEvents
+    from aparallel.abc import Batch, OnCancel, Sharing, WorkerEvents
 
 __all__ = ["BackendSuite", "FakeBackend", "FakeWorker"]
 
@@ -48,7 +48,7 @@ class FakeBackend(Backend):
         self.workers: list[FakeWorker] = []
         self._timings = Timings()
 
-    def encoder(self) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> FakeWorker:

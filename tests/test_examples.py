@@ -39,6 +39,10 @@ STDOUT = {
         r"^12 row means, written by two threads into one array: 499,999\.5 \.\.\. 11,499,999\.5$",
         r"^ValueError: .*sharedmem",
     ],
+    "shared_memory_processes": [
+        r"^12 row means, written by two processes into one array: 499,999\.5 \.\.\.$",
+        r"^ValueError: assignment destination is read-only$",
+    ],
     "stream_with_progress": [
         r"^10 of unknown$",
         r"^40 of (?:40|unknown)$",

@@ -694,7 +694,6 @@ def test_a_bad_configuration_is_refused_where_it_is_made() -> None:
 
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_job": 2}, TypeError, "no option 'n_job'. Did you mean 'n_jobs'"),
-    ({"max_nbytes": 2}, TypeError, "no option 'max_nbytes'"),
     ({"n_jobs": 0}, ValueError, "n_jobs"),
     ({"n_jobs": 2.0}, TypeError, "n_jobs"),
     ({"n_jobs": "2"}, TypeError, "n_jobs"),

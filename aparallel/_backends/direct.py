@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.call import Call, name_of, wrong_item
+from aparallel._ground.sharing import unwrap
 from aparallel._ground.timings import Timings
 from aparallel.abc import Drawn, Encoder, Function
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CLOCK_EVERY = 64
+
+
+def _open(call: Call[Any]) -> Call[Any]:
+    """Put what is shared in the place of Shared objects: they share memory anyway."""
+    opened = unwrap(call.args, call.keywords)
+    return call if opened is None else Call(call.func, *opened[0], **opened[1])
 
 
 class DirectEncoder(Encoder):
@@ -35,7 +42,7 @@ class DirectEncoder(Encoder):
                 last = call.func
                 payloads = []
                 drawn.runs.append((Function(id(last), name_of(last), self._timings.of(last)), payloads))
-            payloads.append(call)
+            payloads.append(_open(call))
             count += 1
             if count % _CLOCK_EVERY == 0 and time.monotonic() > deadline:
                 break
@@ -46,7 +53,7 @@ class DirectEncoder(Encoder):
 
     def encode(self, call: Call[Any]) -> tuple[Function, Any]:
         fn = call.func
-        return Function(id(fn), name_of(fn), self._timings.of(fn)), call
+        return Function(id(fn), name_of(fn), self._timings.of(fn)), _open(call)
 
-    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any]:
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
         raise NotImplementedError("draw() never finds a call too large")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._ground.call import Call
-    from aparallel.abc import OnCancel
+    from aparallel.abc import OnCancel, Sharing
 
 
 class InlineBackend(Backend):
@@ -37,7 +37,7 @@ class InlineBackend(Backend):
         self._initializing: asyncio.Task[tuple[Any, bool]] | None = None
         self._workers: set[InlineWorker] = set()
 
-    def encoder(self) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> InlineWorker:

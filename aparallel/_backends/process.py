@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 # Imported now: when the first lambda is pickled, it would hold the loop for 20 ms.
 import aparallel._transfer.by_value  # noqa: F401
 from aparallel._backends.child import Child, check_platform
 from aparallel._backends.process_worker import ProcessWorker
+from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.encoding import Functions, ProcessEncoder
 from aparallel._transfer.pickling import pickle
+from aparallel._transfer.shipment import LazyMemory
 from aparallel.abc import Backend, WorkerEvents
 from aparallel.errors import UnsupportedPlatformError
 
@@ -23,10 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import ContextVar
 
-    from aparallel.abc import OnCancel
+    from aparallel._ground.sharing import MmapMode, Shared
+    from aparallel.abc import OnCancel, Sharing
 
 # The spare starts when the first workers have had time to start: it must not compete with them.
 _SPARE_DELAY = 0.1
+
+# Shared memory that was used is kept so long for the next use: new memory costs ten times what copying does.
+_UNUSED_SECONDS = 0.5
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -73,15 +81,25 @@ class ProcessBackend(Backend):
         self._spare_timer: asyncio.TimerHandle | None = None
         # Every spare that is alive, standing by or on its way out, with what is done when it is gone.
         self._spares: dict[Child, asyncio.Future[None]] = {}
+        # Memory of arguments, and what was shared by name of the user.
+        self._memory = LazyMemory()
+        self._shared: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
+        self._tending: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def encoder(self) -> ProcessEncoder:
-        return ProcessEncoder(self._functions, self._variables)
+    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> ProcessEncoder:
+        return ProcessEncoder(self._functions, self._variables, self._memory, sharing, single=single, at_once=at_once)
+
+    async def share(self, value: Any, mode: MmapMode, sharing: Sharing) -> Shared[Any]:
+        shared = await in_thread(lambda: self._memory.get().share(value, mode, sharing.temp_folder))
+        self._shared.add(shared)
+        return shared
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
         child = self._take_spare() or Child(self.executable)
-        worker = ProcessWorker(loop, child, events, self._workers.discard)
+        worker = ProcessWorker(loop, child, events, self._workers.discard, lambda: self._plan_tending(loop))
         self._workers.add(worker)
+        self._memory.on_unused = lambda: self._on_unused(loop)
         worker.set_up(self._setup())
         self._plan_spare(loop, _SPARE_DELAY)
         return worker
@@ -103,11 +121,13 @@ class ProcessBackend(Backend):
     async def aclose(self) -> None:
         self._closed = True
         self._drop_spare()
+        self._close_memory()
         if self._spares:
             await asyncio.wait(list(self._spares.values()))
 
     def kill_all(self) -> None:
         self._closed = True
+        self._close_memory()
         children = [worker.child for worker in self._workers]
         self._workers.clear()
         children += self._spares
@@ -117,6 +137,38 @@ class ProcessBackend(Backend):
             child.kill()
         for child in children:
             child.reap()
+
+    # Shared memory
+
+    def _plan_tending(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._tending is None and not self._closed:
+            self._tending = loop.call_later(_UNUSED_SECONDS / 2, self._tend, loop)
+
+    def _tend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give memory back that nobody has used for a while; look again if there is some that was used lately."""
+        self._tending = None
+        unused, remains = self._memory.trim(time.monotonic() - _UNUSED_SECONDS)
+        for worker in self._workers:
+            worker.loans.discard(unused)
+            if worker.is_idle():
+                worker.loans.free_unused()
+            remains = remains or worker.loans.has_unused
+        if remains:
+            self._plan_tending(loop)
+
+    def _on_unused(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Memory of arguments has become free. Called in any thread, by finalisers."""
+        if self._tending is None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(self._plan_tending, loop)
+
+    def _close_memory(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            self._tending = None
+        for shared in list(self._shared):
+            shared.close()
+        self._memory.close()
 
     def _setup(self) -> dict[str, Any]:
         threads = str(self.inner_threads)

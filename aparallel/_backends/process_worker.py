@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections import OrderedDict, deque
-from itertools import islice
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from aparallel._backends.channel import Channel
+from aparallel._backends.loans import Loans
 from aparallel._ground.hop import in_thread, pause
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, rebuild_failure
+from aparallel._transfer.out_of_band import NEVER
+from aparallel._transfer.shipment import Shipment
 from aparallel._transfer.unpickling import unpickle_in_slices
 from aparallel._wire import frames
 from aparallel._wire.outbox import CLAIMED, RECALLS, are_plain, read_plain
 from aparallel.abc import Batch, Exit, Later, Worker, WorkerEvents
-from aparallel.errors import AparallelError, UnpicklableCallError, UnpicklableResultError
+from aparallel.errors import AparallelError, SharedMemoryError, UnpicklableCallError, UnpicklableResultError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
     from aparallel._backends.child import Child
-
-_RECEIVE_BYTES = 256 * 1024
-_SEND_PARTS = 64
+    from aparallel._transfer.lending import Segment
+    from aparallel.abc import Sharing
 
 # Functions that a worker remembers. More would be a leak in a server that makes closures per request.
 _MANY_FUNCTIONS = 256
@@ -47,6 +49,7 @@ class ProcessWorker(Worker):
         child: Child,
         events: WorkerEvents,
         forget: Callable[[ProcessWorker], object],
+        on_memory: Callable[[], object],
     ) -> None:
         self.child = child
         self._loop = loop
@@ -70,13 +73,9 @@ class ProcessWorker(Worker):
         # Outcomes received so far: the position of the next one in all that this worker gives.
         self._received = 0
 
-        self._unsent: deque[memoryview] = deque()
-        self._buffer = bytearray(_RECEIVE_BYTES)
-        self._filled = 0
-        # A frame too large for the buffer: its header, its body so far.
-        self._large: tuple[tuple[Any, ...], bytearray, int] | None = None
-
-        loop.add_reader(child.socket.fileno(), self._on_readable)
+        self._channel = Channel(loop, child.socket, self._take_frame, self._on_end, child.kill)
+        # The shared memory between us.
+        self.loans = Loans(loop, self._channel, on_memory)
         child.watch(loop, self._on_exit)
 
     # Out
@@ -84,12 +83,12 @@ class ProcessWorker(Worker):
     def set_up(self, setup: dict[str, Any]) -> None:
         """Give the bare child its settings; ``on_ready`` follows."""
         self._path = setup["path"]
-        self._write(frames.SETUP, 0, setup, [])
+        self._channel.write(frames.SETUP, setup)
 
     def send(self, batches: Sequence[Batch]) -> None:
         if sys.path != self._path:
             self._path = sys.path[:]
-            self._write(frames.SETUP, 0, {"path": self._path}, [])
+            self._channel.write(frames.SETUP, {"path": self._path})
         functions: list[tuple[int, bytes | int]] = []
         tail: list[bytes] = []
         contents = []
@@ -103,11 +102,15 @@ class ProcessWorker(Worker):
                 functions.append((number, _in_line(batch.function.blob, tail)))
             else:
                 self._known.move_to_end(batch.function.key)
-            contents.append((number, batch.payloads))
+            sharing: Sharing = batch.owner.sharing
+            largest = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
+            contents.append((number, batch.payloads, (largest, sharing.temp_folder)))
             count += len(batch.payloads)
-        sent = [(number, _all_in_line(payloads, tail)) for number, payloads in contents]
+        references: dict[Segment, int] = {}
+        sent = [(number, _packed(payloads, tail, references), results) for number, payloads, results in contents]
         forget = self._forget_functions(len(batches))
-        self._write(frames.CALLS, self._sent, (functions, forget, sent), tail)
+        lent = self.loans.lend(references)
+        self._channel.write(frames.CALLS, (functions, forget, sent, lent), first=self._sent, tail=tail)
         self._sent += count
         self._unfinished += count
 
@@ -117,106 +120,12 @@ class ProcessWorker(Worker):
             forget.append(self._known.popitem(last=False)[1])
         return forget
 
-    def _write(self, kind: int, first: int, control: object, tail: list[bytes]) -> None:
-        body = pickle.dumps(control, 5)
-        header = frames.TO_WORKER.pack(kind, len(body), sum(map(len, tail)), first)
-        idle = not self._unsent
-        self._unsent.append(memoryview(header + body))
-        self._unsent.extend(map(memoryview, tail))
-        if idle:
-            self._flush()
-            if self._unsent:
-                self._loop.add_writer(self.child.socket.fileno(), self._on_writable)
-
-    def _on_writable(self) -> None:
-        self._flush()
-        if not self._unsent:
-            self._loop.remove_writer(self.child.socket.fileno())
-
-    def _flush(self) -> None:
-        """Send what the socket takes at once: about 200 KB, which holds the loop for some 50 µs."""
-        try:
-            sent = self.child.socket.sendmsg(list(islice(self._unsent, _SEND_PARTS)))
-        except BlockingIOError:
-            return
-        except OSError:  # it has died; its exit is about to be told
-            self._unsent.clear()
-            return
-        while sent:
-            part = self._unsent[0]
-            if len(part) > sent:
-                self._unsent[0] = part[sent:]
-                return
-            sent -= len(part)
-            self._unsent.popleft()
-        while self._unsent and not self._unsent[0]:
-            self._unsent.popleft()
-
     # In
 
-    def _on_readable(self) -> None:
-        try:
-            if self._receive():
-                return
-        except Exception:
-            # A defect of ours, or of code that runs while an outcome is read. The loop reports it; the worker's
-            # other calls must not wait for ever for outcomes that were lost.
-            self.child.kill()
-            raise
-        # It closed its end: it is exiting, or has closed descriptors that were not its own.
-        self._loop.remove_reader(self.child.socket.fileno())
+    def _on_end(self) -> None:
+        """It closed its end: it is exiting, or has closed descriptors that were not its own."""
         if self._farewell is None:
             self._farewell = self._loop.call_later(_FAREWELL_SECONDS, self.kill)
-
-    def _receive(self) -> bool:
-        """Read once; return False at the end of the stream."""
-        try:
-            if self._large is not None:
-                return self._receive_large()
-            with memoryview(self._buffer) as view:
-                received = self.child.socket.recv_into(view[self._filled :])
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        self._filled += received
-        self._take_frames()
-        return received > 0
-
-    def _receive_large(self) -> bool:
-        assert self._large is not None
-        header, body, filled = self._large
-        with memoryview(body) as view:
-            received = self.child.socket.recv_into(view[filled:])
-        filled += received
-        if filled == len(body):
-            self._large = None
-            self._take_frame(header, memoryview(body))
-        else:
-            self._large = header, body, filled
-        return received > 0
-
-    def _take_frames(self) -> None:
-        start, size = 0, frames.TO_PARENT.size
-        data = bytes(memoryview(self._buffer)[: self._filled])
-        while self._filled - start >= size:
-            header = frames.TO_PARENT.unpack_from(data, start)
-            length = header[4]
-            begin = start + size
-            if begin + length > self._filled:
-                if size + length > len(self._buffer):
-                    body = bytearray(length)
-                    held = self._filled - begin
-                    body[:held] = data[begin : self._filled]
-                    self._large = header, body, held
-                    start = self._filled
-                break
-            start = begin + length
-            self._take_frame(header, memoryview(data)[begin:start])
-        rest = self._filled - start
-        if start and rest:
-            self._buffer[:rest] = data[start : self._filled]
-        self._filled = rest
 
     def _take_frame(self, header: tuple[Any, ...], body: memoryview) -> None:
         kind, count, first, busy, _ = header
@@ -225,6 +134,12 @@ class ProcessWorker(Worker):
             self._take_outcomes(first, lengths, body[4 * count :], busy / 1e9)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
             self._take_large(body, kind == frames.LARGE_FAILURE, busy / 1e9)
+        elif kind == frames.VALUE_IN_SEGMENT:
+            self._take_in_segment(body, busy / 1e9)
+        elif kind == frames.SEGMENT:
+            self.loans.introduce(*pickle.loads(body))
+        elif kind == frames.MEMORY:
+            self.loans.update(*pickle.loads(body))
         elif kind == frames.READY:
             self._ready = True
             self._events.on_ready()
@@ -266,11 +181,33 @@ class ProcessWorker(Worker):
     def _take_large(self, body: memoryview, failure: bool, seconds: float) -> None:
         if failure:
             self._tell([_failure(body)], [0], seconds)
-        elif len(body) <= _ON_LOOP_BYTES:
-            failed: list[int] = []
-            self._tell(self._read_each([len(body) | frames.PICKLED], body, failed), failed, seconds)
         else:
-            self._tell([Later(lambda: _read_in_thread(body))], [], seconds)
+            self._take_value(body, None, seconds)
+
+    def _take_in_segment(self, body: memoryview, seconds: float) -> None:
+        number, spans, data = pickle.loads(body)
+        try:
+            loan = self.loans.borrow(number)
+        except SharedMemoryError as error:
+            self._tell([error], [0], seconds)
+            return
+
+        def buffers() -> list[memoryview]:
+            return [loan.view(offset, size, "r+") for offset, size in spans]
+
+        self._take_value(memoryview(data), buffers, seconds)
+
+    def _take_value(self, data: memoryview, buffers: Callable[[], list[memoryview]] | None, seconds: float) -> None:
+        """Read a value, here if that is quick. Importing NumPy is not."""
+        if len(data) > _ON_LOOP_BYTES or (buffers is not None and "numpy" not in sys.modules):
+            self._tell([Later(lambda: _read_in_thread(data, buffers))], [], seconds)
+            return
+        try:
+            value = pickle.loads(data, buffers=buffers and buffers())
+        except BaseException as error:  # as in _read_each
+            self._tell([_unreadable(error)], [0], seconds)
+        else:
+            self._tell([value], [], seconds)
 
     def _tell(self, values: list[Any], failed: list[int], seconds: float) -> None:
         self._received += len(values)
@@ -295,7 +232,7 @@ class ProcessWorker(Worker):
         taken = self._unclaimed()
         self._void_to = self._sent
         self._unfinished -= taken
-        self._write(frames.VERDICT, 0, self._sent - taken, [])
+        self._channel.write(frames.VERDICT, self._sent - taken)
         self._events.on_recalled(taken)
 
     def _unclaimed(self) -> int:
@@ -327,28 +264,26 @@ class ProcessWorker(Worker):
         if not self._ready:
             self.child.kill()
             return
-        import socket
-
         try:
-            self.child.socket.shutdown(socket.SHUT_WR)
+            self._channel.hang_up()
         except OSError:  # it has died already
             return
         if self._farewell is None:
             self._farewell = self._loop.call_later(_FAREWELL_SECONDS, self.kill)
 
+    def is_idle(self) -> bool:
+        """Whether it has no calls."""
+        return not self._unfinished
+
     def _on_exit(self) -> None:
         """It is dead: read what it left in the socket and in the outbox, then count what never started."""
-        fd = self.child.socket.fileno()
-        self._loop.remove_reader(fd)
-        self._loop.remove_writer(fd)
         if self._farewell is not None:
             self._farewell.cancel()
-        while True:
-            before = self._filled, self._received, self._large
-            if not self._receive() or before == (self._filled, self._received, self._large):
-                break
+        self._channel.read_rest()
+        self._channel.close()
         self.look()
         unstarted = self._unclaimed()
+        self.loans.close()
         if self._settling is not None:
             self._settling.cancel()
         exitcode, signal = self.child.reap()
@@ -363,10 +298,24 @@ def _in_line(blob: bytes, tail: list[bytes]) -> bytes | int:
     return len(blob)
 
 
-def _all_in_line(payloads: list[Any], tail: list[bytes]) -> list[Any]:
+def _packed(payloads: list[Any], tail: list[bytes], references: dict[Segment, int]) -> list[Any]:
+    """Move what is large out of the frame's pickle, and count references to shared memory."""
     if max(map(len, payloads)) <= _OUT_OF_LINE:  # tuples of arguments have a length too, a small one
         return payloads
-    return [_in_line(payload, tail) if type(payload) is bytes else payload for payload in payloads]
+    return [_packed_one(payload, tail, references) for payload in payloads]
+
+
+def _packed_one(payload: Any, tail: list[bytes], references: dict[Segment, int]) -> Any:
+    if type(payload) is bytes:
+        return _in_line(payload, tail)
+    if type(payload) is not Shipment:
+        return payload
+    parts = []
+    for content, mode in payload.parts:
+        segment = content.segment
+        references[segment] = references.get(segment, 0) + 1
+        parts.append((segment.number, content.offset, content.nbytes, mode))
+    return [_in_line(payload.data, tail), parts]
 
 
 def _failure(data: memoryview) -> BaseException:
@@ -374,7 +323,7 @@ def _failure(data: memoryview) -> BaseException:
         stage, error = rebuild_failure(data)
     except Exception as reason:  # an error that refuses whatever is done to it
         return _unreadable(reason)
-    if stage == RUNNING:
+    if stage == RUNNING or isinstance(error, SharedMemoryError):
         return error
     wrapped: AparallelError
     if stage == LOADING:
@@ -402,15 +351,15 @@ def _unreadable(error: BaseException) -> UnpicklableResultError:
     return wrapped
 
 
-async def _read_in_thread(data: memoryview) -> Any:
+async def _read_in_thread(data: memoryview, buffers: Callable[[], list[memoryview]] | None) -> Any:
     try:
-        return await in_thread(_read_guarded, data)
+        return await in_thread(_read_guarded, data, buffers)
     except Exception as error:
         raise _unreadable(error.__cause__ or error) from error.__cause__
 
 
-def _read_guarded(data: memoryview) -> Any:
+def _read_guarded(data: memoryview, buffers: Callable[[], list[memoryview]] | None) -> Any:
     try:
-        return unpickle_in_slices(data, pause)
+        return unpickle_in_slices(data, pause, buffers and buffers())
     except BaseException as error:  # as in _read_each; a bare SystemExit would also end the thread
         raise RuntimeError from error

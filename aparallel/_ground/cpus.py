@@ -139,10 +139,10 @@ class CgroupMount(NamedTuple):
     point: str
 
 
-def parse_cgroup_mounts(mountinfo: str) -> list[CgroupMount]:
-    """Find the hierarchies that may limit CPU in the text of ``/proc/self/mountinfo``.
+def parse_cgroup_mounts(mountinfo: str, controller: str = "cpu") -> list[CgroupMount]:
+    """Find the hierarchies that may limit CPU, or another resource, in the text of ``/proc/self/mountinfo``.
 
-    They are version 2's only one, and the one of version 1 that has the ``cpu`` controller.
+    They are version 2's only one, and the one of version 1 that has the *controller*.
     """
     mounts = []
     for line in mountinfo.splitlines():
@@ -154,7 +154,7 @@ def parse_cgroup_mounts(mountinfo: str) -> list[CgroupMount]:
         version = 0
         if kind[0] == "cgroup2":
             version = 2
-        elif kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
+        elif kind[0] == "cgroup" and controller in kind[-1].split(","):
             version = 1
         if version:
             mounts.append(CgroupMount(version, _unescape(fields[3]), _unescape(fields[4])))
@@ -168,7 +168,7 @@ def _unescape(field: str) -> str:
     return field
 
 
-def parse_cgroup_paths(text: str) -> dict[int, str]:
+def parse_cgroup_paths(text: str, controller: str = "cpu") -> dict[int, str]:
     """Return this process's own cgroup path by cgroup version, from the text of ``/proc/self/cgroup``."""
     paths = {}
     for line in text.splitlines():
@@ -178,7 +178,7 @@ def parse_cgroup_paths(text: str) -> dict[int, str]:
             continue
         if hierarchy == "0" and not controllers:
             paths[2] = path
-        elif "cpu" in controllers.split(","):
+        elif controller in controllers.split(","):
             paths[1] = path
     return paths
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call
     from aparallel._parallel.options import Options
     from aparallel._parallel.slots import Slot
-    from aparallel.abc import Drawn, Encoder, OnCancel
+    from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
 
 Source = Iterable[Any] | AsyncIterable[Any]
 
@@ -56,13 +56,14 @@ class Flow(Queue):
         options: Options,
         workers: int,
         *,
+        sharing: Sharing,
         on_cancel: OnCancel,
         return_exceptions: bool,
         name: str,
     ) -> None:
         super().__init__(workers, parse_batch_size(options.batch_size))
-        self.queue = self
         self.context = call_context()
+        self.sharing = sharing
         self.timeout = options.timeout
         self.on_cancel = on_cancel
         self.cancelled = False
@@ -85,6 +86,11 @@ class Flow(Queue):
         self._drawn_bytes = 0
         self._room: asyncio.Future[None] | None = None
         self._drawer: asyncio.Task[None] | None = None
+
+    @property
+    def queue(self) -> Flow:
+        """Itself. Not an attribute: results must go when they are dropped, not when a cycle is found."""
+        return self
 
     # For those who collect
 
@@ -188,12 +194,12 @@ class Flow(Queue):
     async def _admit_large(self, call: Call[Any]) -> None:
         self._scheduler.dispatch()
         try:
-            function, payload = await self._encoder.encode_large(call, self.drawn)
+            function, payload, size = await self._encoder.encode_large(call, self.drawn)
         except Exception as error:
             self.deliver(self._reserve(1), [error], [0])
             return
         if not self.cancelled:
-            self._drawn_bytes += len(payload) + len(function.blob)
+            self._drawn_bytes += size
             self._add(function, [payload])
             self._scheduler.dispatch()
 
@@ -258,4 +264,5 @@ class Flow(Queue):
         try:
             await outlast(waiting)
         finally:
+            self._encoder.close()
             self._reporter.close(failed=not clean)

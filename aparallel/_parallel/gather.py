@@ -151,6 +151,12 @@ async def gather_parallel(*calls: Any, return_exceptions: bool = False, **option
         return_exceptions: put failures into the list instead of raising the first.
         verbose, progress: lines like joblib's on stderr; a bar, or a function of (done, total).
         inner_max_num_threads: BLAS and OpenMP threads in each worker process.
+        max_nbytes: buffers of more bytes (``"1M"`` by default; None for none) go to worker processes, and come back,
+            through shared memory. Results are writable and live as long as they are referred to.
+        mmap_mode: how workers map such arguments: ``"r"`` (the default), ``"c"`` or ``"r+"``.
+        temp_folder: where a file without a name takes the place of memory that is short.
+
+    A call sees its arguments as they were when it was drawn; the calls of a list are drawn at once.
 
     The workers belong to the running loop and are reused by later calls. Without ``pool=`` they grow and
     shrink with ``n_jobs``.
@@ -164,6 +170,7 @@ async def gather_parallel(*calls: Any, return_exceptions: bool = False, **option
         BrokenWorkerError: a worker died; its exit code or signal is in the message.
         CallTimeoutError: a call ran longer than ``timeout``.
         RemoteCallError: a call failed with what cannot be raised here.
+        SharedMemoryError: large arguments or results find no room.
         TypeError, ValueError: a bad option, or something that is not a call.
         UnpicklableCallError, UnpicklableResultError: a call or its result cannot travel.
         WrongLoopError: no asyncio loop is running.

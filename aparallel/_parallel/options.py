@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import enum
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.nesting import nesting_level
+from aparallel._ground.sharing import MmapMode, check_mmap_mode
+from aparallel._ground.units import parse_bytes
 from aparallel._parallel.batching import BatchSize, PreDispatch, parse_batch_size, parse_pre_dispatch
-from aparallel.abc import Backend
+from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +28,12 @@ BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", 
 _ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
 _KINDS = ("process", "thread", "inline")
 _ON_CANCEL = ("kill", "wait", "abandon")
+
+
+class Unset(enum.Enum):
+    """What stands for an option that nobody has set, where None means something."""
+
+    UNSET = "unset"
 
 
 class PoolOptions(TypedDict, total=False):
@@ -39,6 +49,9 @@ class PoolOptions(TypedDict, total=False):
     retries: int
     on_cancel: OnCancel | None
     progress: bool | Callable[[int, int | None], object]
+    max_nbytes: int | str | None
+    mmap_mode: MmapMode
+    temp_folder: str | os.PathLike[str] | None
 
 
 class GatherOptions(PoolOptions, total=False):
@@ -66,6 +79,19 @@ class Options:
     on_cancel: OnCancel | None = None
     progress: bool | Callable[[int, int | None], object] = False
     inner_max_num_threads: int | None = None
+    max_nbytes: int | str | Literal[Unset.UNSET] | None = Unset.UNSET
+    mmap_mode: MmapMode | Literal[Unset.UNSET] = Unset.UNSET
+    temp_folder: str | os.PathLike[str] | Literal[Unset.UNSET] | None = Unset.UNSET
+
+    def sharing(self, pools: Sharing) -> Sharing:
+        """How large buffers travel: as these options say, else as those of the pool."""
+        if self.max_nbytes is self.mmap_mode is self.temp_folder is Unset.UNSET:
+            return pools
+        return make_sharing(
+            pools.max_nbytes if self.max_nbytes is Unset.UNSET else self.max_nbytes,
+            pools.mmap_mode if self.mmap_mode is Unset.UNSET else self.mmap_mode,
+            pools.temp_folder if self.temp_folder is Unset.UNSET else self.temp_folder,
+        )
 
     def workers(self, cpus: int | None = None) -> int:
         """How many workers ``n_jobs`` asks for."""
@@ -144,6 +170,7 @@ def _check(options: Options) -> None:
     if not isinstance(options.progress, bool) and not callable(options.progress):
         raise TypeError(f"progress={options.progress!r} is not True, False or a function of (done, total).")
     check_inner_threads(options.inner_max_num_threads)
+    options.sharing(Sharing())
     if options.require == "sharedmem":
         kind = options.pool.backend_name if options.pool is not None else _given_kind(options)
         if kind == "process":
@@ -194,6 +221,20 @@ def nested_kind(kind: str) -> str:
     if level >= 2 and kind == "thread":
         kind = "inline"
     return kind
+
+
+def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder: Any) -> Sharing:
+    """Say how large buffers travel.
+
+    Raises:
+        ValueError: a bad size or mode, or a folder that is none.
+        TypeError: a size or a folder of the wrong type.
+    """
+    check_mmap_mode(mmap_mode)
+    folder = None if temp_folder is None else os.path.abspath(os.fsdecode(temp_folder))
+    if folder is not None and not os.path.isdir(folder):
+        raise ValueError(f"temp_folder={folder!r} is not a folder. Create it, or leave the option out.")
+    return Sharing(None if max_nbytes is None else parse_bytes(max_nbytes), mmap_mode, folder)
 
 
 def check_timeout(timeout: float | None) -> None:

@@ -14,6 +14,7 @@ from aparallel._backends.process import ProcessBackend
 from aparallel._ground.call import Call
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.nesting import call_context
+from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
 from aparallel._ground.shield import outlast
 from aparallel._parallel.flow import Flow, Source, prepare
 from aparallel._parallel.lifetime import LoopTie, running_loop
@@ -24,6 +25,7 @@ from aparallel._parallel.options import (
     check_on_cancel,
     check_timeout,
     kind_of,
+    make_sharing,
     nested_kind,
     resolve,
 )
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.options import BackendName
     from aparallel._parallel.slots import Slot
-    from aparallel.abc import Encoder, OnCancel
+    from aparallel.abc import Encoder, OnCancel, Sharing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +77,11 @@ class Pool:
         context_vars: context variables whose values travel with each call to a worker process.
             Threads see all of the caller's context.
         executable: the Python interpreter to run worker processes with.
+        max_nbytes: arrays and other buffers of more bytes travel to and from worker processes through shared memory,
+            without being copied at the other end: a number, or text such as ``"10M"``; None for none of them.
+        mmap_mode: how worker processes map such arguments: ``"r"`` read-only, ``"c"`` as a private copy on write,
+            ``"r+"`` shared both ways (an ``np.memmap``, and what :meth:`share` made so). Gathers may say otherwise.
+        temp_folder: where a file without a name takes the place of memory that is short; None for the system's folder.
 
     A pool belongs to the event loop that it is first used on, and ends with it. Leaving its
     ``async with`` block normally waits for the calls admitted; leaving it by an exception cancels them.
@@ -98,6 +105,9 @@ class Pool:
         on_cancel: OnCancel | None = None,
         context_vars: Sequence[ContextVar[Any]] = (),
         executable: str | None = None,
+        max_nbytes: int | str | None = "1M",
+        mmap_mode: MmapMode = "r",
+        temp_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         check_on_cancel(on_cancel)
         check_inner_threads(inner_max_num_threads)
@@ -107,6 +117,7 @@ class Pool:
             raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r} is not a function.")
+        self._sharing = make_sharing(max_nbytes, mmap_mode, temp_folder)
         self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
         self._backend = _make_backend(
             backend, self._n_jobs, initializer, tuple(initargs), inner_max_num_threads, tuple(context_vars), executable
@@ -174,11 +185,11 @@ class Pool:
         self._check_timeout(timeout, policy)
         self._check_queue()
         context = _NO_CONTEXT if isinstance(self._backend, ProcessBackend) else call_context()
-        run = Run(scheduler.loop.create_future(), self._runs, context, timeout, policy)
+        run = Run(scheduler.loop.create_future(), self._runs, context, self._sharing, timeout, policy)
         self._waiting_runs.add(run)
         try:
             self._encoder.forget_functions()
-            function, payload = self._encoder.encode(fn) or await self._encoder.encode_large(fn, None)
+            function, payload = self._encoder.encode(fn) or (await self._encoder.encode_large(fn, None))[:2]
             if not run.future.done():  # the pool may have been closed meanwhile
                 run.admitted = True
                 scheduler.add(self._runs, Batch(run, function, 0, [payload]))
@@ -402,12 +413,14 @@ class Pool:
         self._check_queue()
         if workers is None:
             workers = self._n_jobs if options.n_jobs is None else min(options.workers(), self._n_jobs)
+        sharing = options.sharing(self._sharing)
         flow = kind(
             scheduler,
-            self._backend.encoder(),
+            self._backend.encoder(sharing, at_once=isinstance(source, list | tuple)),
             source,
             options,
             workers,
+            sharing=sharing,
             on_cancel=policy,
             return_exceptions=return_exceptions,
             name=name,
@@ -468,6 +481,32 @@ class Pool:
                 f"Try again later, or shed load.",
                 max_queued=limit,
             )
+
+    def share(self, value: T, *, mode: MmapMode = "r") -> Opening[T]:
+        """Put *value* into memory that all workers map, for any number of calls.
+
+        ::
+
+            async with pool.share(table) as shared:
+                sums = await pool.gather(delayed(column_sum)(shared, i) for i in range(columns))
+
+        Awaited, it gives a :class:`Shared`, to be closed. Calls get the value where they are passed that object, or
+        *value* itself, which counts as unchanged until then: changes to it are not seen. ``mode="r+"`` takes
+        an array; what workers write to it, and what is written to the ``array`` of the Shared object, all see.
+
+        Thread and inline workers use *value* itself.
+
+        Raises:
+            TypeError: ``mode="r+"``, and *value* is no array.
+            SharedMemoryError: there is no room for it.
+            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
+        """
+        check_mmap_mode(mode)
+        return Opening(lambda: self._share(value, mode))
+
+    async def _share(self, value: T, mode: MmapMode) -> Shared[T]:
+        self._use()
+        return await self._backend.share(value, mode, self._sharing)
 
     # The pool itself
 
@@ -532,7 +571,7 @@ class Pool:
         self._loop = loop
         self._owner = os.getpid()
         self._scheduler = Scheduler(loop, self._backend, self._n_jobs, self._idle_timeout, self._max_calls_per_worker)
-        self._encoder = self._backend.encoder()
+        self._encoder = self._backend.encoder(self._sharing, single=True)
         self._tie = LoopTie(loop, self._shut, self._on_loop_gone)
         return self._scheduler
 
@@ -631,19 +670,21 @@ class Pool:
 class Run:
     """A single call, awaited by ``Pool.run``. It owns itself."""
 
-    __slots__ = ("admitted", "cancelled", "context", "future", "on_cancel", "queue", "slot", "timeout")
+    __slots__ = ("admitted", "cancelled", "context", "future", "on_cancel", "queue", "sharing", "slot", "timeout")
 
     def __init__(
         self,
         future: asyncio.Future[Any],
         queue: Queue,
         context: contextvars.Context,
+        sharing: Sharing,
         timeout: float | None,
         on_cancel: OnCancel,
     ) -> None:
         self.future = future
         self.queue = queue
         self.context = context
+        self.sharing = sharing
         self.timeout = timeout
         self.on_cancel = on_cancel
         self.admitted = False

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._parallel.slots import Slot
-    from aparallel.abc import OnCancel
+    from aparallel.abc import OnCancel, Sharing
 
 
 class Owner(Protocol):
     """Who asked for calls. Told of each outcome once; ``cancelled`` ones are told nothing."""
 
     context: Context
+    sharing: Sharing
     timeout: float | None
     on_cancel: OnCancel
     cancelled: bool
@@ -100,6 +101,7 @@ class Nobody:
     def __init__(self, owner: Owner) -> None:
         self.queue = owner.queue
         self.context = owner.context
+        self.sharing = owner.sharing
 
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
         raise AssertionError("told of an abandoned call")

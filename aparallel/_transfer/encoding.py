@@ -13,13 +13,26 @@ from aparallel._ground.call import Call, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
 from aparallel._ground.timings import Timings
 from aparallel._transfer.diagnosis import unpicklable_call
-from aparallel._transfer.pickling import TooLarge, is_by_value_registered, pickle, pickle_in_slices, pickle_within
+from aparallel._transfer.lending import NoDescriptorError
+from aparallel._transfer.out_of_band import NEVER, OutOfBand
+from aparallel._transfer.pickling import (
+    ModeError,
+    TooLarge,
+    is_by_value_registered,
+    pickle,
+    pickle_in_slices,
+    pickle_within,
+)
+from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.unchanged import Witness
 from aparallel.abc import Drawn, Encoder, Function
+from aparallel.errors import SharedMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextvars import ContextVar
+
+    from aparallel.abc import Sharing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
 # pickling nor unpickling them can run anyone's code or fail.
@@ -89,14 +102,54 @@ class Functions:
         return function
 
 
+def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
+    """Return the error for a call that cannot be encoded."""
+    if isinstance(reason, ModeError | SharedMemoryError):  # they tell it all
+        return reason
+    return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason)
+
+
+def _with_references(data: bytes, buffers: OutOfBand) -> bytes | Shipment:
+    """Return the payload for a pickle that refers only to what is shared already."""
+    references: list[Any] = buffers.sources
+    if not references:
+        return data
+    buffers.sources = []
+    return Shipment(data, [(reference.content, reference.mode) for reference in references])
+
+
+class _User:
+    """A gather or stream, to those who keep something for it: they hold weak references."""
+
+
 class ProcessEncoder(Encoder):
     """Pickles calls. Within one encoder a plain function is pickled once, when it is first drawn."""
 
-    def __init__(self, functions: Functions, variables: Sequence[tuple[bytes, ContextVar[Any]]]) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        variables: Sequence[tuple[bytes, ContextVar[Any]]],
+        memory: LazyMemory,
+        sharing: Sharing,
+        *,
+        single: bool,
+        at_once: bool,
+    ) -> None:
         self._functions = functions
         self._variables = variables
+        self._memory = memory
+        self._sharing = sharing
+        # Arrays are kept in shared memory for this one's sake as long as it lives. Single calls come at any time.
+        self._user = None if single else _User()
+        self._at_once = at_once
+        self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
+        # On the loop nothing large is taken, only noticed.
+        self._noticing = OutOfBand(self._limit, sharing.mmap_mode, collecting=False)
         # Functions pickled by value, newest last, each with itself, so that its id stays its own.
         self._recent: dict[int, tuple[Any, Function]] = {}
+
+    def close(self) -> None:
+        self._user = None
 
     def forget_functions(self) -> None:
         """Pickle functions anew from here on: what they refer to may have changed."""
@@ -138,7 +191,7 @@ class ProcessEncoder(Encoder):
                 drawn.large = call
                 break
             except Exception as reason:
-                drawn.failed = unpicklable_call(fn, call.args, call.keywords, name_of(fn), index, reason)
+                drawn.failed = _explained(call, index, reason)
                 break
             index += 1
         else:
@@ -146,36 +199,61 @@ class ProcessEncoder(Encoder):
         drawn.count = index - first
         return index == end
 
-    def _pickle_arguments(self, call: Call[Any], drawn: Drawn) -> bytes:
-        pickled = pickle_within((call.args, call.keywords, self._values()), ON_LOOP_BYTES)
-        drawn.size += len(pickled)
+    def _pickle_arguments(self, call: Call[Any], drawn: Drawn) -> bytes | Shipment:
+        pickled = self._pickle((call.args, call.keywords, self._values()))
+        drawn.size += len(pickled) if type(pickled) is bytes else 0
         return pickled
 
+    def _pickle(self, content: Any) -> bytes | Shipment:
+        """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
+        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._noticing), self._noticing)
+
     def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
-        fn, args, keywords = call.func, call.args, call.keywords
+        args, keywords = call.args, call.keywords
         try:
-            function = self._function(fn)
+            function = self._function(call.func)
             plain = not keywords and not self._variables
             for value in args:
                 kind = type(value)
                 if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
                     plain = False
-            return function, args if plain else pickle_within((args, keywords, self._values()), ON_LOOP_BYTES)
+            return function, args if plain else self._pickle((args, keywords, self._values()))
         except TooLarge:
             return None
         except Exception as reason:
-            raise unpicklable_call(fn, args, keywords, name_of(fn), None, reason) from reason
+            error = _explained(call, None, reason)
+            raise error from error.__cause__
 
-    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any]:
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
         try:
-            function = self._functions.importable(call.func)
-            if function is None:
+            try:
+                function, size = self._function(call.func), 0
+            except TooLarge:
                 blob = await in_thread(pickle_in_slices, call.func, pause)
-                function = self._functions.by_content(call.func, blob, witnessed=False)
+                function, size = self._functions.by_content(call.func, blob, witnessed=False), len(blob)
             content = (call.args, call.keywords, self._values())
-            return function, await in_thread(pickle_in_slices, content, pause)
+            payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
-            raise unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason) from reason
+            error = _explained(call, index, reason)
+            raise error from error.__cause__
+        return function, payload, size + written
+
+    def _pickle_large(self, content: Any) -> tuple[bytes | Shipment, int]:
+        """Pickle in a thread, with what is large in shared memory; return also how many bytes that took."""
+        sharing = self._sharing
+        buffers = OutOfBand(self._limit, sharing.mmap_mode, collecting=True)
+        data = pickle_in_slices(content, pause, buffers)
+        if not buffers.sources:
+            return data, len(data)
+        try:
+            parts, written = self._memory.get().place(
+                buffers.sources, sharing.temp_folder, sharing.mmap_mode, self._user, self._at_once
+            )
+        except NoDescriptorError:  # through the socket, then
+            buffers = OutOfBand(NEVER, sharing.mmap_mode, collecting=True)
+            data = pickle_in_slices(content, pause, buffers)
+            return _with_references(data, buffers), len(data)
+        return Shipment(data, parts), len(data) + written
 
     def _function(self, fn: Callable[..., Any]) -> Function:
         function = self._functions.importable(fn)

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import sys
 from _pickle import Pickler, dumps
+from copyreg import dispatch_table
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
+    from aparallel._transfer.out_of_band import OutOfBand
+
 PROTOCOL = 5
+
+# Writing less than this takes no time that anyone waits for. Picklers write frames of at least 64 KB, and a rest.
+_SLICE = 16 * 1024
 MAIN = b"__main__"
+
+
+class ModeError(ValueError):
+    """``mmap_mode`` asks for what the array at hand cannot give."""
 
 
 class TooLarge(Exception):
     """The pickle outgrew its limit; nothing of it is kept."""
 
 
-def pickle(obj: object) -> bytes:
-    """Pickle *obj* for the other side, whatever its size."""
+def pickle(obj: object, buffers: OutOfBand | None = None) -> bytes:
+    """Pickle *obj* for the other side, whatever its size, without what *buffers* takes."""
+    if buffers is not None:
+        return _pickle_through(obj, _Sink(), buffers)
     if not is_by_value_registered():
         try:
             data = dumps(obj, PROTOCOL)
@@ -41,25 +53,27 @@ def pickle_by_value(obj: object) -> bytes:
     return dumps_by_value(obj)
 
 
-def pickle_within(obj: object, limit: int) -> bytes:
+def pickle_within(obj: object, limit: int, buffers: OutOfBand | None = None) -> bytes:
     """Pickle *obj*, giving up after about *limit* bytes: what may run on the event loop.
 
     Raises:
-        TooLarge: the pickle is larger; use :func:`pickle_in_slices` in a thread.
+        TooLarge: the pickle is larger, or *buffers* meets a large one; use :func:`pickle_in_slices` in a thread.
     """
-    return _pickle_through(obj, _Bounded(limit))
+    return _pickle_through(obj, _Bounded(limit), buffers)
 
 
-def pickle_in_slices(obj: object, pause: Callable[[], object]) -> bytes:
+def pickle_in_slices(obj: object, pause: Callable[[], object], buffers: OutOfBand | None = None) -> bytes:
     """Pickle *obj* in this thread, calling *pause* after each frame so that other threads can run."""
-    return _pickle_through(obj, _Pausing(pause))
+    return _pickle_through(obj, _Pausing(pause), buffers)
 
 
-def _pickle_through(obj: object, sink: _Sink) -> bytes:
+def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> bytes:
+    if buffers is not None:
+        buffers.sources.clear()
     if not is_by_value_registered():
         try:
-            Pickler(sink, PROTOCOL).dump(obj)
-        except TooLarge:
+            _prepared(Pickler(sink, PROTOCOL, buffer_callback=buffers), buffers).dump(obj)
+        except (TooLarge, ModeError):
             raise
         except Exception:  # as in pickle(): by value, below, or that raises
             pass
@@ -70,8 +84,19 @@ def _pickle_through(obj: object, sink: _Sink) -> bytes:
     from aparallel._transfer.by_value import ByValuePickler
 
     sink.take()
-    ByValuePickler(sink, PROTOCOL).dump(obj)
+    if buffers is not None:
+        buffers.sources.clear()
+    _prepared(ByValuePickler(sink, PROTOCOL, buffer_callback=buffers), buffers, ByValuePickler.dispatch_table).dump(obj)
     return sink.take()
+
+
+def _prepared(pickler: Pickler, buffers: OutOfBand | None, usual: Mapping[Any, Any] = dispatch_table) -> Pickler:
+    """Have *pickler*, which reduces as *usual*, reduce large arrays as *buffers* wants them."""
+    arrays = None if buffers is None else buffers.reducers()
+    if arrays is not None:
+        # Of a subclass that has a table of its own, the attribute is not what C code looks at.
+        Pickler.dispatch_table.__set__(pickler, {**usual, **arrays})  # type: ignore[attr-defined]
+    return pickler
 
 
 class _Sink:
@@ -115,7 +140,8 @@ class _Pausing(_Sink):
 
     def write(self, data: Any) -> int:
         size = super().write(data)
-        self.pause()
+        if size > _SLICE:
+            self.pause()
         return size
 
 

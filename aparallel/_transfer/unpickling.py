@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def unpickle_in_slices(data: bytes | bytearray | memoryview, pause: Callable[[], object]) -> Any:
-    """Unpickle *data*, calling *pause* between frames."""
-    return Unpickler(_PausingReader(data, pause)).load()
+def unpickle_in_slices(
+    data: bytes | bytearray | memoryview, pause: Callable[[], object], buffers: list[memoryview] | None = None
+) -> Any:
+    """Unpickle *data*, which refers to *buffers*, calling *pause* between frames."""
+    return Unpickler(_PausingReader(data, pause), buffers=buffers).load()
 
 
 class _PausingReader:

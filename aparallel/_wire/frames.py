@@ -6,8 +6,10 @@ same version of this package, so the format carries no version.
 To the worker::
 
     header   kind u8, pad u8 u16, control u32, tail u64, first u64          little-endian
-    control  a pickle. SETUP: a dict; CALLS: (functions, forget, batches);
-             VERDICT: the number of the first call that was taken back
+    control  a pickle. SETUP: a dict; CALLS: (functions, forget, batches, loans);
+             VERDICT: the number of the first call that was taken back;
+             SEGMENT: (number, size) of the shared memory whose descriptor comes along;
+             MEMORY: (segments discarded, segments given back, whether to free the unused)
     tail     raw bytes, in the order in which they are mentioned: what is too large to be
              copied into the pickle
     first    CALLS: the number of the first call among all ever sent to this worker
@@ -15,19 +17,32 @@ To the worker::
     functions  [(id, blob)]            functions that this worker does not know yet; blob: a
                                        pickle, or an int, the size of one in the tail
     forget     [id]                    functions that it may drop
-    batches    [(id, [payload])]       payload: a tuple of plain arguments,
+    batches    [(id, [payload], (largest, folder))]
+                                       payload: a tuple of plain arguments,
                                        or bytes, a pickle of (args, kwargs, variables),
-                                       or an int, the size of such a pickle in the tail
+                                       or an int, the size of such a pickle in the tail,
+                                       or [bytes or int, [(segment, offset, size, mode)]], such a
+                                       pickle and where its large buffers lie;
+                                       results leave buffers of more than *largest* bytes in
+                                       shared memory, or in a file in *folder*
+    loans      [(segment, count)]      how often the payloads refer to which segments
 
 To the parent::
 
     header   kind u8, pad u8 u16, count u32, first u64, busy u64, size u64
     body     OUTCOMES: *count* lengths (u32, flags in the two high bits), then the outcomes;
              LARGE_VALUE, LARGE_FAILURE: one outcome of *size* bytes;
-             READY: empty; NOT_READY: the initializer's failure
+             VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
+             READY: empty; NOT_READY: the initializer's failure;
+             SEGMENT: a pickle of (number, size); the descriptor comes along;
+             MEMORY: a pickle of (segments discarded, segments given back)
 
     first    the position of the first outcome in all that this worker ever gives
     busy     nanoseconds that the calls of this frame ran
+
+Segments are pieces of shared memory (``_transfer/lending.py``). Each direction numbers its own. A descriptor goes
+with the first byte of its frame. *Given back*: [(number, count, spoiled)]; of what was lent, so many references
+are gone, and *spoiled* says that a fork may still read it.
 
 Who owns a call that was sent but may not have started? The worker claims each call before it starts
 it, by writing its number into shared memory (``outbox``), and then looks at a counter of recalls there.
@@ -52,13 +67,16 @@ TO_PARENT = Struct("<BxxxIQQQ")
 SETUP = 1
 CALLS = 2
 VERDICT = 3
+SEGMENT = 4
+MEMORY = 5
 
-# Worker to parent.
+# Worker to parent; SEGMENT and MEMORY as above.
 READY = 1
 NOT_READY = 2
 OUTCOMES = 3
-LARGE_VALUE = 4
-LARGE_FAILURE = 5
+LARGE_VALUE = 6
+LARGE_FAILURE = 7
+VALUE_IN_SEGMENT = 8
 
 # The high bits of an outcome's length: how its bytes are to be read.
 FAILURE = 1 << 31  # a pickled description of an exception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
 from _pickle import dumps, loads
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from aparallel._transfer.borrowing import Loan
+    from aparallel._transfer.lending import Segment
+    from aparallel._worker.memory import WorkerMemory
+
 # Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
 _NEVER = 1 << 62
 
@@ -45,6 +50,12 @@ _PATIENCE_NS = 1_000_000
 
 # An outcome larger than this travels in a frame of its own.
 _LARGE = 32 * 1024
+
+_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+_ONE_DESCRIPTOR = _socket.CMSG_SPACE(4)
+
+# The flags of an outcome whose large buffers are in a segment: no outcome is a pickle and a failure.
+_IN_SEGMENT = frames.FAILURE | frames.PICKLED
 
 
 async def _coroutine() -> None: ...
@@ -74,13 +85,15 @@ def main(descriptors: list[int]) -> None:
 
 
 class _Frame:
-    __slots__ = ("control", "first", "kind", "tail")
+    __slots__ = ("control", "first", "kind", "loans", "tail")
 
     def __init__(self, kind: int, first: int, control: Any, tail: memoryview) -> None:
         self.kind = kind
         self.first = first
         self.control = control
         self.tail = tail
+        # The shared memory that its calls refer to, until they are done.
+        self.loans: dict[int, Loan] = {}
 
 
 class _Worker:
@@ -95,6 +108,9 @@ class _Worker:
         # costs the calls that need it and no others.
         self.functions: dict[int, bytes | Callable[..., Any]] = {}
         self.variables: dict[bytes, Any] = {}
+        self.memory: WorkerMemory | None = None
+        # What buffers of results are too large for a pickle, and where they go if memory is short.
+        self.results: tuple[int, str | None] = (_NEVER, None)
         self.runner: asyncio.Runner | None = None
         # Emptied in a forked copy of this process, which must never speak for the worker.
         self.original = [True]
@@ -105,6 +121,8 @@ class _Worker:
             while frame := self.waiting.popleft() if self.waiting else self._next_frame():
                 if frame.kind == frames.CALLS:
                     self._run(frame)
+                    frame.loans = {}
+                    self._tell_memory()
                 elif frame.kind == frames.SETUP and not self._set_up(frame.control):
                     return
         except (BrokenPipeError, ConnectionResetError):  # the parent is gone, or gave us up
@@ -115,15 +133,37 @@ class _Worker:
             self.connection.close()
 
     def _next_frame(self) -> _Frame | None:
-        """Read a frame; take note of a verdict. Return None when the parent has hung up."""
-        header = bytearray(frames.TO_WORKER.size)
-        if not self._receive_into(header):
-            return None
-        kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
-        control = loads(self._receive(control_size))
+        """Read a frame; take note of a verdict and of shared memory. Return None when the parent has hung up."""
+        while True:
+            header = bytearray(frames.TO_WORKER.size)
+            received, ancillary, _, _ = self.connection.recvmsg_into([header], _ONE_DESCRIPTOR, MSG_WAITALL | _CLOEXEC)
+            if not received or not self._receive_into(memoryview(header)[received:]):
+                return None
+            kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
+            control = loads(self._receive(control_size))
+            if kind == frames.SEGMENT:
+                number, size = control
+                self._memory().borrower.introduce(number, size, _descriptor(ancillary), keep=True)
+            elif kind == frames.MEMORY:
+                self._memory().update(*control)
+                self._tell_memory()
+            else:
+                break
         if kind == frames.VERDICT:
             self.verdicts += 1
         return _Frame(kind, first, control, memoryview(self._receive(tail_size)))
+
+    def _memory(self) -> WorkerMemory:
+        if self.memory is None:
+            from aparallel._worker.memory import WorkerMemory
+
+            self.memory = WorkerMemory(self.outgoing.introduce)
+        return self.memory
+
+    def _tell_memory(self) -> None:
+        """Tell the parent what shared memory is not used here any more."""
+        if self.memory is not None and (news := self.memory.news()) is not None:
+            self.outgoing.tell(frames.MEMORY, news)
 
     def _await_verdict(self) -> int:
         """The parent is taking calls back, or has done so several times: return the number of the first one taken."""
@@ -143,7 +183,9 @@ class _Worker:
 
     def _learn(self, frame: _Frame) -> int:
         """Take in the functions that a frame brings; return how much of its tail they took."""
-        new, forget, _ = frame.control
+        new, forget, _, loans = frame.control
+        if loans:
+            frame.loans = self._memory().borrow(loans)
         offset = 0
         for number, blob in new:
             if type(blob) is int:
@@ -188,7 +230,7 @@ class _Worker:
         outgoing.now = outgoing.busy_since = monotonic_ns()
         void_from = _NEVER
         call = frame.first
-        for number, payloads in frame.control[2]:
+        for number, payloads, self.results in frame.control[2]:
             for payload in payloads:
                 # The time first: a claimed call never shows an older one. Then the claim, then the look (see frames).
                 head[STARTED] = outgoing.now
@@ -214,11 +256,14 @@ class _Worker:
                         del value
                 elif type(payload) is tuple:
                     flags, data = self._call_pickled(number, dumps((payload, {}, None), 5))
-                elif type(payload) is int:
-                    flags, data = self._call_pickled(number, tail[offset : offset + payload])
-                    offset += payload
-                else:
+                elif type(payload) is bytes:
                     flags, data = self._call_pickled(number, payload)
+                else:
+                    blob, parts = payload if type(payload) is list else (payload, None)
+                    if type(blob) is int:
+                        end = offset + blob
+                        blob, offset = tail[offset:end], end
+                    flags, data = self._call_pickled(number, blob, parts, frame.loans)
                 if not original:
                     _leave_forked_copy()
                 if unfinished:
@@ -228,12 +273,14 @@ class _Worker:
                 del data
         outgoing.flush()
 
-    def _call_pickled(self, number: int, blob: bytes | memoryview) -> tuple[int, bytes]:
+    def _call_pickled(
+        self, number: int, blob: bytes | memoryview, parts: Any = None, loans: Any = None
+    ) -> tuple[int, bytes]:
         try:
             function = self.functions[number]
             if isinstance(function, bytes):
                 function = self.functions[number] = loads(function)
-            arguments, keywords, variables = loads(blob)
+            arguments, keywords, variables = loads(blob) if parts is None else self._memory().load(blob, parts, loans)
             context = self._context_of(variables) if variables else None
         except BaseException as error:
             return frames.FAILURE, describe_failure(error, LOADING)
@@ -251,7 +298,21 @@ class _Worker:
                 value = self._await(value, context)
             except BaseException as error:
                 return frames.FAILURE, describe_failure(error, RUNNING)
-        return _encode(value)
+        return self._encode(value)
+
+    def _encode(self, value: Any) -> tuple[int, bytes]:
+        kind = type(value)
+        if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
+            return 0, write_plain(value)
+        try:
+            if "numpy" not in sys.modules and "pyarrow" not in sys.modules:  # nothing here makes buffers
+                return frames.PICKLED, pickle(value)
+            data, segment, spans = self._memory().encode(value, *self.results)
+            if not spans:
+                return frames.PICKLED, data
+            return _IN_SEGMENT, dumps((segment, spans, data), 5)
+        except BaseException as error:
+            return frames.FAILURE, describe_failure(error, RETURNING)
 
     def _await(self, awaitable: Any, context: Any) -> Any:
         import asyncio
@@ -282,7 +343,7 @@ class _Worker:
             raise ConnectionResetError
         return data
 
-    def _receive_into(self, data: bytearray) -> bool:
+    def _receive_into(self, data: bytearray | memoryview) -> bool:
         view = memoryview(data)
         while view:
             received = self.connection.recv_into(view, len(view), MSG_WAITALL)
@@ -313,7 +374,7 @@ class _Outgoing:
         size = len(data)
         count = self.count
         end = self.used + size
-        if size > _LARGE or count == CAPACITY or end > ROOM:
+        if size > _LARGE or count == CAPACITY or end > ROOM or flags == _IN_SEGMENT:
             self._make_room(flags, data)
             return
         self.data[self.used : end] = data
@@ -326,13 +387,16 @@ class _Outgoing:
 
     def _make_room(self, flags: int, data: bytes) -> None:
         self.flush()
-        if len(data) <= _LARGE:
+        kind = frames.LARGE_FAILURE if flags & frames.FAILURE else frames.LARGE_VALUE
+        if flags == _IN_SEGMENT:
+            kind = frames.VALUE_IN_SEGMENT
+        elif len(data) <= _LARGE:
             self.put(flags, data)
             return
         if not flags:  # an int may have a million digits
             data = dumps(read_plain(data, 1)[0], 5)
         self.now = monotonic_ns()
-        self.send(frames.LARGE_FAILURE if flags & frames.FAILURE else frames.LARGE_VALUE, data, count=1)
+        self.send(kind, data, count=1)
         self.first += 1
         self.head[FIRST] = self.first
 
@@ -347,6 +411,20 @@ class _Outgoing:
             self.count = self.used = 0
         self.flushed_at = monotonic_ns()
 
+    def tell(self, kind: int, news: object, fd: int | None = None) -> None:
+        """Send what is no outcome, and a descriptor with its first byte."""
+        body = dumps(news, 5)
+        frame = frames.TO_PARENT.pack(kind, 0, 0, 0, len(body)) + body
+        if fd is None:
+            self.connection.sendall(frame)
+            return
+        rights = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)
+        sent = self.connection.sendmsg([frame], [rights])
+        self.connection.sendall(frame[sent:])
+
+    def introduce(self, segment: Segment) -> None:
+        self.tell(frames.SEGMENT, (segment.number, segment.size), segment.fd)
+
     def send(self, kind: int, body: bytes, count: int = 0) -> None:
         header = frames.TO_PARENT.pack(kind, count, self.first, self.now - self.busy_since, len(body))
         if len(body) <= _LARGE:
@@ -357,14 +435,14 @@ class _Outgoing:
         self.now = self.busy_since = monotonic_ns()
 
 
-def _encode(value: Any) -> tuple[int, bytes]:
-    kind = type(value)
-    if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
-        return 0, write_plain(value)
-    try:
-        return frames.PICKLED, pickle(value)
-    except BaseException as error:
-        return frames.FAILURE, describe_failure(error, RETURNING)
+def _descriptor(ancillary: list[Any]) -> int | None:
+    """The descriptor that came with a frame; None if there was no room for it."""
+    for level, kind, data in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= 4:
+            fd = int.from_bytes(data[:4], sys.byteorder)
+            os.set_inheritable(fd, False)
+            return fd
+    return None
 
 
 def _leave_forked_copy() -> None:

@@ -1,0 +1,223 @@
+"""A worker's socket: frames out and in, on the loop and without waiting. ``_wire/frames.py`` has their format."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+from array import array
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aparallel._wire import frames
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    Header = tuple[int, int, int, int, int]
+
+_RECEIVE_BYTES = 256 * 1024
+_SEND_PARTS = 64
+
+# Windows has neither; there, starting a worker is refused.
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Channel:
+    """One worker's frames.
+
+    Args:
+        sock: the parent's end, non-blocking. It stays its owner's to close.
+        on_frame: called with each frame's header and body.
+        on_end: called once the worker has closed its end.
+        on_defect: called when *on_frame* has raised.
+
+    Attributes:
+        descriptors: those that came with frames and have not been taken; None for one that found no room.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        on_frame: Callable[[Header, memoryview], object],
+        on_end: Callable[[], object],
+        on_defect: Callable[[], object],
+    ) -> None:
+        self._loop = loop
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._on_defect = on_defect
+        self.descriptors: deque[int | None] = deque()
+        self._unsent: deque[memoryview] = deque()
+        # The descriptors that go with some of these.
+        self._passing: deque[tuple[memoryview, int]] = deque()
+        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._filled = 0
+        # A frame too large for the buffer: its header, its body so far.
+        self._large: tuple[Header, bytearray, int] | None = None
+        loop.add_reader(self._fd, self._on_readable)
+
+    def close(self) -> None:
+        """Stop. Nothing is sent any more, and descriptors that nobody took are closed."""
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._drop_unsent()
+        while self.descriptors:
+            fd = self.descriptors.popleft()
+            if fd is not None:
+                os.close(fd)
+
+    def hang_up(self) -> None:
+        """Tell the worker that there is no more to come.
+
+        Raises:
+            OSError: it has died already.
+        """
+        self._socket.shutdown(socket.SHUT_WR)
+
+    # Out
+
+    def write(
+        self, kind: int, control: object, *, first: int = 0, tail: Sequence[bytes] = (), fd: int | None = None
+    ) -> None:
+        """Send a frame, and with its first byte the descriptor *fd*, which must stay open until the worker has it."""
+        body = pickle.dumps(control, 5)
+        header = frames.TO_WORKER.pack(kind, len(body), sum(map(len, tail)), first)
+        idle = not self._unsent
+        frame = memoryview(header + body)
+        self._unsent.append(frame)
+        if fd is not None:
+            self._passing.append((frame, fd))
+        self._unsent.extend(map(memoryview, tail))
+        if idle:
+            self._flush()
+            if self._unsent:
+                self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._flush()
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
+
+    def _flush(self) -> None:
+        """Send what the socket takes at once: about 200 KB, which holds the loop for some 50 µs."""
+        try:
+            sent = self._send_some()
+        except BlockingIOError:
+            return
+        except OSError:  # it has died; its exit is about to be told
+            self._drop_unsent()
+            return
+        while sent:
+            part = self._unsent[0]
+            if len(part) > sent:
+                self._unsent[0] = part[sent:]
+                return
+            sent -= len(part)
+            self._unsent.popleft()
+        while self._unsent and not self._unsent[0]:
+            self._unsent.popleft()
+
+    def _send_some(self) -> int:
+        parts = list(islice(self._unsent, _SEND_PARTS))
+        if not self._passing:
+            return self._socket.sendmsg(parts)
+        frame, fd = self._passing[0]
+        if parts[0] is frame:
+            sent = self._socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))])
+            self._passing.popleft()
+            return sent
+        before = next((position for position, part in enumerate(parts) if part is frame), len(parts))
+        return self._socket.sendmsg(parts[:before])
+
+    def _drop_unsent(self) -> None:
+        self._unsent.clear()
+        self._passing.clear()
+
+    # In
+
+    def _on_readable(self) -> None:
+        try:
+            received = self._receive()
+        except Exception:
+            self._on_defect()
+            raise
+        if received == 0:
+            self._loop.remove_reader(self._fd)
+            self._on_end()
+
+    def read_rest(self) -> None:
+        """Take in what a dead worker has left."""
+        while self._receive():
+            pass
+
+    def _receive(self) -> int | None:
+        """Read once; return how many bytes came: 0 at the end of the stream, None if there are none yet."""
+        try:
+            if self._large is not None:
+                return self._receive_large()
+            with memoryview(self._buffer) as view:
+                received, ancillary, flags, _ = self._socket.recvmsg_into(
+                    [view[self._filled :]], _ONE_DESCRIPTOR, _CLOEXEC
+                )
+        except BlockingIOError:
+            return None
+        except OSError:
+            return 0
+        if ancillary or flags & socket.MSG_CTRUNC:
+            self.descriptors.append(_descriptor(ancillary))
+        self._filled += received
+        self._take_frames()
+        return received
+
+    def _receive_large(self) -> int:
+        assert self._large is not None
+        header, body, filled = self._large
+        with memoryview(body) as view:
+            received = self._socket.recv_into(view[filled:])
+        filled += received
+        if filled == len(body):
+            self._large = None
+            self._on_frame(header, memoryview(body))
+        else:
+            self._large = header, body, filled
+        return received
+
+    def _take_frames(self) -> None:
+        start, size = 0, frames.TO_PARENT.size
+        data = bytes(memoryview(self._buffer)[: self._filled])
+        while self._filled - start >= size:
+            header = frames.TO_PARENT.unpack_from(data, start)
+            length = header[4]
+            begin = start + size
+            if begin + length > self._filled:
+                if size + length > len(self._buffer):
+                    body = bytearray(length)
+                    held = self._filled - begin
+                    body[:held] = data[begin : self._filled]
+                    self._large = header, body, held
+                    start = self._filled
+                break
+            start = begin + length
+            self._on_frame(header, memoryview(data)[begin:start])
+        rest = self._filled - start
+        if start and rest:
+            self._buffer[:rest] = data[start : self._filled]
+        self._filled = rest
+
+
+def _descriptor(ancillary: list[Any]) -> int | None:
+    """The descriptor that came along; None if it was lost for want of room."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= 4:
+            fd = int.from_bytes(data[:4], sys.byteorder)
+            os.set_inheritable(fd, False)
+            return fd
+    return None

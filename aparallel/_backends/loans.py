@@ -1,0 +1,110 @@
+"""The shared memory between the pool and one worker: what it was lent, and what it lends."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from aparallel._transfer.borrowing import Borrower
+from aparallel._wire import frames
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+
+    from aparallel._backends.channel import Channel
+    from aparallel._transfer.borrowing import Loan
+    from aparallel._transfer.lending import Segment
+
+
+class Loans:
+    """Who has what. Every reference that is sent to the worker counts, until the worker says that it is gone.
+
+    Attributes:
+        has_unused: the worker may keep memory that could be freed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel, on_unused: Callable[[], object]) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._on_unused = on_unused
+        self.has_unused = False
+        # Segments that the worker knows, by number, with the references to them that are out.
+        self._lent: dict[int, tuple[Segment, int]] = {}
+        self._borrower = Borrower(self._on_given_back)
+        # Whether the loop is about to tell the worker what is given back.
+        self._telling = False
+
+    # What the worker is lent
+
+    def lend(self, references: Mapping[Segment, int]) -> list[tuple[int, int]]:
+        """Count references that are about to be sent, and introduce what is new to the worker.
+
+        Returns what the frame says of them.
+        """
+        for segment, count in references.items():
+            if segment.number not in self._lent:
+                self._channel.write(frames.SEGMENT, (segment.number, segment.size), fd=segment.fd)
+                self._lent[segment.number] = segment, 0
+            self._lent[segment.number] = segment, self._lent[segment.number][1] + count
+            segment.lend(count)
+        return [(segment.number, count) for segment, count in references.items()]
+
+    def discard(self, segments: Sequence[Segment]) -> None:
+        """Have the worker unmap segments that are used no more."""
+        numbers = [segment.number for segment in segments if self._lent.pop(segment.number, None) is not None]
+        if numbers:
+            self._tell(numbers)
+
+    # What it lends
+
+    def introduce(self, number: int, size: int) -> None:
+        """Take in a segment of the worker's, whose descriptor has come with the frame."""
+        self._borrower.introduce(number, size, self._channel.descriptors.popleft(), keep=False)
+
+    def borrow(self, number: int) -> Loan:
+        """Take in a reference to one.
+
+        Raises:
+            SharedMemoryError: it could not be mapped.
+        """
+        return self._borrower.lend(number)
+
+    def update(self, discarded: list[int], given_back: list[tuple[int, int, bool]]) -> None:
+        """Take in what the worker tells: segments of its own that are gone, and references to ours that are."""
+        for number in discarded:
+            self._borrower.discard(number)
+        for number, count, spoiled in given_back:
+            segment, out = self._lent[number]
+            self._lent[number] = segment, out - count
+            segment.take_back(count, spoiled)
+
+    def free_unused(self) -> None:
+        """Have the worker free memory that it keeps for its next results."""
+        if self.has_unused:
+            self.has_unused = False
+            self._tell(free_unused=True)
+
+    def _on_given_back(self) -> None:
+        """Nothing here refers to a result's memory any more. Called in any thread, by finalisers."""
+        if not self._telling:
+            self._telling = True
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self, discarded: Sequence[int] = (), free_unused: bool = False) -> None:
+        self._telling = False
+        released = self._borrower.released
+        given_back: list[Any] = [released.popleft() for _ in range(len(released))]
+        if given_back or discarded or free_unused:
+            self._channel.write(frames.MEMORY, (list(discarded), given_back, free_unused))
+        if given_back:
+            self.has_unused = True
+            self._on_unused()
+
+    def close(self) -> None:
+        """The worker is dead: it has let go of all it had. What results refer to stays mapped here."""
+        for segment, out in self._lent.values():
+            segment.take_back(out, spoiled=False)
+        self._lent.clear()
+        self._borrower.close()

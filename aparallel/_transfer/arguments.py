@@ -1,0 +1,362 @@
+"""What the calls of a pool carry in shared memory: written once while it does not change. Not loaded in a child.
+
+A call sees its arrays as they were when it was drawn. An array that was written before is therefore compared with what
+was written, by a hash (xxh3, 128 bits; a third of the time that a copy takes), unless nobody can have changed it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pickle import loads
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import xxhash
+
+from aparallel._ground.hop import pause
+from aparallel._ground.memory import Room
+from aparallel._ground.sharing import Shared
+from aparallel._transfer.arrays import Reference, Strided, owner_of
+from aparallel._transfer.lending import Hold, Lender, Raw, Segment
+from aparallel._transfer.out_of_band import OutOfBand
+from aparallel._transfer.pickling import pickle_in_slices
+from aparallel._transfer.shared_memory import Mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aparallel._transfer.shared_memory import Mode
+
+# Contents are kept for when their arrays come again: those of the last few arrays, whatever these are, and those of
+# arrays that have come again before, up to so large a part of the memory that is there. Each may cost a descriptor.
+_LATEST_COUNT = 8
+_LATEST_BYTES = 64 * 1024 * 1024
+_RECURRING_COUNT = 256
+_RECURRING_BYTES = 256 * 1024 * 1024
+_RECURRING_PART = 8
+
+# Arrays that were forgotten and are recognised as recurring if they come again.
+_FORGOTTEN_COUNT = 4096
+
+
+class Content:
+    """Bytes in a segment, as they were when they were written. Nobody changes them.
+
+    While it exists, its segment is not used for anything else.
+    """
+
+    __slots__ = ("_digest", "hold", "nbytes", "offset")
+
+    is_shared = False
+
+    def __init__(self, hold: Hold, offset: int, nbytes: int, digest: bytes | None = None) -> None:
+        self.hold = hold
+        self.offset = offset
+        self.nbytes = nbytes
+        self._digest = digest
+
+    @property
+    def segment(self) -> Segment:
+        return self.hold.segment
+
+    def digest(self) -> bytes:
+        if self._digest is None:
+            mapping = self.segment.mapping or Mapping(self.segment.fd, self.segment.size, "r")
+            self._digest = xxhash.xxh3_128_digest(mapping.view(self.offset, self.nbytes, readonly=True))
+        return self._digest
+
+
+class SharedContent(Content):
+    """The content of an array that the user shared, and has mapped.
+
+    Attributes:
+        mode: how workers map it.
+        address: where it lies in this process.
+        closed: workers get it no more.
+    """
+
+    __slots__ = ("address", "closed", "mode")
+
+    is_shared = True
+
+    def __init__(self, content: Content, mode: Mode) -> None:
+        super().__init__(content.hold, content.offset, content.nbytes)
+        self.mode = mode
+        self.address = 0
+        self.closed = False
+
+    def map(self) -> Any:
+        """Map it here, as an array of bytes that keeps it."""
+        mapping = Mapping(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
+        self.address = mapping.address + self.offset
+        return mapping.view(self.offset, self.nbytes, readonly=self.mode != "r+", keep=self)
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise ValueError(
+                "The array of a closed Shared object was passed to a call. "
+                "Close it when the calls are done, or pass a copy."
+            )
+
+
+def digest_of(source: Any) -> bytes:
+    if isinstance(source, Raw):
+        return xxhash.xxh3_128_digest(source.view)
+    hasher = xxhash.xxh3_128()
+    for piece in source.pieces():
+        hasher.update(piece)
+    return hasher.digest()
+
+
+def _check_is_array(value: Any) -> None:
+    if type(value) is np.ndarray and not value.dtype.hasobject:
+        return
+    hint = "Share its arrays one by one."
+    if isinstance(value, np.memmap):
+        hint = "Pass a memmap itself to calls, with mmap_mode='r+'."
+    raise TypeError(
+        f"share(mode='r+') takes a NumPy array of numbers, got {type(value).__name__}: "
+        f"nothing else can be written from both sides. {hint}"
+    )
+
+
+class _Origin:
+    """Where a buffer lies: what tells whether it is the same as before, and whether it can have changed."""
+
+    __slots__ = ("key", "owner", "readonly")
+
+    def __init__(self, source: Any) -> None:
+        if isinstance(source, Strided):
+            array: Any = source.array
+            place = array.__array_interface__["data"][0]
+            self.key: tuple[Any, ...] = place, array.shape, array.strides, array.dtype.str
+            exporter: Any = array
+        else:
+            exporter = source.view.obj
+            flat = np.frombuffer(source.view, np.uint8)
+            self.key = flat.__array_interface__["data"][0], source.nbytes
+        self.owner, self.readonly = _owner(exporter)
+
+
+def _owner(exporter: Any) -> tuple[Any, bool]:
+    """Return what the memory belongs to, and whether nobody can write to it."""
+    if not isinstance(exporter, np.ndarray):
+        return exporter, isinstance(exporter, bytes)
+    owner = owner_of(exporter)
+    readonly = not owner.flags.writeable and (owner.base is None or isinstance(owner.base, bytes))
+    return owner, readonly
+
+
+class _Known:
+    """A buffer that was written, and what it held."""
+
+    __slots__ = ("_user", "content", "owner", "pinned", "recurs", "used_at")
+
+    def __init__(self, content: Content, owner: weakref.ref[Any] | None, recurs: bool) -> None:
+        self.content = content
+        self.owner = owner
+        self.recurs = recurs
+        self.used_at = 0.0
+        # The gather or stream that used it last.
+        self._user: weakref.ref[object] | None = None
+        # How many shares keep it.
+        self.pinned = 0
+
+    def use(self, user: object | None) -> None:
+        self.used_at = monotonic()
+        self._user = None if user is None else weakref.ref(user)
+
+    def is_used_by(self, user: object | None) -> bool:
+        return self._user is not None and self._user() is user
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.pinned > 0 or (self._user is not None and self._user() is not None)
+
+
+class ArgumentMemory:
+    """The shared memory of a pool's arguments. Its methods are called in threads, several at a time."""
+
+    def __init__(self, on_unused: Callable[[], object]) -> None:
+        self.lender = Lender(on_unused)
+        self._on_unused = on_unused
+        # Least recently used first. Each step on it is atomic; at worst something is written twice.
+        self._known: dict[tuple[Any, ...], _Known] = {}
+        self._room = Room()
+        self._limit: int | None = None
+        self._forgotten: dict[tuple[Any, ...], None] = {}
+
+    def place(
+        self, sources: Sequence[Any], folder: str | None, mode: Mode, user: object | None, drawn_at_once: bool
+    ) -> tuple[list[tuple[Content, Mode]], int]:
+        """Return for each of *sources*, which are what an ``OutOfBand`` took, where it lies, and how to map it.
+
+        *user* is an object that lives as long as a gather or stream, for which buffers are kept; None for a
+        single call. If its calls are *drawn_at_once*, a buffer found unchanged once counts as unchanged for all.
+
+        Also returns how many bytes had to be written.
+
+        Raises:
+            SharedMemoryError: there is no room for them.
+        """
+        parts: list[tuple[Content, Mode] | None] = []
+        fresh: dict[tuple[Any, ...], tuple[Any, _Origin, list[int]]] = {}
+        for position, source in enumerate(sources):
+            if isinstance(source, Reference):
+                parts.append((source.content, source.mode))
+                continue
+            wrapped = Raw(source) if isinstance(source, memoryview) else source
+            origin = _Origin(wrapped)
+            content = None if origin.key in fresh else self._find(wrapped, origin, user, drawn_at_once)
+            parts.append(None if content is None else (content, mode))
+            if content is None:
+                fresh.setdefault(origin.key, (wrapped, origin, []))[2].append(position)
+        written = 0
+        if fresh:
+            contents = self._write([source for source, _, _ in fresh.values()], folder)
+            for content, (_, origin, positions) in zip(contents, fresh.values(), strict=True):
+                self._remember(content, origin, user)
+                written += content.nbytes
+                for position in positions:
+                    parts[position] = content, mode
+        return cast("list[tuple[Content, Mode]]", parts), written
+
+    def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
+        hashers = [xxhash.xxh3_128() for _ in sources]
+        hold, offsets, fed = self.lender.write(sources, folder, hashers)
+        return [
+            Content(hold, offset, source.nbytes, hasher.digest() if fed else None)
+            for source, offset, hasher in zip(sources, offsets, hashers, strict=True)
+        ]
+
+    # What is known
+
+    def _find(self, source: Any, origin: _Origin, user: object | None, drawn_at_once: bool) -> Content | None:
+        known = self._known.get(origin.key)
+        if known is None or known.content.nbytes != source.nbytes:
+            return None
+        same = known.owner is not None and known.owner() is origin.owner
+        surely = same and (origin.readonly or known.pinned or (drawn_at_once and known.is_used_by(user)))
+        if not surely and known.content.digest() != digest_of(source):
+            self._forget(origin.key, known)
+            return None
+        known.use(user)
+        known.recurs = True
+        # To the end; another thread may have forgotten it meanwhile.
+        self._known.pop(origin.key, None)
+        self._known[origin.key] = known
+        return known.content
+
+    def _remember(self, content: Content, origin: _Origin, user: object | None) -> _Known:
+        key = origin.key
+        memory = weakref.ref(self)
+
+        def gone(owner: object) -> None:
+            me = memory()
+            known = None if me is None else me._known.get(key)
+            if me is not None and known is not None and known.owner is owner and not known.pinned:
+                me._forget(key, known)
+
+        try:
+            owner = weakref.ref(origin.owner, gone)
+        except TypeError:
+            owner = None
+        self._on_unused()
+        known = _Known(content, owner, recurs=key in self._forgotten)
+        known.use(user)
+        self._known[key] = known
+        self._forget_oldest()
+        return known
+
+    def _forget(self, key: tuple[Any, ...], known: _Known) -> None:
+        if self._known.get(key) is known:
+            self._known.pop(key, None)
+
+    def _forget_oldest(self) -> None:
+        """Forget what was used least recently, of what is beyond the limits."""
+        counts, sizes = {True: 0, False: 0}, {True: 0, False: 0}
+        # From the newest on. Another thread, or a finaliser in this one, may change the dict: only its copy is atomic.
+        for key, known in reversed(self._known.copy().items()):
+            counts[known.recurs] += 1
+            sizes[known.recurs] += known.content.nbytes
+            allowed = self._budget() if known.recurs else _LATEST_BYTES
+            is_latest = counts[known.recurs] <= (1 if known.recurs else _LATEST_COUNT)
+            is_within = sizes[known.recurs] <= allowed and counts[known.recurs] <= _RECURRING_COUNT
+            if not (is_latest or is_within or known.pinned):
+                self._forget(key, known)
+                self._forgotten[key] = None
+        while len(self._forgotten) > _FORGOTTEN_COUNT:
+            self._forgotten.pop(next(iter(self._forgotten)), None)
+
+    def _budget(self) -> int:
+        if self._limit is None:
+            self._limit = max(_RECURRING_BYTES, (self._room.available() or 0) // _RECURRING_PART)
+        return self._limit
+
+    # Shares
+
+    def share(self, value: Any, mode: Mode, folder: str | None) -> Shared[Any]:
+        """Write *value* into shared memory, for any number of calls until it is closed.
+
+        Raises:
+            TypeError: ``mode="r+"``, and it is no array.
+            SharedMemoryError: there is no room for it.
+        """
+        if mode == "r+":
+            _check_is_array(value)
+        buffers = OutOfBand(0, "r", collecting=True)
+        data = pickle_in_slices(value, pause, buffers)
+        sources: list[Any] = [Raw(memoryview(data))]
+        sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]
+        written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
+        contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
+        array, visible = None, None
+        if isinstance(value, np.ndarray):
+            array = value
+            if len(contents) == 2 and not contents[1].is_shared:
+                contents[1] = visible = SharedContent(contents[1], mode)
+                array = loads(data, buffers=[memoryview(visible.map())])
+        # The object itself counts as unchanged from now on, wherever it is passed.
+        pins = [] if mode == "r+" else [self._pin(*pair) for pair in zip(sources[1:], contents[1:], strict=True)]
+
+        def release() -> None:
+            for pin in pins:
+                self._unpin(pin)
+            if visible is not None:
+                visible.closed = True
+
+        return Shared(value, mode, array=array, travel=contents, release=release)
+
+    def _pin(self, source: Any, content: Content) -> tuple[Any, _Known] | None:
+        if isinstance(source, Reference):
+            return None
+        origin = _Origin(source)
+        known = self._remember(content, origin, None)
+        known.pinned += 1
+        return origin.key, known
+
+    def _unpin(self, pin: tuple[Any, _Known] | None) -> None:
+        if pin is not None:
+            key, known = pin
+            known.pinned -= 1
+            self._forget(key, known)
+
+    # Time goes by
+
+    def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
+        """Forget and close what nobody has used since then.
+
+        Returns the segments closed, and whether there is more that may be so later.
+        """
+        remains = False
+        for key, known in self._known.copy().items():
+            if known.used_at <= unused_since and not known.is_in_use:
+                self._forget(key, known)
+            remains = remains or not known.pinned
+        closed = self.lender.trim(unused_since)
+        return closed, remains or any(segment.is_free for segment in list(self.lender.segments.values()))
+
+    def close(self) -> None:
+        self._known.clear()
+        self.lender.close()

@@ -1,0 +1,151 @@
+"""The reading side of shared memory: another process's segments, mapped here and given back."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+
+from aparallel._transfer.shared_memory import Mapping
+from aparallel.errors import SharedMemoryError
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aparallel._transfer.shared_memory import Mode
+
+
+class _Segment:
+    """Another process's segment. Mappings stay for its next use, until it is discarded."""
+
+    __slots__ = ("error", "fd", "maps", "number", "size", "spoiled")
+
+    def __init__(self, number: int, size: int, fd: int | None) -> None:
+        self.number = number
+        self.size = size
+        self.fd = fd
+        self.maps: dict[Mode, Mapping] = {}
+        self.error: Exception | None = None
+        self.spoiled = False
+
+    def mapping(self, mode: Mode) -> Mapping:
+        if mode == "c":  # each has its own
+            return self._map(mode)
+        mapping = self.maps.get(mode)
+        if mapping is None:
+            mapping = self.maps[mode] = self._map(mode)
+        return mapping
+
+    def _map(self, mode: Mode) -> Mapping:
+        if self.fd is None:
+            raise SharedMemoryError(
+                f"{self.size:,} bytes of shared memory could not be taken over: no file descriptor was left. "
+                f"Close what leaks them, or raise the limit (ulimit -n).",
+                nbytes=self.size,
+            )
+        try:
+            return Mapping(self.fd, self.size, mode)
+        except OSError as error:
+            raise SharedMemoryError(f"{error.strerror}. Free memory or raise its limit.", nbytes=self.size) from error
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+class Loan:
+    """Some references to a segment that arrived together. When nothing refers to it any more, that is reported."""
+
+    __slots__ = ("_borrower", "_count", "_segment")
+
+    def __init__(self, borrower: Borrower, segment: _Segment, count: int) -> None:
+        self._borrower = borrower
+        self._segment = segment
+        self._count = count
+
+    def view(self, offset: int, size: int, mode: Mode) -> memoryview:
+        """Return bytes of the segment. Whatever is made from them keeps the loan.
+
+        Raises:
+            SharedMemoryError: it cannot be mapped.
+        """
+        mapping = self._segment.mapping(mode)
+        return memoryview(mapping.view(offset, size, readonly=mode == "r", keep=self))
+
+    def __del__(self) -> None:
+        self._borrower._on_gone(self._segment, self._count)
+
+
+class Borrower:
+    """Segments lent by one other process.
+
+    Attributes:
+        released: (number, references, spoiled) of loans that are gone and have not been reported yet.
+    """
+
+    def __init__(self, notify: Callable[[], object] | None = None) -> None:
+        self.released: deque[tuple[int, int, bool]] = deque()
+        self._notify = notify
+        self._segments: dict[int, _Segment] = {}
+        _borrowers.add(self)
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def introduce(self, number: int, size: int, fd: int | None, *, keep: bool) -> None:
+        """Take in a segment. Unless it is to *keep*, its descriptor is closed once it is mapped, writable.
+
+        *fd* is None if it was lost for want of room for descriptors; who uses the segment gets the error.
+        """
+        segment = self._segments[number] = _Segment(number, size, fd)
+        if not keep:
+            try:
+                segment.mapping("r+")
+            except SharedMemoryError as error:
+                segment.error = error
+            segment.close()
+
+    def lend(self, number: int, count: int = 1) -> Loan:
+        segment = self._segments[number]
+        loan = Loan(self, segment, count)
+        if segment.error is not None:
+            raise segment.error
+        return loan
+
+    def discard(self, number: int) -> None:
+        """Forget a segment: its owner does. What refers to it keeps it mapped."""
+        segment = self._segments.pop(number, None)
+        if segment is not None:
+            segment.close()
+
+    def close(self) -> None:
+        """Report nothing any more; the other process is gone."""
+        self._notify = None
+        for number in list(self._segments):
+            self.discard(number)
+
+    def _on_gone(self, segment: _Segment, count: int) -> None:
+        self.released.append((segment.number, count, segment.spoiled))
+        if self._notify is not None:
+            self._notify()
+
+
+# A forked copy of this process has our mappings, and nobody hears when it lets go of them.
+_borrowers: weakref.WeakSet[Borrower] = weakref.WeakSet()
+
+
+def _spoil() -> None:
+    for borrower in list(_borrowers):
+        for segment in list(borrower._segments.values()):
+            segment.spoiled = True
+
+
+def _be_silent() -> None:
+    for borrower in list(_borrowers):
+        borrower._notify = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_spoil, after_in_child=_be_silent)

@@ -1,0 +1,298 @@
+"""The writing side of shared memory: segments, written, lent to other processes, and used again once they are back.
+
+New memory costs the kernel a page at a time, about 0.5 ms a megabyte, ten times what the copy takes, so a
+segment that everyone has let go is written again. One that stays unused goes back to the system.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from _thread import allocate_lock
+from collections import deque
+from time import monotonic
+
+from aparallel._ground.memory import Room
+from aparallel._transfer.shared_memory import Mapping, aligned, create_in_file, create_in_memory, in_background
+from aparallel.errors import SharedMemoryError
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Protocol
+
+    class Source(Protocol):
+        """What is written: bytes, in the order in which they are to lie."""
+
+        nbytes: int
+
+        def pieces(self) -> Iterable[memoryview]:
+            """Give it as contiguous pieces of a megabyte or so."""
+
+        def copy_to(self, target: Any) -> None:
+            """Copy it into an array of as many unsigned bytes."""
+
+    class Hasher(Protocol):
+        def update(self, data: memoryview, /) -> None: ...
+
+
+# A segment is not used for something much smaller: the rest of it would lie idle.
+_WASTE = 2
+
+
+_PIECE = 1024 * 1024
+
+
+class Raw:
+    """A buffer in one piece, to be written."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.nbytes = view.nbytes
+
+    def pieces(self) -> Iterable[memoryview]:
+        for start in range(0, self.nbytes, _PIECE):
+            yield self.view[start : start + _PIECE]
+
+    def copy_to(self, target: Any) -> None:
+        import numpy as np
+
+        np.copyto(target, np.frombuffer(self.view, np.uint8))  # without the GIL
+
+
+class Segment:
+    """A piece of shared memory.
+
+    It is free when nobody in this process holds it and nobody else has it, and is then written again or closed.
+
+    Attributes:
+        written: bytes, from the start, that have been written once and therefore exist.
+        held: a :class:`Hold` on it exists.
+        lent: how many references to it were sent to other processes and have not been reported gone.
+        spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
+    """
+
+    __slots__ = ("_note_free", "fd", "free_since", "held", "lent", "mapping", "number", "size", "spoiled", "written")
+
+    def __init__(self, number: int, fd: int, size: int, note_free: Callable[[Segment], object]) -> None:
+        self.number = number
+        self.fd = fd
+        self.size = size
+        self._note_free = note_free
+        self.written = 0
+        self.mapping: Mapping | None = None
+        self.held = True
+        self.lent = 0
+        self.spoiled = False
+        self.free_since = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        return not self.held and self.lent == 0
+
+    def let_go(self) -> None:
+        """Nobody holds it any more. Called by a finaliser, in any thread."""
+        self.held = False
+        self._note_if_free()
+
+    def lend(self, references: int) -> None:
+        self.lent += references
+
+    def take_back(self, references: int, spoiled: bool) -> None:
+        """So many references to it are gone elsewhere."""
+        self.lent -= references
+        self.spoiled |= spoiled
+        self._note_if_free()
+
+    def _note_if_free(self) -> None:
+        if self.is_free:
+            self.free_since = monotonic()
+            self._note_free(self)
+
+    def write(self, offset: int, source: Source, hasher: Hasher | None = None) -> bool:
+        """Write *source* at *offset*; return whether *hasher* was fed with it."""
+        end = offset + source.nbytes
+        if end <= self.written and self._map():
+            assert self.mapping is not None
+            source.copy_to(self.mapping.view(offset, source.nbytes, readonly=False))
+            return False
+        for piece in source.pieces():
+            # Hashed before, so that a change in between makes the next comparison fail, not succeed.
+            if hasher is not None:
+                hasher.update(piece)
+            while piece:
+                written = os.pwrite(self.fd, piece, offset)
+                offset += written
+                piece = piece[written:]  # noqa: PLW2901
+        self.written = max(self.written, end)
+        return True
+
+    def _map(self) -> bool:
+        if self.mapping is None:
+            try:
+                self.mapping = Mapping(self.fd, self.size, "r+", populate=self.written == self.size)
+            except OSError:  # pwrite will do
+                return False
+        return True
+
+    def take_apart(self) -> tuple[int, Mapping | None]:
+        """Give up its descriptor and mapping, which are to be closed and dropped."""
+        parts = self.fd, self.mapping
+        self.fd, self.mapping = -1, None
+        return parts
+
+
+class Hold:
+    """Keeps a segment, with what is written in it, from being used again. Let go of when it is dropped."""
+
+    __slots__ = ("__weakref__", "segment")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+
+    def __del__(self) -> None:
+        self.segment.let_go()
+
+
+class NoDescriptorError(SharedMemoryError):
+    """No file descriptor is left for a segment; the data can still travel through a socket."""
+
+
+class Lender:
+    """The segments of one worker, or of one pool. Threads may write at the same time.
+
+    *on_unused* is called when one becomes free, in any thread, by finalisers.
+    """
+
+    def __init__(self, on_unused: Callable[[], object] | None = None) -> None:
+        self.segments: dict[int, Segment] = {}
+        # Segments that became free, and, sorted from there, those that may be taken, by size.
+        # One may be there and be gone or taken since, or twice: who takes it looks.
+        self._returned: deque[Segment] = deque()
+        self._on_unused = on_unused
+        self._free: dict[int, list[Segment]] = {}
+        self._numbers = itertools.count()
+        self._room = Room()
+        # Held while a segment is chosen, never while one is dropped: a finaliser must not wait for it.
+        self._lock = allocate_lock()
+
+    def write(
+        self, sources: Sequence[Source], folder: str | None = None, hashers: Sequence[Hasher] | None = None
+    ) -> tuple[Hold, list[int], bool]:
+        """Write *sources* into one segment.
+
+        Returns a hold on it, the offset of each, and whether *hashers* were fed.
+
+        Raises:
+            SharedMemoryError: there is no room for them, neither in memory nor in *folder*.
+        """
+        offsets, size = [], 0
+        for source in sources:
+            offsets.append(size)
+            size += aligned(source.nbytes)
+        errors: list[OSError] = []
+        feeds: Sequence[Hasher | None] = hashers or [None] * len(sources)
+        for segment in self._candidates(size, folder, errors):
+            hold = Hold(segment)
+            try:
+                fed = [segment.write(*write) for write in zip(offsets, sources, feeds, strict=True)]
+            except OSError as error:
+                errors.append(error)
+                del hold
+                self.drop([segment])
+                continue
+            return hold, offsets, all(fed)
+        raise _no_room(size, errors)
+
+    def _candidates(self, size: int, folder: str | None, errors: list[OSError]) -> Iterable[Segment]:
+        """Yield segments to try, each held: one that is free, then new memory, then a file."""
+        segment = self._take_free(size)
+        if segment is not None:
+            yield segment
+        try:
+            if not self._room.grant(size):
+                raise OSError(errno.ENOMEM, "it is more than what may be taken of the memory that is left")
+            yield self._add(create_in_memory(_capacity(size)), _capacity(size))
+        except OSError as error:
+            errors.append(error)
+        try:
+            yield self._add(create_in_file(size, folder), size)
+        except OSError as error:
+            errors.append(error)
+
+    def _note_free(self, segment: Segment) -> None:
+        self._returned.append(segment)
+        if self._on_unused is not None:
+            self._on_unused()
+
+    def _take_free(self, size: int) -> Segment | None:
+        with self._lock:
+            while self._returned:
+                segment = self._returned.popleft()
+                self._free.setdefault(segment.size, []).append(segment)
+            for fitting in sorted(found for found in self._free if size <= found <= _capacity(size) * _WASTE):
+                segments = self._free[fitting]
+                while segments:
+                    segment = segments.pop()  # the one used last: it is mapped, and in the caches
+                    if segment.is_free and not segment.spoiled and segment.number in self.segments:
+                        segment.held = True
+                        return segment
+                del self._free[fitting]
+        return None
+
+    def _add(self, fd: int, size: int) -> Segment:
+        number = next(self._numbers)
+        segment = self.segments[number] = Segment(number, fd, size, self._note_free)
+        return segment
+
+    def trim(self, unused_since: float) -> list[Segment]:
+        """Close the segments that have been free since then (``time.monotonic``), or are spoiled; return them."""
+        with self._lock:
+            old = [
+                segment
+                for segment in list(self.segments.values())
+                if segment.is_free and (segment.spoiled or segment.free_since <= unused_since)
+            ]
+            for segment in old:
+                segment.held = True  # nobody takes it any more
+        self.drop(old)
+        return old
+
+    def drop(self, segments: Iterable[Segment]) -> None:
+        """Close *segments*. Whoever has one mapped keeps its memory."""
+        parts, size = [], 0
+        for segment in segments:
+            self.segments.pop(segment.number, None)
+            size += segment.written
+            parts.append(segment.take_apart())
+        if parts:
+            in_background(size, _close, parts)
+
+    def close(self) -> None:
+        self.drop(list(self.segments.values()))
+
+
+def _close(parts: list[tuple[int, Mapping | None]]) -> None:
+    """Free memory, some 0.2 ms a megabyte."""
+    while parts:
+        fd, mapping = parts.pop()
+        del mapping
+        if fd >= 0:
+            os.close(fd)
+
+
+def _no_room(size: int, errors: list[OSError]) -> SharedMemoryError:
+    reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
+    lacks_descriptors = errors[-1].errno in (errno.EMFILE, errno.ENFILE)
+    return (NoDescriptorError if lacks_descriptors else SharedMemoryError)(
+        f"{size:,} bytes found no room, neither in memory nor in a file: {reasons}. Send less at a time, free memory, "
+        f"or name a folder with room (temp_folder=...); max_nbytes=None sends data through sockets instead.",
+        nbytes=size,
+    )
+
+
+def _capacity(size: int) -> int:
+    """Round up to one of eight sizes per power of two, so that a segment fits what is a little larger, too."""
+    step = max(1 << max(size.bit_length() - 4, 0), 4096)
+    return -(-size // step) * step

@@ -1,0 +1,61 @@
+"""A call's payload whose large buffers lie in shared memory."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aparallel._transfer.arguments import ArgumentMemory, Content
+    from aparallel._transfer.lending import Segment
+    from aparallel._transfer.shared_memory import Mode
+
+# A shipment is never put into a frame's pickle, however small.
+_NEVER_IN_LINE = 1 << 40
+
+
+class Shipment:
+    """A pickle, and the contents that it refers to, in the order in which it does. They stay while it is there."""
+
+    __slots__ = ("data", "parts")
+
+    def __init__(self, data: bytes, parts: list[tuple[Content, Mode]]) -> None:
+        self.data = data
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return _NEVER_IN_LINE
+
+
+class LazyMemory:
+    """A pool's memory for arguments, made in the thread that needs it first: it imports numpy.
+
+    Attributes:
+        on_unused: called, in any thread, when some of it is used no more, or soon may be.
+    """
+
+    def __init__(self) -> None:
+        self.on_unused: Callable[[], object] = bool
+        self._made: ArgumentMemory | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> ArgumentMemory:
+        with self._lock:
+            if self._made is None:
+                from aparallel._transfer.arguments import ArgumentMemory
+
+                self._made = ArgumentMemory(self._tell_unused)
+            return self._made
+
+    def _tell_unused(self) -> None:
+        self.on_unused()
+
+    def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
+        """Close what nobody has used since then; return that, and whether there is more that is not used now."""
+        return ([], False) if self._made is None else self._made.trim(unused_since)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()

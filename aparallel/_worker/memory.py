@@ -1,0 +1,103 @@
+"""A worker's shared memory: arguments, which it borrows, and results, which it lends. Loaded when first needed."""
+
+from __future__ import annotations
+
+from _pickle import loads
+
+from aparallel._transfer.borrowing import Borrower
+from aparallel._transfer.lending import Lender, NoDescriptorError, Raw
+from aparallel._transfer.out_of_band import NEVER, OutOfBand
+from aparallel._transfer.pickling import pickle
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from aparallel._transfer.borrowing import Loan
+    from aparallel._transfer.lending import Segment
+
+# Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
+# Each costs a descriptor here.
+_MOST_LENT = 64
+
+
+class WorkerMemory:
+    """Both sides of a worker's shared memory.
+
+    *introduce* tells the parent of a new segment.
+    """
+
+    def __init__(self, introduce: Callable[[Segment], object]) -> None:
+        self.borrower = Borrower()
+        self._lender = Lender()
+        self._introduce = introduce
+        self._introduced: set[int] = set()
+        self._discarded: list[int] = []
+        self._results: dict[int, OutOfBand] = {}
+
+    def borrow(self, loans: list[tuple[int, int]]) -> dict[int, Loan]:
+        return {number: self.borrower.lend(number, count) for number, count in loans}
+
+    def load(self, blob: bytes | memoryview, parts: list[tuple[int, int, int, Any]], loans: dict[int, Loan]) -> Any:
+        """Unpickle a call whose large buffers are *parts*: (segment, offset, size, mode)."""
+        return loads(blob, buffers=[loans[number].view(offset, size, mode) for number, offset, size, mode in parts])
+
+    def encode(self, value: object, largest: int, folder: str | None) -> tuple[bytes, int, list[tuple[int, int]]]:
+        """Pickle a result; buffers of more than *largest* bytes go to a segment.
+
+        Returns the pickle, the segment's number, and (offset, size) of each buffer, if there are any.
+
+        Raises:
+            SharedMemoryError: there is no room for them.
+        """
+        buffers = self._results.get(largest)
+        if buffers is None:
+            buffers = self._results[largest] = OutOfBand(largest, None, collecting=True)
+        data = pickle(value, buffers)
+        if not buffers.sources:
+            return data, 0, []
+        sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]
+        buffers.sources = []
+        try:
+            hold, offsets, _ = self._lender.write(sources, folder)
+        except NoDescriptorError:  # through the socket, then
+            return pickle(value, OutOfBand(NEVER, None, collecting=True)), 0, []
+        segment = hold.segment
+        if segment.number not in self._introduced:
+            self._introduced.add(segment.number)
+            self._introduce(segment)
+        segment.lend(1)
+        spans = [(offset, source.nbytes) for offset, source in zip(offsets, sources, strict=True)]
+        self._give_away_oldest()
+        return data, segment.number, spans
+
+    def _give_away_oldest(self) -> None:
+        lent = [segment for segment in self._lender.segments.values() if segment.lent]
+        self._drop(lent[: max(len(lent) - _MOST_LENT, 0)])
+
+    def _drop(self, segments: list[Segment]) -> None:
+        self._lender.drop(segments)
+        for segment in segments:
+            self._introduced.discard(segment.number)
+            self._discarded.append(segment.number)
+
+    def update(self, discarded: list[int], given_back: list[tuple[int, int, bool]], free_unused: bool) -> None:
+        """Take in what the parent tells."""
+        for number in discarded:
+            self.borrower.discard(number)
+        for number, count, spoiled in given_back:
+            segment = self._lender.segments.get(number)
+            if segment is not None:
+                segment.take_back(count, spoiled)
+        segments = self._lender.segments.values()
+        self._drop([segment for segment in segments if segment.is_free and (free_unused or segment.spoiled)])
+
+    def news(self) -> tuple[list[int], list[tuple[int, int, bool]]] | None:
+        """Return what the parent does not know yet: segments discarded, and loans given back; None if nothing."""
+        released = self.borrower.released
+        if not released and not self._discarded:
+            return None
+        given_back = [released.popleft() for _ in range(len(released))]
+        discarded, self._discarded = self._discarded, []
+        return discarded, given_back
