@@ -13,6 +13,9 @@ import _thread
 import functools
 import os
 import sys
+from collections import deque
+from contextlib import suppress
+from time import monotonic
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 
-# Unmapping frees pages, about 0.2 ms a megabyte; more than this is done in a thread of its own.
+# Freeing pages takes about 0.2 ms a megabyte. What is beyond this much in so short a time is done in a thread.
 _LONG_BYTES = 4 * 1024 * 1024
+_FREEING_SECONDS = 0.01
 
 # From <sys/mman.h>; the same on Linux and macOS but for the last, which only Linux has.
 _PROT_READ, _PROT_WRITE = 1, 2
@@ -149,17 +153,59 @@ def _libc() -> Any:
     return libc
 
 
+# What is to be freed in the background, and whether a thread is at it. At worst two are.
+_waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+_is_freeing = False
+# The bytes that were freed by the caller lately, and since when (seconds).
+_freed_here = 0
+_freed_since = 0.0
+
+
 def in_background(size: int, fn: Callable[..., object], *args: object) -> None:
     """Call *fn*, which frees *size* bytes: in a thread if that takes long, for the loop's may be the one we are in.
 
     It may be called from anywhere, a finaliser included, so the thread is a bare one: a ``threading.Thread``
     takes locks, which this very thread may hold.
     """
-    if size > _LONG_BYTES:
+    global _is_freeing, _freed_here, _freed_since
+    now = monotonic()
+    if now - _freed_since > _FREEING_SECONDS:
+        _freed_here, _freed_since = 0, now
+    _freed_here += size
+    if _freed_here <= _LONG_BYTES:
+        fn(*args)
+        return
+    _waiting.append((fn, args))
+    if not _is_freeing:
+        _is_freeing = True
         try:
-            _thread.start_new_thread(fn, args)
+            _thread.start_new_thread(_free, ())
         except RuntimeError:  # no more threads, or the interpreter is ending
-            pass
-        else:
+            _free()
+
+
+def _free() -> None:
+    global _is_freeing
+    while True:
+        while _waiting:
+            try:
+                fn, args = _waiting.popleft()
+            except IndexError:  # another thread took it
+                continue
+            with suppress(OSError):
+                fn(*args)
+            del fn, args
+        _is_freeing = False
+        if not _waiting:  # nothing came between the look and the word
             return
-    fn(*args)
+        _is_freeing = True
+
+
+def _forget_thread() -> None:
+    """The thread did not come along into a forked copy."""
+    global _is_freeing
+    _is_freeing = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_thread)

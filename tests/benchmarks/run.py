@@ -81,6 +81,7 @@ def header(plan: Plan, baseline: Baseline) -> str:
         f"python {platform.python_version()}, {_usable_cpus()} CPUs, n_jobs={n_jobs}, "
         f"{plan.loop} loop, {plan.setting.scale.name} scale; {peers}\n"
         f"without any contender: {number(baseline.gather_us)} µs for each of 5,000 gathered no-op coroutines; "
+        f"{number(baseline.write_ms)} ms to write 200 MB into new memory; "
         f"lag p50/p99/max of an idle loop {_lag_text(baseline.idle)} ms, "
         f"beside {n_jobs} busy processes {_lag_text(baseline.idle_beside_busy)} ms, "
         f"with work of its own in slices of 0.5 ms {_lag_text(baseline.working_beside_busy)} ms"

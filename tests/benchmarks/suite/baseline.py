@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ class Baseline:
     """The same, and the loop has work to do as well, which it does in short slices."""
     gather_us: float
     """µs for each of 5,000 coroutines."""
+    write_ms: float
+    """ms to write 200 MB into new anonymous memory once: the floor under the works on arrays. 0 where there is none."""
 
     @classmethod
     def measure(cls, n_jobs: int, seconds: float = 0.5) -> Self:
@@ -41,7 +44,22 @@ class Baseline:
         with _busy_processes(n_jobs):
             idle_beside_busy = asyncio.run(_lag(asyncio.sleep(seconds)))
             working_beside_busy = asyncio.run(_lag(_work_in_slices(seconds)))
-        return cls(idle, idle_beside_busy, working_beside_busy, gather_us)
+        return cls(idle, idle_beside_busy, working_beside_busy, gather_us, _write_ms())
+
+
+def _write_ms(megabytes: int = 200, repetitions: int = 5) -> float:
+    if not hasattr(os, "memfd_create"):
+        return 0.0
+    block = bytes(1_000_000)
+    runs = []
+    for _ in range(repetitions):
+        fd = os.memfd_create("baseline")
+        started = time.perf_counter()
+        for _ in range(megabytes):
+            os.write(fd, block)
+        runs.append(time.perf_counter() - started)
+        os.close(fd)
+    return median(runs) * 1e3
 
 
 async def _lag(doing: Awaitable[object]) -> Lag:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, TypeVar
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -53,6 +54,22 @@ class Contender(ABC):
     async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         """Run many calls that are known at once. Results in order."""
         return await self.separate(fn, args)
+
+    async def map_list(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        """The same, with the calls in a list: nothing happens between drawing one and the next."""
+        return await self.map(fn, args)
+
+    @asynccontextmanager
+    async def share(self, value: Any) -> AsyncIterator[Any]:
+        """Put a value where all workers see it, and give what stands for it in a call's arguments.
+
+        Who has nothing of the kind passes the value itself, each time.
+        """
+        yield value
+
+    async def map_shared(self, fn: Callable[[tuple[Any, A]], R], shared: Any, args: Sequence[A]) -> list[R]:
+        """Run ``fn((value, arg))`` for each of *args*, where *shared* stands for the value."""
+        return await self.map_list(fn, [(shared, arg) for arg in args])
 
     async def stream(self, fn: Callable[[A], R], args: Iterable[A], consume: Callable[[R], None]) -> None:
         """Draw *args* as workers free up and *consume* the results in order, in any thread."""

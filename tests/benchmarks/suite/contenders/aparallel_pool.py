@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 from aparallel import Pool, delayed
 from suite.contender import A, Contender, R
@@ -34,6 +36,14 @@ asyncio.run(main())
 
     async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         return await self._pool.gather(delayed(fn)(arg) for arg in args)
+
+    async def map_list(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        return await self._pool.gather([delayed(fn)(arg) for arg in args])
+
+    @asynccontextmanager
+    async def share(self, value: Any) -> AsyncIterator[Any]:
+        async with self._pool.share(value) as shared:
+            yield shared
 
     async def stream(self, fn: Callable[[A], R], args: Iterable[A], consume: Callable[[R], None]) -> None:
         async with self._pool.stream(delayed(fn)(arg) for arg in args) as results:

@@ -51,6 +51,13 @@ if __name__ == "__main__":
 
         return await asyncio.to_thread(work)
 
+    async def map_list(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        def work() -> list[R]:
+            results: list[R] = self._parallel("list")([delayed(fn)(arg) for arg in args])
+            return results
+
+        return await asyncio.to_thread(work)
+
     async def stream(self, fn: Callable[[A], R], args: Iterable[A], consume: Callable[[R], None]) -> None:
         await asyncio.to_thread(self._consume, "generator", fn, args, consume)
 

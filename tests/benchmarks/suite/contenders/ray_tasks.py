@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import ray  # type: ignore[import-not-found, unused-ignore]
@@ -50,6 +51,22 @@ print(ray.get([double.remote(number) for number in range(2)]), flush=True)
         def work() -> list[R]:
             task = self._task(fn)
             results: list[R] = ray.get([task.remote(arg) for arg in args])
+            return results
+
+        return await asyncio.to_thread(work)
+
+    @asynccontextmanager
+    async def share(self, value: Any) -> AsyncIterator[Any]:
+        yield await asyncio.to_thread(ray.put, value)
+
+    async def map_shared(self, fn: Callable[[tuple[Any, A]], R], shared: Any, args: Sequence[A]) -> list[R]:
+        # Only a reference that is an argument itself is resolved.
+        def of_two(value: Any, arg: A) -> R:
+            return fn((value, arg))
+
+        def work() -> list[R]:
+            task = ray.remote(of_two)
+            results: list[R] = ray.get([task.remote(shared, arg) for arg in args])
             return results
 
         return await asyncio.to_thread(work)

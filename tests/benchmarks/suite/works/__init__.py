@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from suite.work import Work
+from suite.works.arrays import ArrayResults, ArrayTraffic, OneArray, SharedArray
 from suite.works.cold_start import ColdStart, PoolStart
 from suite.works.long_stream import LongStream
 from suite.works.mixed_calls import MixedCalls
@@ -14,5 +15,17 @@ from suite.works.tiny_calls import SeparateCalls, TinyCalls
 
 WORKS: Mapping[str, Work[Any]] = {
     work.name: work
-    for work in (TinyCalls(), OneCall(), SeparateCalls(), ColdStart(), PoolStart(), MixedCalls(), LongStream())
+    for work in (
+        TinyCalls(),
+        OneCall(),
+        SeparateCalls(),
+        ColdStart(),
+        PoolStart(),
+        MixedCalls(),
+        LongStream(),
+        OneArray(),
+        SharedArray(),
+        ArrayResults(),
+        ArrayTraffic(),
+    )
 }

@@ -1,0 +1,181 @@
+"""Large arrays to the workers and back."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from suite.array_calls import Array, double, expected, fill, probe
+from suite.contender import Contender
+from suite.contenders import PARALLEL
+from suite.lag import LagMeter
+from suite.memory import SystemMemory
+from suite.work import Figure, Measurement, ParallelWork, Setting, Unit, WrongResult, timed, warm
+
+MEGABYTE = 1_000_000
+CALLS = 20
+
+# The others have no answer of their own to arrays: they pickle them, as run_in_executor does.
+ROSTER = tuple(entry for entry in PARALLEL if entry.name in {"aparallel", "joblib", "run_in_executor", "ray"})
+
+
+def numbers_in(megabytes: float, setting: Setting) -> int:
+    """How many float64 fill so many megabytes, at this scale; at least two megabytes."""
+    return round(max(2.0, megabytes * setting.scale.share) * MEGABYTE) // 8
+
+
+class ArrayWork(ParallelWork):
+    contenders = ROSTER
+
+    most_repetitions = 5
+
+    def repetitions(self, setting: Setting) -> int:
+        return max(1, round(self.most_repetitions * setting.scale.share))
+
+
+class OneArray(ArrayWork):
+    """A fresh array each time: what was written before does not help. The last figure is where it does."""
+
+    name = "one_array"
+    title = "20 calls on one array of 200 MB"
+    figures = (
+        Figure("from a list", Unit.SECONDS),
+        Figure("from a generator", Unit.SECONDS),
+        Figure("unchanged, again", Unit.SECONDS),
+        Figure("peak memory", Unit.MEGABYTES),
+    )
+
+    async def measure(self, contender: Contender, setting: Setting) -> Measurement:
+        array = np.random.default_rng(0).random(numbers_in(200, setting))
+        taken: dict[str, list[float]] = {"from a list": [], "from a generator": [], "unchanged, again": []}
+        async with warm(contender, setting.n_jobs):
+            await self.do(contender, array, as_list=True)
+            memory = SystemMemory()
+            async with LagMeter() as meter:
+                for _ in range(self.repetitions(setting)):
+                    fresh = array.copy()
+                    taken["from a list"].append(await self.do(contender, fresh, as_list=True))
+                    taken["unchanged, again"].append(await self.do(contender, fresh, as_list=True))
+                    fresh = array.copy()
+                    taken["from a generator"].append(await self.do(contender, fresh, as_list=False))
+                    del fresh
+            peak = memory.growth()
+        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, CALLS)
+
+    async def do(self, contender: Contender, array: Array, *, as_list: bool) -> float:
+        tasks = [(array, number) for number in range(CALLS)]
+        seconds, results = await timed((contender.map_list if as_list else contender.map)(probe, tasks))
+        check(results, array)
+        return seconds
+
+
+class SharedArray(ArrayWork):
+    name = "shared_array"
+    title = "the same, put there once by name"
+    figures = (Figure("20 calls", Unit.SECONDS),)
+
+    async def measure(self, contender: Contender, setting: Setting) -> Measurement:
+        array = np.random.default_rng(0).random(numbers_in(200, setting))
+        taken = []
+        async with warm(contender, setting.n_jobs), LagMeter() as meter:
+            for _ in range(self.repetitions(setting)):
+                fresh = array.copy()
+                seconds, results = await timed(self.do(contender, fresh))
+                check(results, fresh)
+                taken.append(seconds)
+        return Measurement({"20 calls": median(taken)}, meter.lag, CALLS)
+
+    async def do(self, contender: Contender, array: Array) -> Sequence[float]:
+        async with contender.share(array) as shared:
+            return await contender.map_shared(probe, shared, range(CALLS))
+
+
+class ArrayResults(ArrayWork):
+    name = "array_results"
+    title = "arrays as results"
+    figures = (
+        Figure("8 of 50 MB", Unit.SECONDS),
+        Figure("100 of 1 MB", Unit.SECONDS),
+        Figure("peak memory", Unit.MEGABYTES),
+    )
+
+    async def measure(self, contender: Contender, setting: Setting) -> Measurement:
+        taken: dict[str, list[float]] = {"8 of 50 MB": [], "100 of 1 MB": []}
+        async with warm(contender, setting.n_jobs):
+            await self.do(contender, 8, 1_000)
+            memory = SystemMemory()
+            async with LagMeter() as meter:
+                for _ in range(self.repetitions(setting)):
+                    taken["8 of 50 MB"].append(await self.do(contender, 8, numbers_in(50, setting)))
+                    taken["100 of 1 MB"].append(await self.do(contender, setting.scale.calls(100), 140_000))
+            peak = memory.growth()
+        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag)
+
+    async def do(self, contender: Contender, calls: int, size: int) -> float:
+        gc.collect()
+        seconds, results = await timed(contender.map_list(fill, [(size, float(number)) for number in range(calls)]))
+        for number, result in enumerate(results):
+            if result.shape != (size,) or result[0] != number or result[-1] != number:
+                raise WrongResult(f"array {number} of {calls} is not the one that was asked for")
+        return seconds
+
+
+class ArrayTraffic(ArrayWork):
+    name = "array_traffic"
+    title = "an array for each call, and there and back"
+    figures = (
+        Figure("1,000 of 1 MB", Unit.SECONDS),
+        Figure("100 MB, 10 times", Unit.SECONDS),
+        Figure("peak memory", Unit.MEGABYTES),
+    )
+
+    async def measure(self, contender: Contender, setting: Setting) -> Measurement:
+        calls = setting.scale.calls(1_000)
+        own = np.arange(140_000.0)
+        async with warm(contender, setting.n_jobs):
+            await self.there_and_back(contender, np.ones(numbers_in(2, setting)), 1)
+            memory = SystemMemory()
+            async with LagMeter() as meter:
+                many, results = await timed(contender.map(probe, OwnArrays(own, calls)))
+                back = await self.there_and_back(contender, np.ones(numbers_in(100, setting)), 10)
+            peak = memory.growth()
+        for number, result in enumerate(results):
+            if result != expected(own + number, number):
+                raise WrongResult(f"call {number} got another array than its own")
+        return Measurement({"1,000 of 1 MB": many, "100 MB, 10 times": back, "peak memory": peak}, meter.lag, calls)
+
+    async def there_and_back(self, contender: Contender, array: Array, times: int) -> float:
+        async def go() -> Array:
+            current = array
+            for _ in range(times):
+                current = await contender.run(double, current)
+            return current
+
+        seconds, last = await timed(go())
+        if last.shape != array.shape or last[0] != 2.0**times or last[-1] != 2.0**times:
+            raise WrongResult("the array did not come back doubled")
+        return seconds
+
+
+class OwnArrays(Sequence[tuple[Array, int]]):
+    """Tasks with an array each, made when they are asked for, as a program that reads them one by one would."""
+
+    def __init__(self, base: Array, calls: int) -> None:
+        self._base = base
+        self._calls = calls
+
+    def __len__(self) -> int:
+        return self._calls
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:  # type: ignore[override]
+        if index >= self._calls:
+            raise IndexError(index)
+        return self._base + index, index
+
+
+def check(results: Sequence[float], array: Array) -> None:
+    if list(results) != [expected(array, number) for number in range(CALLS)]:
+        raise WrongResult("the calls did not see the array that they were given")
