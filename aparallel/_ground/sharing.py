@@ -62,6 +62,9 @@ class Shared(Generic[T]):
             if release is not None:
                 release()
 
+    def __del__(self) -> None:
+        self.close()
+
     def check_open(self) -> None:
         if self.closed:
             raise ValueError(

@@ -222,6 +222,17 @@ class ArgumentMemory:
                     parts[position] = content, mode
         return cast("list[tuple[Content, Mode]]", parts), written
 
+    def recall(self, source: Any, mode: Mode, user: object | None, drawn_at_once: bool) -> Reference | None:
+        """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop."""
+        wrapped = Raw(source) if isinstance(source, memoryview) else source
+        origin = _Origin(wrapped)
+        known = self._known.get(origin.key)
+        if known is None or known.content.nbytes != wrapped.nbytes:
+            return None
+        if not self._is_surely_the_same(known, origin, user, drawn_at_once):
+            return None
+        return Reference(self._use(known, origin, user), mode)
+
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
         hashers = [xxhash.xxh3_128() for _ in sources]
         hold, offsets, fed = self.lender.write(sources, folder, hashers)
@@ -236,11 +247,18 @@ class ArgumentMemory:
         known = self._known.get(origin.key)
         if known is None or known.content.nbytes != source.nbytes:
             return None
-        same = known.owner is not None and known.owner() is origin.owner
-        surely = same and (origin.readonly or known.pinned or (drawn_at_once and known.is_used_by(user)))
-        if not surely and known.content.digest() != digest_of(source):
+        sure = self._is_surely_the_same(known, origin, user, drawn_at_once)
+        if not sure and known.content.digest() != digest_of(source):
             self._forget(origin.key, known)
             return None
+        return self._use(known, origin, user)
+
+    def _is_surely_the_same(self, known: _Known, origin: _Origin, user: object | None, drawn_at_once: bool) -> bool:
+        if known.owner is None or known.owner() is not origin.owner:
+            return False
+        return origin.readonly or known.pinned > 0 or (drawn_at_once and known.is_used_by(user))
+
+    def _use(self, known: _Known, origin: _Origin, user: object | None) -> Content:
         known.use(user)
         known.recurs = True
         # To the end; another thread may have forgotten it meanwhile.
@@ -305,7 +323,7 @@ class ArgumentMemory:
         """
         if mode == "r+":
             _check_is_array(value)
-        buffers = OutOfBand(0, "r", collecting=True)
+        buffers = OutOfBand(0, "r")
         data = pickle_in_slices(value, pause, buffers)
         sources: list[Any] = [Raw(memoryview(data))]
         sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]

@@ -55,6 +55,8 @@ class Strided(Marker):
 class Reference(Marker):
     """A part of memory that workers map already. *content* is what :mod:`arguments` knows of it."""
 
+    is_reference = True
+
     def __init__(self, content: Any, mode: Mode) -> None:
         super().__init__()
         self.content = content
@@ -106,7 +108,6 @@ class _Rules:
                 return reduced
         if array.nbytes <= self._buffers.limit:
             return array.__reduce_ex__(5)
-        self._buffers.check()
         if self._buffers.mode == "r+":
             raise ModeError(
                 "mmap_mode='r+' shares memory both ways, and an ordinary array cannot be shared so. Pass an "
@@ -146,7 +147,7 @@ class _Rules:
         backing = _memmap_in(array)
         if backing is None or backing.filename is None or backing.mode == "c":
             return None
-        self._buffers.check()
+        self._buffers.check_thread()
         return self._in_file(array, backing)
 
     def _shared(self, array: Array, content: Any) -> Any:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextvars import ContextVar
 
+    from aparallel._transfer.out_of_band import Marker
     from aparallel.abc import Sharing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
@@ -143,8 +144,8 @@ class ProcessEncoder(Encoder):
         self._user = None if single else _User()
         self._at_once = at_once
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
-        # On the loop nothing large is taken, only noticed.
-        self._noticing = OutOfBand(self._limit, sharing.mmap_mode, collecting=False)
+        # On the loop nothing large is written, only recalled.
+        self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
         # Functions pickled by value, newest last, each with itself, so that its id stays its own.
         self._recent: dict[int, tuple[Any, Function]] = {}
 
@@ -206,7 +207,11 @@ class ProcessEncoder(Encoder):
 
     def _pickle(self, content: Any) -> bytes | Shipment:
         """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
-        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._noticing), self._noticing)
+        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling)
+
+    def _recall(self, source: memoryview | Marker) -> Marker | None:
+        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._at_once)
+        return found
 
     def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
         args, keywords = call.args, call.keywords
@@ -241,7 +246,7 @@ class ProcessEncoder(Encoder):
     def _pickle_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Pickle in a thread, with what is large in shared memory; return also how many bytes that took."""
         sharing = self._sharing
-        buffers = OutOfBand(self._limit, sharing.mmap_mode, collecting=True)
+        buffers = OutOfBand(self._limit, sharing.mmap_mode)
         data = pickle_in_slices(content, pause, buffers)
         if not buffers.sources:
             return data, len(data)
@@ -250,7 +255,7 @@ class ProcessEncoder(Encoder):
                 buffers.sources, sharing.temp_folder, sharing.mmap_mode, self._user, self._at_once
             )
         except NoDescriptorError:  # through the socket, then
-            buffers = OutOfBand(NEVER, sharing.mmap_mode, collecting=True)
+            buffers = OutOfBand(NEVER, sharing.mmap_mode)
             data = pickle_in_slices(content, pause, buffers)
             return _with_references(data, buffers), len(data)
         return Shipment(data, parts), len(data) + written

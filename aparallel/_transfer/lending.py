@@ -174,6 +174,9 @@ class Lender:
         self._free: dict[int, list[Segment]] = {}
         self._numbers = itertools.count()
         self._room = Room()
+        # Segments that threads write just now. Nobody else closes them: the descriptor might be another file's by then.
+        self._written: set[Segment] = set()
+        self._is_closed = False
         # Held while a segment is chosen, never while one is dropped: a finaliser must not wait for it.
         self._lock = allocate_lock()
 
@@ -199,11 +202,21 @@ class Lender:
                 fed = [segment.write(*write) for write in zip(offsets, sources, feeds, strict=True)]
             except OSError as error:
                 errors.append(error)
-                del hold
-                self.drop([segment])
-                continue
-            return hold, offsets, all(fed)
+            else:
+                self._finish(segment)
+                return hold, offsets, all(fed)
+            del hold
+            self._written.discard(segment)
+            self.drop([segment])
         raise _no_room(size, errors)
+
+    def _finish(self, segment: Segment) -> None:
+        with self._lock:
+            self._written.discard(segment)
+            closed = self._is_closed
+        if closed:
+            self.drop([segment])
+            raise SharedMemoryError("The pool was closed while data was written for a call of it.")
 
     def _candidates(self, size: int, folder: str | None, errors: list[OSError]) -> Iterable[Segment]:
         """Yield segments to try, each held: one that is free, then new memory, then a file."""
@@ -237,6 +250,7 @@ class Lender:
                     segment = segments.pop()  # the one used last: it is mapped, and in the caches
                     if segment.is_free and not segment.spoiled and segment.number in self.segments:
                         segment.held = True
+                        self._written.add(segment)
                         return segment
                 del self._free[fitting]
         return None
@@ -244,6 +258,7 @@ class Lender:
     def _add(self, fd: int, size: int) -> Segment:
         number = next(self._numbers)
         segment = self.segments[number] = Segment(number, fd, size, self._note_free)
+        self._written.add(segment)
         return segment
 
     def trim(self, unused_since: float) -> list[Segment]:
@@ -270,7 +285,10 @@ class Lender:
             in_background(size, _close, parts)
 
     def close(self) -> None:
-        self.drop(list(self.segments.values()))
+        with self._lock:
+            self._is_closed = True
+            idle = [segment for segment in self.segments.values() if segment not in self._written]
+        self.drop(idle)
 
 
 def _close(parts: list[tuple[int, Mapping | None]]) -> None:

@@ -24,7 +24,13 @@ NEVER = 1 << 62
 
 
 class Marker(bytearray):
-    """Stands in a pickle buffer's place for what cannot be told as one."""
+    """Stands in a pickle buffer's place for what cannot be told as one.
+
+    Attributes:
+        is_reference: it refers to memory that workers map already; nothing has to be written.
+    """
+
+    is_reference = False
 
 
 class OutOfBand:
@@ -33,16 +39,19 @@ class OutOfBand:
     Args:
         limit: buffers of more bytes leave the stream.
         mode: how arguments are to be mapped; None for results, which are always data.
-        collecting: whether to take them, or to raise TooLarge for the first, which is for another thread then.
+        recall: None to take all of them. Else what knows a reference to what was written before and cannot have changed
+            since; for anything else TooLarge is raised, as that is for another thread.
 
     Attributes:
         sources: what was taken, in the order in which the pickle needs it: memoryviews of bytes, and markers.
     """
 
-    def __init__(self, limit: int, mode: Mode | None, *, collecting: bool) -> None:
+    def __init__(
+        self, limit: int, mode: Mode | None, recall: Callable[[memoryview | Marker], Marker | None] | None = None
+    ) -> None:
         self.limit = limit
         self.mode = mode
-        self.collecting = collecting
+        self._recall = recall
         self.sources: list[memoryview | Marker] = []
         # How arrays are reduced, and how many types of them there were when that was found out.
         self._arrays: dict[type, Callable[[Any], Any]] | None = None
@@ -53,22 +62,28 @@ class OutOfBand:
         with memoryview(buffer) as view:
             marker = view.obj
             size = view.nbytes
+        source: memoryview | Marker
         if isinstance(marker, Marker):
-            self.sources.append(marker)
-            return False
-        if size <= self.limit:
+            source = marker
+        elif size > self.limit:
+            source = buffer.raw()
+        else:
             return True
-        self.check()
-        self.sources.append(buffer.raw())
+        if self._recall is not None and not (isinstance(source, Marker) and source.is_reference):
+            reference = self._recall(source)
+            if reference is None:
+                raise TooLarge
+            source = reference
+        self.sources.append(source)
         return False
 
-    def check(self) -> None:
-        """Something large is to be taken.
+    def check_thread(self) -> None:
+        """Something is to be done that takes long.
 
         Raises:
             TooLarge: not here.
         """
-        if not self.collecting:
+        if self._recall is not None:
             raise TooLarge
 
     def reducers(self) -> dict[type, Callable[[Any], Any]] | None:

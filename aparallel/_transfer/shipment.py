@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,10 @@ class LazyMemory:
 
     def _tell_unused(self) -> None:
         self.on_unused()
+
+    def recall(self, source: Any, mode: Mode, user: object | None, drawn_at_once: bool) -> Any:
+        """Return a reference to what was written of *source* if it surely is the same now, else None."""
+        return None if self._made is None else self._made.recall(source, mode, user, drawn_at_once)
 
     def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
         """Close what nobody has used since then; return that, and whether there is more that is not used now."""

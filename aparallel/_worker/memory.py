@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from _pickle import loads
+from _pickle import dumps, loads
 
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.lending import Lender, NoDescriptorError, Raw
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
-from aparallel._transfer.pickling import pickle
+from aparallel._transfer.pickling import PROTOCOL, pickle
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ class WorkerMemory:
         Raises:
             SharedMemoryError: there is no room for them.
         """
+        if type(value).__module__ == "numpy" and _is_small(value, largest):
+            return dumps(value, PROTOCOL), 0, []
         buffers = self._results.get(largest)
         if buffers is None:
-            buffers = self._results[largest] = OutOfBand(largest, None, collecting=True)
+            buffers = self._results[largest] = OutOfBand(largest, None)
         data = pickle(value, buffers)
         if not buffers.sources:
             return data, 0, []
@@ -62,7 +64,7 @@ class WorkerMemory:
         try:
             hold, offsets, _ = self._lender.write(sources, folder)
         except NoDescriptorError:  # through the socket, then
-            return pickle(value, OutOfBand(NEVER, None, collecting=True)), 0, []
+            return pickle(value, OutOfBand(NEVER, None)), 0, []
         segment = hold.segment
         if segment.number not in self._introduced:
             self._introduced.add(segment.number)
@@ -101,3 +103,9 @@ class WorkerMemory:
         given_back = [released.popleft() for _ in range(len(released))]
         discarded, self._discarded = self._discarded, []
         return discarded, given_back
+
+
+def _is_small(value: Any, largest: int) -> bool:
+    """Whether it is one of numpy's own numbers or arrays, and neither large nor made of objects: the usual result."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and not getattr(dtype, "hasobject", True) and value.nbytes <= largest
