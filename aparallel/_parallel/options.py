@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import enum
 import os
 from contextvars import ContextVar
@@ -134,6 +133,8 @@ def resolve(given: dict[str, Any]) -> Options:
     """
     for name in given:
         if name not in _NAMES:
+            import difflib
+
             close = difflib.get_close_matches(name, _NAMES, 1)
             hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_NAMES))}."
             raise TypeError(f"There is no option {name!r}.{hint}")
