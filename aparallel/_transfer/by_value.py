@@ -8,9 +8,12 @@ import os
 import sys
 from collections import ChainMap
 from contextvars import Context, ContextVar
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
+
+from aparallel._transfer import rebuilding
 
 _Reduced = tuple[Any, tuple[Any, ...]]
 
@@ -115,14 +118,38 @@ def _complete_cached(cached: Any, function: Any) -> None:
     cached.__wrapped__ = function
 
 
+# What stands in a pickle for cloudpickle's own builders, so that reading it does not import cloudpickle.
+_ours: dict[Any, Any] = {
+    cloudpickle.cloudpickle._make_function: rebuilding.make_function,
+    cloudpickle.cloudpickle._function_setstate: rebuilding.complete_function,
+    cloudpickle.cloudpickle._make_cell: rebuilding.make_cell,
+    cloudpickle.cloudpickle._make_empty_cell: rebuilding.make_cell,
+    cloudpickle.cloudpickle.subimport: rebuilding.import_by_name,
+    CodeType: rebuilding.make_code,
+}
+
+
+def _with_our_builders(reduced: Any) -> Any:
+    if not isinstance(reduced, tuple):  # NotImplemented
+        return reduced
+    return tuple(_ours.get(part, part) if callable(part) else part for part in reduced)
+
+
+def _reduce_with_our_builders(obj: object) -> Any:
+    return _with_our_builders(cloudpickle.Pickler.dispatch_table[type(obj)](obj))
+
+
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with three amendments.
+    """cloudpickle's pickler, with four amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
     from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
+    A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to.
     """
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is FunctionType:
+            return _with_our_builders(super().reducer_override(obj))
         if not isinstance(obj, type):
             return super().reducer_override(obj)
         tracker_id = _tracked.get(obj)
@@ -134,6 +161,10 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduced
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {ContextVar: _reduce_context_var, type(_late_cached(0, False)): _reduce_cached},
+        {
+            ContextVar: _reduce_context_var,
+            type(_late_cached(0, False)): _reduce_cached,
+            **dict.fromkeys((CellType, CodeType, ModuleType), _reduce_with_our_builders),
+        },
         cloudpickle.Pickler.dispatch_table,
     )
