@@ -101,6 +101,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.payloads)
 
+    @property
+    def last(self) -> int:
+        """The index of the last one."""
+        return self.first + len(self.payloads) - 1
+
     def split(self, count: int) -> tuple[Batch, Batch]:
         """Return the first *count* calls and the rest."""
         head = Batch(self.owner, self.function, self.first, self.payloads[:count])
@@ -150,7 +155,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
-        """Encode a single call, or return None if that must happen off the loop.
+        """Encode a single call, its function as it is now, or return None if that must happen off the loop.
 
         Raises:
             UnpicklableCallError: it cannot be encoded.
@@ -158,9 +163,6 @@ class Encoder(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Let go of what is kept for further calls: there will be none."""
-
-    def forget_functions(self) -> None:  # noqa: B027
-        """Encode functions anew from here on: what they refer to may have changed."""
 
     @abstractmethod
     async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:

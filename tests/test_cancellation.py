@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from aparallel import Pool, delayed, stream_parallel
-from aparallel._parallel.pool import Run
+from aparallel._parallel.runs import Runs
 from aparallel.errors import CallTimeoutError, ClosedPoolError
 
 T = TypeVar("T")
@@ -408,15 +408,15 @@ async def test_an_outcome_that_comes_with_the_cancellation_is_no_noise(monkeypat
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
     tasks: list[asyncio.Future[Any]] = []
-    deliver = Run.deliver
+    deliver = Runs.deliver
 
-    def deliver_and_cancel(run: Run, *outcome: Any) -> None:
-        deliver(run, *outcome)
+    def deliver_and_cancel(runs: Runs, *outcome: Any) -> None:
+        deliver(runs, *outcome)
         tasks.pop().cancel()
 
     async with Pool(1, "thread") as pool:
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "deliver", deliver_and_cancel)
+            patch.setattr(Runs, "deliver", deliver_and_cancel)
             task = asyncio.ensure_future(pool.run(divide_by_zero))
             tasks.append(task)
             await asyncio.wait([task])

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from aparallel._ground.call import Call
     from aparallel._parallel.options import Options
-    from aparallel._parallel.slots import Slot
     from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
 
 Source = Iterable[Any] | AsyncIterable[Any]
@@ -67,7 +66,6 @@ class Flow(Queue):
         self.timeout = options.timeout
         self.on_cancel = on_cancel
         self.cancelled = False
-        self.slot: Slot | None = None
         self.drawn = 0
         self.done = 0
         self.error: BaseException | None = None
@@ -205,7 +203,8 @@ class Flow(Queue):
 
     def _add(self, function: Any, payloads: list[Any]) -> None:
         self._timing = function.timing
-        self._scheduler.add(self, Batch(self, function, self._reserve(len(payloads)), payloads))
+        self._scheduler.admit(self)
+        self.push(Batch(self, function, self._reserve(len(payloads)), payloads))
 
     def _reserve(self, count: int) -> int:
         first = self.drawn
@@ -231,6 +230,9 @@ class Flow(Queue):
             return
         self.wake_drawer()
         self._check_finished()
+
+    def wants(self, index: int) -> bool:
+        return not self.cancelled
 
     def may_retry(self, index: int) -> bool:
         attempts = self._attempts.get(index, 0)

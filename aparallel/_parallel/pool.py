@@ -29,11 +29,11 @@ from aparallel._parallel.options import (
     nested_kind,
     resolve,
 )
-from aparallel._parallel.queues import Queue
+from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel._parallel.stream import ResultStream, StreamFlow
 from aparallel._parallel.workforce import PoolStatistics
-from aparallel.abc import Backend, Batch
+from aparallel.abc import Backend
 from aparallel.errors import ClosedPoolError, PoolSaturatedError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aparallel._parallel.options import BackendName
-    from aparallel._parallel.slots import Slot
+    from aparallel._parallel.runs import Runs
     from aparallel.abc import Encoder, OnCancel, Sharing
 
 P = ParamSpec("P")
@@ -127,7 +127,7 @@ class Pool:
         self._max_calls_per_worker = max_calls_per_worker
         self._max_queued = max_queued
         self._is_inline = isinstance(self._backend, InlineBackend)
-        self._runs = Queue(self._n_jobs)
+        self._runs = RunQueue(self._n_jobs, self._sharing)
         # Set by the first use: the loop, and what needs it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
@@ -135,7 +135,8 @@ class Pool:
         self._tie: LoopTie
         # What was admitted and has not ended. A closing pool admits no more and waits for these.
         self._flows: dict[Flow, int] = {}
-        self._waiting_runs: set[Run] = set()
+        # A run that is still being encoded has no place yet.
+        self._waiting_runs: dict[asyncio.Future[Any], tuple[Runs, int] | None] = {}
         self._closing = False
         self._closed = False
         # Told when the pool is no more, in whichever way: whoever keeps it must forget it.
@@ -182,31 +183,34 @@ class Pool:
         elif args:
             raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
         policy = self._allowed(on_cancel) if on_cancel is not None else self._on_cancel
-        self._check_timeout(timeout, policy)
-        self._check_queue()
+        if timeout is not None:
+            self._check_timeout(timeout, policy)
+        if self._max_queued is not None:
+            self._check_queue(self._max_queued)
         context = _NO_CONTEXT if isinstance(self._backend, ProcessBackend) else call_context()
-        run = Run(scheduler.loop.create_future(), self._runs, context, self._sharing, timeout, policy)
-        self._waiting_runs.add(run)
+        future: asyncio.Future[Any] = scheduler.loop.create_future()
+        place = self._waiting_runs[future] = None
         try:
-            self._encoder.forget_functions()
             function, payload = self._encoder.encode(fn) or (await self._encoder.encode_large(fn, None))[:2]
-            if not run.future.done():  # the pool may have been closed meanwhile
-                run.admitted = True
-                scheduler.add(self._runs, Batch(run, function, 0, [payload]))
+            if not future.done():  # the pool may have been closed meanwhile
+                scheduler.admit(self._runs)
+                place = self._runs.enter(function, payload, future, context, timeout, policy)
+                self._waiting_runs[future] = place
                 scheduler.dispatch_soon()
             if not self._is_inline:
-                return await run.future
-            with self._place_for_nested(run.context):
-                return await run.future
+                return await future
+            with self._place_for_nested(context):
+                return await future
         except asyncio.CancelledError:
-            if run.future.done() and not run.future.cancelled():
-                run.future.exception()  # it came in the same moment, and nobody else will look at it
-            if run.admitted and not run.cancelled:
-                await outlast(scheduler.cancel(run))
+            if future.done() and not future.cancelled():
+                future.exception()  # it came in the same moment, and nobody else will look at it
+            if place is not None:
+                await outlast(scheduler.cancel_run(*place))
             raise
         finally:
-            self._waiting_runs.discard(run)
-            self._tell_if_quiet()
+            del self._waiting_runs[future]
+            if self._closing:
+                self._tell_if_quiet()
 
     @overload
     async def gather(
@@ -409,8 +413,10 @@ class Pool:
     ) -> F:
         scheduler = self._use()
         policy = self._allowed(options.on_cancel) if options.on_cancel is not None else self._on_cancel
-        self._check_timeout(options.timeout, policy)
-        self._check_queue()
+        if options.timeout is not None:
+            self._check_timeout(options.timeout, policy)
+        if self._max_queued is not None:
+            self._check_queue(self._max_queued)
         if workers is None:
             workers = self._n_jobs if options.n_jobs is None else min(options.workers(), self._n_jobs)
         sharing = options.sharing(self._sharing)
@@ -464,18 +470,17 @@ class Pool:
             )
         return on_cancel
 
-    def _check_timeout(self, timeout: float | None, on_cancel: OnCancel) -> None:
+    def _check_timeout(self, timeout: float, on_cancel: OnCancel) -> None:
         check_timeout(timeout)
-        if timeout is None or on_cancel == "abandon" or (self._backend.can_time and on_cancel == "kill"):
+        if on_cancel == "abandon" or (self._backend.can_time and on_cancel == "kill"):
             return
         raise ValueError(
             f"timeout={timeout!r} cannot be kept: backend {self._backend.name!r} with on_cancel={on_cancel!r} never "
             f"stops a running call. Use process workers, or on_cancel='abandon' to return and leave it running."
         )
 
-    def _check_queue(self) -> None:
-        limit = self._max_queued
-        if limit is not None and self._runs.count >= limit + self._scheduler.free_places():
+    def _check_queue(self, limit: int) -> None:
+        if self._runs.count >= limit + self._scheduler.free_places():
             raise PoolSaturatedError(
                 f"{self._runs.count} calls are waiting for a worker already (max_queued={limit}). "
                 f"Try again later, or shed load.",
@@ -635,11 +640,11 @@ class Pool:
             if not flow.finished.done():
                 self._scheduler.cancel(flow)
                 flow.stop(error)
-        for run in list(self._waiting_runs):
-            if not run.future.done():
-                if run.admitted:
-                    self._scheduler.cancel(run)
-                run.future.set_exception(error)
+        for future, place in list(self._waiting_runs.items()):
+            if not future.done():
+                if place is not None:
+                    self._scheduler.cancel_run(*place)
+                future.set_exception(error)
 
     async def _shut(self) -> None:
         """End the workers, and whatever they still run. May be begun again, by several, whoever is cancelled."""
@@ -665,42 +670,6 @@ class Pool:
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
-
-
-class Run:
-    """A single call, awaited by ``Pool.run``. It owns itself."""
-
-    __slots__ = ("admitted", "cancelled", "context", "future", "on_cancel", "queue", "sharing", "slot", "timeout")
-
-    def __init__(
-        self,
-        future: asyncio.Future[Any],
-        queue: Queue,
-        context: contextvars.Context,
-        sharing: Sharing,
-        timeout: float | None,
-        on_cancel: OnCancel,
-    ) -> None:
-        self.future = future
-        self.queue = queue
-        self.context = context
-        self.sharing = sharing
-        self.timeout = timeout
-        self.on_cancel = on_cancel
-        self.admitted = False
-        self.cancelled = False
-        self.slot: Slot | None = None
-
-    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
-        if self.future.done():
-            return
-        if failed:
-            self.future.set_exception(values[0])
-        else:
-            self.future.set_result(values[0])
-
-    def may_retry(self, index: int) -> bool:
-        return False
 
 
 class GatherFlow(Flow):

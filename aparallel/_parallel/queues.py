@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,11 +23,14 @@ class Owner(Protocol):
     sharing: Sharing
     timeout: float | None
     on_cancel: OnCancel
-    cancelled: bool
-    slot: Slot | None
 
     @property
+    def cancelled(self) -> bool: ...
+    @property
     def queue(self) -> Queue: ...
+    def wants(self, index: int) -> bool:
+        """Whether the outcome of this call is still of use."""
+
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None: ...
     def may_retry(self, index: int) -> bool: ...
 
@@ -79,15 +83,25 @@ class Queue:
         self.count -= len(batch)
         return batch
 
-    def drop(self, owner: Owner) -> None:
-        """Forget the pending calls of *owner*, which is cancelled. They are passed over, not searched for."""
-        if isinstance(owner, Queue):
-            self.pending.clear()
-            self.count = 0
-        elif owner.slot is None:  # a single call that is still pending
-            self.count -= 1
-            if len(self.pending) > 2 * self.count + 64:
-                self.pending = deque(batch for batch in self.pending if not batch.owner.cancelled)
+    def clear(self) -> None:
+        """Forget all that is pending."""
+        self.pending.clear()
+        self.count = 0
+
+
+def still_wanted(batch: Batch) -> list[Batch]:
+    """Return what is left of *batch* without the calls that are not wanted any more."""
+    wanted = [batch.owner.wants(index) for index in range(batch.first, batch.first + len(batch))]
+    if all(wanted):
+        return [batch]
+    parts = []
+    start = 0
+    for kept, run in itertools.groupby(wanted):
+        end = start + len(list(run))
+        if kept:
+            parts.append(Batch(batch.owner, batch.function, batch.first + start, batch.payloads[start:end]))
+        start = end
+    return parts
 
 
 class Nobody:
@@ -96,7 +110,6 @@ class Nobody:
     on_cancel: OnCancel = "wait"
     timeout: float | None = None
     cancelled = True
-    slot: Slot | None = None
 
     def __init__(self, owner: Owner) -> None:
         self.queue = owner.queue
@@ -105,6 +118,9 @@ class Nobody:
 
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
         raise AssertionError("told of an abandoned call")
+
+    def wants(self, index: int) -> bool:
+        return False
 
     def may_retry(self, index: int) -> bool:
         return False

@@ -39,12 +39,11 @@ _FAILED_STARTS = 3
 class Scheduler(Stopping):
     """Gives calls to workers and accounts for each of them."""
 
-    def add(self, queue: Queue, batch: Batch) -> None:
-        """Queue calls; :meth:`dispatch` must follow in this tick."""
+    def admit(self, queue: Queue) -> None:
+        """Serve *queue*, which is about to get calls; :meth:`dispatch` must follow in this tick."""
         if queue not in self._queues:
             queue.spent = max(queue.spent, self._clock)
             self._queues[queue] = None
-        queue.push(batch)
 
     def dispatch(self) -> None:
         """Send what can be sent: to idle workers, then behind short work, then to new workers."""
@@ -59,9 +58,9 @@ class Scheduler(Stopping):
 
     def dispatch_soon(self) -> None:
         """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
-        while self._queues and self._use_idle():
+        while self._idle and self._queues and self._use_idle():
             pass
-        if self._queues and self._soon is None:
+        if self._soon is None and self._queues:
             self._soon = self.loop.call_soon(self._dispatch_now)
 
     def _dispatch_now(self) -> None:
@@ -138,7 +137,6 @@ class Scheduler(Stopping):
         queue.serving[slot] = queue.serving.get(slot, 0) + count
         timeout = None
         for batch in batches:
-            batch.owner.slot = slot
             if batch.owner.timeout is not None:
                 timeout = min(batch.owner.timeout, timeout or batch.owner.timeout)
         slot.worker.send(batches)
@@ -184,9 +182,11 @@ class Scheduler(Stopping):
         if owner.cancelled:
             return
         if len(values) == 1 and type(values[0]) is Later:
+            if not owner.wants(first):
+                return
             task = self.loop.create_task(self._decode(owner, first, values[0]), name="aparallel-decode")
-            self._decoding.add(task)
-            task.add_done_callback(self._decoding.discard)
+            self._decoding[owner, first] = task
+            task.add_done_callback(lambda _: self._decoding.pop((owner, first)))
             return
         if failed:
             for position in failed:
@@ -232,7 +232,7 @@ class Scheduler(Stopping):
     def _lose(self, batch: Batch, index: int, slot: Slot, exit: Exit) -> None:
         """A call may have started and has no outcome: tell its owner, or run it again if that was allowed."""
         owner: Owner = batch.owner
-        if owner.cancelled:
+        if not owner.wants(index):
             return
         name = call_name(batch, index, owner)
         error: AparallelError
@@ -284,7 +284,7 @@ class Scheduler(Stopping):
             while (batch := queue.head()) is not None:
                 queue.take(len(batch))
                 for index in range(batch.first, batch.first + len(batch)):
-                    if not batch.owner.cancelled:
+                    if batch.owner.wants(index):
                         batch.owner.deliver(index, [error], [0])
             self._queues.pop(queue, None)
 

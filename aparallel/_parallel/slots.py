@@ -57,8 +57,8 @@ class Slot:
         # A call may have overrun its timeout, and the others are being taken back first; the timeout that it overran.
         self.overdue = False
         self.overran: float | None = None
-        # Who waits until no call of an owner is left here.
-        self.waiters: list[tuple[Owner, asyncio.Future[None]]] = []
+        # Who waits until no call of an owner, or not that call, is left here.
+        self.waiters: list[tuple[Owner, int | None, asyncio.Future[None]]] = []
         self.grace: asyncio.TimerHandle | None = None
         self.deadline: asyncio.TimerHandle | None = None
 
@@ -83,6 +83,13 @@ class Slot:
             and self.pace is not None
             and self.pace * self.calls < PREFETCH_SECONDS
             and self.calls <= MAX_OUTSTANDING - MESSAGE_CALLS
+        )
+
+    def holds(self, owner: Owner, index: int | None) -> bool:
+        """Whether a call of *owner*, or that call of it, is in flight here."""
+        return any(
+            batch.owner is owner and (index is None or batch.first <= index < batch.first + len(batch))
+            for batch in self.inflight
         )
 
     def cancel_timers(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from aparallel._parallel.queues import Nobody, Queue
+from aparallel._parallel.queues import Nobody, Queue, still_wanted
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.workforce import Workforce
 from aparallel.abc import Batch
@@ -15,7 +15,9 @@ from aparallel.errors import CallTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from aparallel._parallel.flow import Flow
     from aparallel._parallel.queues import Owner
+    from aparallel._parallel.runs import Runs
 
 # A cancelled call that ends by itself this soon is not killed: about what a worker start costs.
 GRACE_SECONDS = 0.02
@@ -24,20 +26,33 @@ GRACE_SECONDS = 0.02
 class Stopping(Workforce):
     """A workforce whose calls can be taken back and stopped."""
 
-    def cancel(self, owner: Owner) -> list[asyncio.Future[None]]:
-        """Forget the calls of *owner* that have not started and stop those that run, as its ``on_cancel`` says.
+    def cancel(self, flow: Flow) -> list[asyncio.Future[None]]:
+        """Forget the calls of *flow* that have not started and stop those that run, as its ``on_cancel`` says.
 
         Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
         """
-        owner.cancelled = True
-        owner.queue.drop(owner)
-        slots = list(owner.serving) if isinstance(owner, Queue) else [owner.slot] if owner.slot is not None else []
+        flow.cancelled = True
+        flow.clear()
+        return self._cancel_in(list(flow.serving), flow, None)
+
+    def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
+        """The same for a single call."""
+        if not runs.wants(index) or (runs, index) in self._decoding:
+            return []
+        slots = [slot for slot in runs.queue.serving if slot.holds(runs, index)]
+        if slots:
+            runs.futures[index] = None
+        else:
+            runs.queue.drop(runs, index)
+        return self._cancel_in(slots, runs, index)
+
+    def _cancel_in(self, slots: list[Slot], owner: Owner, index: int | None) -> list[asyncio.Future[None]]:
         waiting = []
         for slot in slots:
-            if any(batch.owner is owner for batch in slot.inflight):
+            if slot.holds(owner, index):
                 if owner.on_cancel != "abandon":
                     waiter: asyncio.Future[None] = self.loop.create_future()
-                    slot.waiters.append((owner, waiter))
+                    slot.waiters.append((owner, index, waiter))
                     waiting.append(waiter)
                 if slot.state is State.HELD:  # nothing to take back; its running call may be this owner's
                     self.on_recalled(slot, 0)
@@ -60,8 +75,8 @@ class Stopping(Workforce):
             slot.state = State.HELD
         slot.worker.look()
         if slot.calls and slot.state is State.HELD:
-            running: Owner = slot.inflight[-1].owner
-            if running.cancelled and running.on_cancel == "kill":
+            running = slot.inflight[-1]
+            if running.owner.on_cancel == "kill" and not running.owner.wants(running.last):
                 slot.state = State.DYING
                 slot.grace = self.loop.call_later(GRACE_SECONDS, self._kill, slot)
             elif slot.overdue:
@@ -85,12 +100,11 @@ class Stopping(Workforce):
 
     def _put_back(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
-            owner: Owner = batch.owner
-            if owner.cancelled:
-                continue
-            owner.slot = None
-            self._queues[owner.queue] = None
-            owner.queue.push_back([batch])
+            queue: Queue = batch.owner.queue
+            wanted = still_wanted(batch)
+            if wanted:
+                self._queues[queue] = None
+                queue.push_back(reversed(wanted))
 
     def _uncount(self, slot: Slot, batch: Batch) -> None:
         slot.calls -= len(batch)
@@ -167,7 +181,7 @@ class Stopping(Workforce):
         if len(done):
             slot.inflight.append(done)
         slot.inflight.append(Batch(Nobody(owner), running.function, running.first, running.payloads))
-        if not owner.cancelled:
+        if owner.wants(running.first):
             name = call_name(running, running.first, owner)
             message = f"{name} ran longer than timeout={owner.timeout:g} seconds; its worker goes on with it."
             self.failed += 1
@@ -199,8 +213,8 @@ class Stopping(Workforce):
 
     def _tell_waiters(self, slot: Slot) -> None:
         for entry in list(slot.waiters):
-            owner, waiter = entry
-            if not any(batch.owner is owner for batch in slot.inflight):
+            owner, index, waiter = entry
+            if not slot.holds(owner, index):
                 slot.waiters.remove(entry)
                 if not waiter.done():
                     waiter.set_result(None)

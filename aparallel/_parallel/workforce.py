@@ -13,7 +13,7 @@ from aparallel.errors import AparallelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from aparallel._parallel.queues import Queue
+    from aparallel._parallel.queues import Owner, Queue
     from aparallel.abc import Backend, Exit
 
 
@@ -85,7 +85,8 @@ class Workforce:
         self._watch: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._decoding: set[asyncio.Task[None]] = set()
+        # Outcomes that are decoded off the loop, by owner and index of their calls.
+        self._decoding: dict[tuple[Owner, int], asyncio.Task[None]] = {}
 
     @property
     def slots(self) -> Iterable[Slot]:

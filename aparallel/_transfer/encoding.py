@@ -66,9 +66,7 @@ class Functions:
         if not isinstance(fn, _NAMED) or is_by_value_registered():
             return None
         module_name = fn.__module__
-        if module_name == "__main__" or module_name is None:
-            return None
-        module = sys.modules.get(module_name)
+        module = sys.modules.get(module_name) if module_name != "__main__" else None
         if module is None or module.__dict__.get(fn.__qualname__) is not fn:
             return None
         known = self._importable.get(fn)
@@ -152,10 +150,6 @@ class ProcessEncoder(Encoder):
     def close(self) -> None:
         self._user = None
 
-    def forget_functions(self) -> None:
-        """Pickle functions anew from here on: what they refer to may have changed."""
-        self._recent.clear()
-
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
@@ -216,7 +210,10 @@ class ProcessEncoder(Encoder):
     def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
         args, keywords = call.args, call.keywords
         try:
-            function = self._function(call.func)
+            function = self._functions.importable(call.func)
+            if function is None:
+                self._recent.clear()  # what functions refer to may have changed since the call before
+                function = self._function(call.func)
             plain = not keywords and not self._variables
             for value in args:
                 kind = type(value)

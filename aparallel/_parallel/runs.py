@@ -1,0 +1,121 @@
+"""Single calls, as ``Pool.run`` makes them: those that are alike and wait in a row are handled as one.
+
+A service makes thousands of them at once. What the scheduler does, it does once per batch; so that calls which
+know nothing of each other also share batches, they share an owner, and each is an index there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aparallel._parallel.batching import MESSAGE_CALLS
+from aparallel._parallel.queues import Queue, still_wanted
+from aparallel.abc import Batch, Function
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+    from contextvars import Context
+
+    from aparallel.abc import OnCancel, Sharing
+
+
+class Runs:
+    """Owns single calls that are treated alike: a future each, None once it was told or wants nothing any more."""
+
+    __slots__ = ("context", "futures", "on_cancel", "queue", "sharing", "timeout")
+
+    cancelled = False  # not as a whole
+
+    def __init__(self, queue: RunQueue, context: Context, timeout: float | None, on_cancel: OnCancel) -> None:
+        self.queue = queue
+        self.sharing = queue.sharing
+        self.context = context
+        self.timeout = timeout
+        self.on_cancel = on_cancel
+        self.futures: list[asyncio.Future[Any] | None] = []
+
+    def wants(self, index: int) -> bool:
+        return self.futures[index] is not None
+
+    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        end = first + len(values)
+        futures = self.futures[first:end]
+        self.futures[first:end] = [None] * len(values)
+        for position in failed:
+            future = futures[position]
+            if future is not None and not future.done():
+                future.set_exception(values[position])
+        for future, value in zip(futures, values, strict=True):
+            if future is not None and not future.done():
+                future.set_result(value)
+
+    def may_retry(self, index: int) -> bool:
+        return False
+
+
+class RunQueue(Queue):
+    """The single calls of a pool that wait for a worker.
+
+    *sharing* is how large buffers of their results travel.
+
+    Invariant: *holes* is the number of calls in ``pending`` that are not wanted any more.
+    """
+
+    def __init__(self, limit: int, sharing: Sharing) -> None:
+        super().__init__(limit)
+        self.sharing = sharing
+        self.holes = 0
+
+    def enter(
+        self,
+        function: Function,
+        payload: Any,
+        future: asyncio.Future[Any],
+        context: Context,
+        timeout: float | None,
+        on_cancel: OnCancel,
+    ) -> tuple[Runs, int]:
+        """Add a call, to the last batch if it is alike; return its owner and its index there."""
+        if self.pending:
+            last = self.pending[-1]
+            runs: Runs = last.owner
+            index = len(runs.futures)
+            if (
+                index == last.first + len(last.payloads)
+                and index < MESSAGE_CALLS
+                and last.function.key == function.key
+                and runs.context is context
+                and runs.timeout == timeout
+                and runs.on_cancel == on_cancel
+            ):
+                runs.futures.append(future)
+                last.payloads.append(payload)
+                self.count += 1
+                return runs, index
+        runs = Runs(self, context, timeout, on_cancel)
+        runs.futures.append(future)
+        self.push(Batch(runs, function, 0, [payload]))
+        return runs, 0
+
+    def head(self) -> Batch | None:
+        while self.holes and self.pending:
+            batch = self.pending[0]
+            parts = still_wanted(batch)
+            if parts == [batch]:
+                break
+            self.pending.popleft()
+            self.pending.extendleft(reversed(parts))
+            self.holes -= len(batch) - sum(map(len, parts))
+        return self.pending[0] if self.pending else None
+
+    def drop(self, runs: Runs, index: int) -> None:
+        """Forget a pending call. It is passed over, not searched for, until there are many such."""
+        runs.futures[index] = None
+        self.count -= 1
+        self.holes += 1
+        if self.holes > self.count + MESSAGE_CALLS:
+            wanted = [part for batch in self.pending for part in still_wanted(batch)]
+            self.pending.clear()
+            self.pending.extend(wanted)
+            self.holes = 0
