@@ -20,7 +20,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 # A consumer that finds results waiting gives the loop back after this many, or this long.
 _RESULTS_AT_ONCE = 64
-_SECONDS_AT_ONCE = 0.001
+_SECONDS_AT_ONCE = 0.00025
 
 
 class StreamFlow(Flow):
