@@ -163,6 +163,7 @@ class ProcessEncoder(Encoder):
         """Draw *wanted* calls; return whether there may be more now. The path of tiny calls."""
         last: Any = None
         add: Any = None
+        variables = self._variables
         index = first + drawn.count
         end = index + wanted
         for call in islice(calls, wanted):
@@ -170,10 +171,10 @@ class ProcessEncoder(Encoder):
                 raise wrong_item(call, index)
             fn = call.func
             try:
-                # A bound method is a new object each time, and a callable's state may have changed.
-                if fn is not last or type(fn) is not FunctionType:
+                if fn is not last:
                     add = drawn.run_of(self._function(fn)).append
-                    last = fn
+                    # A callable's state may change from call to call.
+                    last = fn if type(fn) is FunctionType else None
                 args = call.args
                 for value in args:
                     kind = type(value)
@@ -181,7 +182,7 @@ class ProcessEncoder(Encoder):
                         add(self._pickle_arguments(call, drawn))
                         break
                 else:
-                    add(self._pickle_arguments(call, drawn) if call.keywords or self._variables else args)
+                    add(self._pickle_arguments(call, drawn) if variables or call.keywords else args)
             except TooLarge:
                 drawn.large = call
                 break
