@@ -64,8 +64,7 @@ tell_pid.__module__ = "__main__"
 
 
 async def test_the_loops_own_pool_is_reused_grows_and_shrinks() -> None:
-    two = await worker_pids(n_jobs=2)
-    assert await worker_pids(n_jobs=2) == two
+    two = {*await worker_pids(n_jobs=2), *await worker_pids(n_jobs=2)}  # the first may be done before both are up
     assert len(two) <= 2
     three = await worker_pids(n_jobs=3)
     assert len(three) <= 3

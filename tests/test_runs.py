@@ -15,7 +15,7 @@ from aparallel import Pool
 from aparallel._ground.timings import Timing
 from aparallel._parallel.batching import MESSAGE_CALLS
 from aparallel._parallel.runs import RunQueue, Runs
-from aparallel.abc import Batch, Function, OnCancel
+from aparallel.abc import Batch, Function, OnCancel, Sharing
 
 CONTEXT = contextvars.Context()
 FUNCTION = Function("f", "f", Timing())

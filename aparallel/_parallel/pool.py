@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.options import BackendName
     from aparallel._parallel.runs import Runs
-    from aparallel.abc import Encoder, OnCancel, Sharing
+    from aparallel.abc import Encoder, OnCancel
 
 P = ParamSpec("P")
 T = TypeVar("T")
