@@ -13,6 +13,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from aparallel._transfer.shared_memory import create
 from aparallel._wire.outbox import SIZE, Outbox
 from aparallel.errors import UnsupportedPlatformError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-# Not with pathlib, and tempfile not at the top: together they would delay a script's first result by 7 ms.
+# Not with pathlib, whose import would delay a script's first result.
 _MAIN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_worker", "__main__.py")
 
 # Every child whose descriptors this process holds. A forked copy of this process closes its own: the
@@ -85,7 +86,7 @@ class Child:
             far_line, self._lifeline = os.pipe()
             theirs.append(far_line)
             self._descriptors.append(self._lifeline)
-            memory = _shared_memory(SIZE)
+            memory = create(SIZE)
             theirs.append(memory)
             self.outbox = Outbox(memory)
             self._popen = subprocess.Popen(
@@ -175,23 +176,6 @@ def _command(executable: str, descriptors: list[int]) -> list[str]:
     # The flags of this interpreter (-O, -X dev, -W ...), as the standard library's own pools pass them on.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [executable, *flags, "-P", _MAIN, *map(str, descriptors)]
-
-
-def _shared_memory(size: int) -> int:
-    """Return a descriptor of *size* bytes of memory that has no name anywhere."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("aparallel", os.MFD_CLOEXEC)
-    else:
-        import tempfile
-
-        fd, name = tempfile.mkstemp(prefix="aparallel-")
-        os.unlink(name)
-    try:
-        os.ftruncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _start_error(executable: str, error: OSError) -> Exception:

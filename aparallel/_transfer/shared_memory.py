@@ -41,6 +41,15 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def create(size: int) -> int:
+    """Return a descriptor of *size* bytes that have no name: of memory, or where that has none, of a file.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return create_in_memory(size) if hasattr(os, "memfd_create") else create_in_file(size, None)
+
+
 def create_in_memory(size: int) -> int:
     """Return a descriptor of *size* bytes of anonymous memory, none of it used yet.
 
