@@ -10,6 +10,7 @@
     ├── UnpicklableCallError      a call cannot travel to a worker           (TypeError)
     ├── UnpicklableResultError    a result cannot travel back                (TypeError)
     ├── SharedMemoryError         large data found no room on its way        (MemoryError)
+    ├── SharingError              an argument cannot be shared as asked      (ValueError)
     ├── PoolSaturatedError        the pool's queue is full                   (RuntimeError)
     ├── ClosedPoolError           the pool is closed                         (RuntimeError)
     ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
@@ -32,6 +33,7 @@ __all__ = [
     "RemoteCallError",
     "RemoteTraceback",
     "SharedMemoryError",
+    "SharingError",
     "UnpicklableCallError",
     "UnpicklableResultError",
     "UnsupportedPlatformError",
@@ -135,6 +137,10 @@ class SharedMemoryError(AparallelError, MemoryError):
     def __init__(self, message: str = "", *, nbytes: int | None = None) -> None:
         super().__init__(message)
         self.nbytes = nbytes
+
+
+class SharingError(AparallelError, ValueError):
+    """An argument cannot be shared as was asked: ``mmap_mode`` does not fit it, or it was closed."""
 
 
 class PoolSaturatedError(AparallelError, RuntimeError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
+from aparallel.errors import SharingError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from types import TracebackType
@@ -54,7 +56,7 @@ class Shared(Generic[T]):
         return self._array
 
     def close(self) -> None:
-        """Release it. Idempotent. Calls that were given it before keep it; further ones raise ValueError."""
+        """Release it. Idempotent. Calls that were given it before keep it; further ones raise SharingError."""
         if not self.closed:
             self.closed = True
             release, self._release = self._release, None
@@ -67,7 +69,7 @@ class Shared(Generic[T]):
 
     def check_open(self) -> None:
         if self.closed:
-            raise ValueError(
+            raise SharingError(
                 f"{self!r} was closed before a call that gets it was drawn. Close it when the calls are done."
             )
 

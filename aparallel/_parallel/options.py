@@ -235,7 +235,11 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
     folder = None if temp_folder is None else os.path.abspath(os.fsdecode(temp_folder))
     if folder is not None and not os.path.isdir(folder):
         raise ValueError(f"temp_folder={folder!r} is not a folder. Create it, or leave the option out.")
-    return Sharing(None if max_nbytes is None else parse_bytes(max_nbytes), mmap_mode, folder)
+    try:
+        largest = None if max_nbytes is None else parse_bytes(max_nbytes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"max_nbytes={max_nbytes!r}: {error}") from None
+    return Sharing(largest, mmap_mode, folder)
 
 
 def check_timeout(timeout: float | None) -> None:

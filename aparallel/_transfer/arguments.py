@@ -22,6 +22,7 @@ from aparallel._transfer.lending import Hold, Lender, Raw, Segment
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
 from aparallel._transfer.shared_memory import Mapping
+from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ class SharedContent(Content):
 
     def check_open(self) -> None:
         if self.closed:
-            raise ValueError(
+            raise SharingError(
                 "The array of a closed Shared object was passed to a call. "
                 "Close it when the calls are done, or pass a copy."
             )
@@ -323,7 +324,7 @@ class ArgumentMemory:
         """
         if mode == "r+":
             _check_is_array(value)
-        buffers = OutOfBand(0, "r")
+        buffers = OutOfBand(0, "c" if mode == "r+" else "r")
         data = pickle_in_slices(value, pause, buffers)
         sources: list[Any] = [Raw(memoryview(data))]
         sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]

@@ -13,8 +13,8 @@ import numpy as np
 
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.out_of_band import Marker
-from aparallel._transfer.pickling import ModeError
 from aparallel._transfer.shared_memory import Window
+from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,10 @@ _CHUNK = 128 * 1024
 
 
 class Strided(Marker):
-    """An array that does not lie in one piece, to be written in C order."""
+    """An array that cannot be told as a buffer, to be written in C order.
+
+    It does not lie in one piece; or it is read-only and its copy is not to be so, as pickle would have it.
+    """
 
     def __init__(self, array: Array) -> None:
         super().__init__()
@@ -106,18 +109,20 @@ class _Rules:
             reduced = self._by_reference(array)
             if reduced is not None:
                 return reduced
+        keeps_flag = array.flags.writeable or self._buffers.mode == "r"
         if array.nbytes <= self._buffers.limit:
-            return array.__reduce_ex__(5)
+            return (array if keeps_flag else array.copy("K")).__reduce_ex__(5)
         if self._buffers.mode == "r+":
-            raise ModeError(
+            raise SharingError(
                 "mmap_mode='r+' shares memory both ways, and an ordinary array cannot be shared so. Pass an "
                 "np.memmap, or the array of an `await pool.share(a, mode='r+')`; or use mmap_mode='c'."
             )
-        for order, flag in (("C", array.flags.c_contiguous), ("F", array.flags.f_contiguous)):
-            if flag:
-                raw = array.reshape(-1, order=order).view(np.uint8)  # type: ignore[call-overload]
-                return rebuild, (PickleBuffer(raw), array.dtype, array.shape, order)
-        return rebuild, (PickleBuffer(Strided(array)), array.dtype, array.shape, "C")
+        order: Any = "F" if array.flags.fnc else "C"
+        if keeps_flag and (array.flags.c_contiguous or array.flags.f_contiguous):
+            source: Any = array.reshape(-1, order=order).view(np.uint8)
+        else:
+            source = Strided(array.T if order == "F" else array)
+        return rebuild, (PickleBuffer(source), array.dtype, array.shape, order)
 
     def subclass(self, array: Array) -> Any:
         if array.dtype.hasobject or array.nbytes <= self._buffers.limit:
@@ -169,7 +174,7 @@ class _Rules:
     def _mode_of_share(self, shared: Mode) -> Mode:
         asked = self._buffers.mode
         if asked == "r+" and shared != "r+":
-            raise ModeError("mmap_mode='r+' meets what was shared read-only: share(a, mode='r+') is needed.")
+            raise SharingError("mmap_mode='r+' meets what was shared read-only: share(a, mode='r+') is needed.")
         return "c" if asked == "c" else shared
 
     def _in_file(self, array: Array, backing: Any) -> Any:
@@ -180,7 +185,7 @@ class _Rules:
         if identity is None:
             return None
         if mode == "r+" and backing.mode == "r":
-            raise ModeError(
+            raise SharingError(
                 f"mmap_mode='r+' meets an np.memmap of {str(backing.filename)!r} that was opened with mode='r'. "
                 f"Open it with mode='r+', or use mmap_mode='r' or 'c'."
             )

@@ -16,7 +16,6 @@ from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
 from aparallel._transfer.pickling import (
-    ModeError,
     TooLarge,
     is_by_value_registered,
     pickle,
@@ -26,7 +25,7 @@ from aparallel._transfer.pickling import (
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.unchanged import Witness
 from aparallel.abc import Drawn, Encoder, Function
-from aparallel.errors import SharedMemoryError
+from aparallel.errors import SharedMemoryError, SharingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +102,7 @@ class Functions:
 
 def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
     """Return the error for a call that cannot be encoded."""
-    if isinstance(reason, ModeError | SharedMemoryError):  # they tell it all
+    if isinstance(reason, SharingError | SharedMemoryError):  # they tell it all
         return reason
     return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason)
 

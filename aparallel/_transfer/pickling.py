@@ -10,6 +10,8 @@ import sys
 from _pickle import Pickler, dumps
 from copyreg import dispatch_table
 
+from aparallel.errors import SharingError
+
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 
 if TYPE_CHECKING:
@@ -23,10 +25,6 @@ PROTOCOL = 5
 # Writing less than this takes no time that anyone waits for. Picklers write frames of at least 64 KB, and a rest.
 _SLICE = 16 * 1024
 MAIN = b"__main__"
-
-
-class ModeError(ValueError):
-    """``mmap_mode`` asks for what the array at hand cannot give."""
 
 
 class TooLarge(Exception):
@@ -73,7 +71,7 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
     if not is_by_value_registered():
         try:
             _prepared(Pickler(sink, PROTOCOL, buffer_callback=buffers), buffers).dump(obj)
-        except (TooLarge, ModeError):
+        except (TooLarge, SharingError):
             raise
         except Exception:  # as in pickle(): by value, below, or that raises
             pass
@@ -106,8 +104,9 @@ class _Sink:
         self.parts: list[bytes] = []
 
     def write(self, data: Any) -> int:
-        self.parts.append(bytes(data))
-        return len(data)
+        copied = bytes(data)  # of a pickle buffer, too, which has no length
+        self.parts.append(copied)
+        return len(copied)
 
     def take(self) -> bytes:
         data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)

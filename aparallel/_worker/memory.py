@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from _pickle import dumps, loads
 
 from aparallel._transfer.borrowing import Borrower
@@ -51,7 +52,7 @@ class WorkerMemory:
         Raises:
             SharedMemoryError: there is no room for them.
         """
-        if type(value).__module__ == "numpy" and _is_small(value, largest):
+        if _is_small_and_plain(value, largest):
             return dumps(value, PROTOCOL), 0, []
         buffers = self._results.get(largest)
         if buffers is None:
@@ -105,7 +106,11 @@ class WorkerMemory:
         return discarded, given_back
 
 
-def _is_small(value: Any, largest: int) -> bool:
-    """Whether it is one of numpy's own numbers or arrays, and neither large nor made of objects: the usual result."""
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and not getattr(dtype, "hasobject", True) and value.nbytes <= largest
+def _is_small_and_plain(value: Any, largest: int) -> bool:
+    """Whether it is a number or an array of NumPy's that needs no thought: the usual result."""
+    np: Any = sys.modules.get("numpy")
+    if np is None:
+        return False
+    if isinstance(value, np.generic):
+        return not value.dtype.hasobject
+    return type(value) is np.ndarray and value.nbytes <= largest and value.flags.writeable and not value.dtype.hasobject
