@@ -1,4 +1,8 @@
-"""NumPy arrays in pickles: how the large ones leave the stream, and how they are built again around shared memory."""
+"""NumPy arrays in pickles: how the large ones leave the stream, and how they are built again around shared memory.
+
+NumPy's own way lets only those leave it that lie in one piece, are of its own type and have a dtype that the buffer
+protocol knows.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,8 @@ from aparallel._ground.hop import in_thread, pause
 from aparallel._ground.timings import Timings
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.lending import NoDescriptorError
-from aparallel._transfer.out_of_band import NEVER, OutOfBand
+from aparallel._transfer.out_of_band import NEVER, OutOfBand, TooLarge
 from aparallel._transfer.pickling import (
-    TooLarge,
     is_by_value_registered,
     pickle,
     pickle_in_slices,

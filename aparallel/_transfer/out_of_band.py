@@ -1,22 +1,18 @@
-"""Buffers that leave the pickle stream (protocol 5) instead of being copied into it.
-
-What is put into the stream in their place is, for numpy's arrays, made here too: numpy's own way
-keeps only contiguous arrays of the exact type and of types that the buffer protocol knows out of the stream.
-"""
+"""Buffers that leave the pickle stream (protocol 5) instead of being copied into it."""
 
 from __future__ import annotations
 
-import sys
-from pickle import PickleBuffer
-
-from aparallel._transfer.pickling import TooLarge
-
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
+    from _pickle import PickleBuffer
     from collections.abc import Callable
     from typing import Any
 
     from aparallel._transfer.shared_memory import Mode
+
+
+class TooLarge(Exception):
+    """The pickle outgrew its limit, or a buffer is to be taken elsewhere; nothing of it is kept."""
 
 
 # A limit that no buffer exceeds.
@@ -54,8 +50,7 @@ class OutOfBand:
         self._recall = recall
         self.sources: list[memoryview | Marker] = []
         # How arrays are reduced, and how many types of them there were when that was found out.
-        self._arrays: dict[type, Callable[[Any], Any]] | None = None
-        self._kinds = 0
+        self.reducers: tuple[int, dict[type, Callable[[Any], Any]]] = (0, {})
 
     def __call__(self, buffer: PickleBuffer) -> bool:
         """Return whether the buffer stays in the stream."""
@@ -85,15 +80,3 @@ class OutOfBand:
         """
         if self._recall is not None:
             raise TooLarge
-
-    def reducers(self) -> dict[type, Callable[[Any], Any]] | None:
-        """How picklers are to reduce arrays; None if there can be none."""
-        numpy = sys.modules.get("numpy")
-        if numpy is None:
-            return None
-        kinds = len(numpy.ndarray.__subclasses__())
-        if self._arrays is None or kinds != self._kinds:
-            from aparallel._transfer.arrays import reducers
-
-            self._arrays, self._kinds = reducers(self), kinds
-        return self._arrays

@@ -10,6 +10,7 @@ import sys
 from _pickle import Pickler, dumps
 from copyreg import dispatch_table
 
+from aparallel._transfer.out_of_band import TooLarge
 from aparallel.errors import SharingError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
@@ -25,10 +26,6 @@ PROTOCOL = 5
 # Writing less than this takes no time that anyone waits for. Picklers write frames of at least 64 KB, and a rest.
 _SLICE = 16 * 1024
 MAIN = b"__main__"
-
-
-class TooLarge(Exception):
-    """The pickle outgrew its limit; nothing of it is kept."""
 
 
 def pickle(obj: object, buffers: OutOfBand | None = None) -> bytes:
@@ -90,11 +87,20 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
 
 def _prepared(pickler: Pickler, buffers: OutOfBand | None, usual: Mapping[Any, Any] = dispatch_table) -> Pickler:
     """Have *pickler*, which reduces as *usual*, reduce large arrays as *buffers* wants them."""
-    arrays = None if buffers is None else buffers.reducers()
-    if arrays is not None:
+    if buffers is not None and "numpy" in sys.modules:
         # Of a subclass that has a table of its own, the attribute is not what C code looks at.
-        Pickler.dispatch_table.__set__(pickler, {**usual, **arrays})  # type: ignore[attr-defined]
+        Pickler.dispatch_table.__set__(pickler, {**usual, **_array_reducers(buffers)})  # type: ignore[attr-defined]
     return pickler
+
+
+def _array_reducers(buffers: OutOfBand) -> dict[type, Callable[[Any], Any]]:
+    """How *buffers* wants arrays reduced. Found out anew when there are new types of them."""
+    kinds = len(sys.modules["numpy"].ndarray.__subclasses__())
+    if buffers.reducers[0] != kinds:
+        from aparallel._transfer.arrays import reducers
+
+        buffers.reducers = kinds, reducers(buffers)
+    return buffers.reducers[1]
 
 
 class _Sink:
