@@ -167,7 +167,7 @@ async def test_a_call_cancelled_while_its_large_result_is_read_leaves_the_pool_w
 ) -> None:
     reading, may_read = asyncio.Event(), asyncio.Event()
 
-    async def read_late(data: memoryview) -> str:
+    async def read_late(data: memoryview, buffers: object) -> str:
         reading.set()
         await may_read.wait()
         return "read"

@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -42,17 +43,21 @@ class SystemMemory:
 
     period = 0.005
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Self:
         gc.collect()
         self._before = self._peak = _used_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        return self
 
-    def growth(self) -> float:
-        """MB (10^6 bytes), at its highest. The watch ends."""
+    def __exit__(self, *exc_info: object) -> None:
         self._done.set()
         self._thread.join()
+
+    @property
+    def growth(self) -> float:
+        """MB (10^6 bytes), at its highest so far."""
         return max(self._peak - self._before, 0) / 1e6
 
     def _watch(self) -> None:

@@ -53,16 +53,16 @@ class OneArray(ArrayWork):
         taken: dict[str, list[float]] = {"from a list": [], "from a generator": [], "unchanged, again": []}
         async with warm(contender, setting.n_jobs):
             await self.do(contender, array, as_list=True)
-            memory = SystemMemory()
-            async with LagMeter() as meter:
-                for _ in range(self.repetitions(setting)):
-                    fresh = array.copy()
-                    taken["from a list"].append(await self.do(contender, fresh, as_list=True))
-                    taken["unchanged, again"].append(await self.do(contender, fresh, as_list=True))
-                    fresh = array.copy()
-                    taken["from a generator"].append(await self.do(contender, fresh, as_list=False))
-                    del fresh
-            peak = memory.growth()
+            with SystemMemory() as memory:
+                async with LagMeter() as meter:
+                    for _ in range(self.repetitions(setting)):
+                        fresh = array.copy()
+                        taken["from a list"].append(await self.do(contender, fresh, as_list=True))
+                        taken["unchanged, again"].append(await self.do(contender, fresh, as_list=True))
+                        fresh = array.copy()
+                        taken["from a generator"].append(await self.do(contender, fresh, as_list=False))
+                        del fresh
+            peak = memory.growth
         return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, CALLS)
 
     async def do(self, contender: Contender, array: Array, *, as_list: bool) -> float:
@@ -106,12 +106,12 @@ class ArrayResults(ArrayWork):
         taken: dict[str, list[float]] = {"8 of 50 MB": [], "100 of 1 MB": []}
         async with warm(contender, setting.n_jobs):
             await self.do(contender, 8, 1_000)
-            memory = SystemMemory()
-            async with LagMeter() as meter:
-                for _ in range(self.repetitions(setting)):
-                    taken["8 of 50 MB"].append(await self.do(contender, 8, numbers_in(50, setting)))
-                    taken["100 of 1 MB"].append(await self.do(contender, setting.scale.calls(100), 140_000))
-            peak = memory.growth()
+            with SystemMemory() as memory:
+                async with LagMeter() as meter:
+                    for _ in range(self.repetitions(setting)):
+                        taken["8 of 50 MB"].append(await self.do(contender, 8, numbers_in(50, setting)))
+                        taken["100 of 1 MB"].append(await self.do(contender, setting.scale.calls(100), 140_000))
+            peak = memory.growth
         return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag)
 
     async def do(self, contender: Contender, calls: int, size: int) -> float:
@@ -137,11 +137,11 @@ class ArrayTraffic(ArrayWork):
         own = np.arange(140_000.0)
         async with warm(contender, setting.n_jobs):
             await self.there_and_back(contender, np.ones(numbers_in(2, setting)), 1)
-            memory = SystemMemory()
-            async with LagMeter() as meter:
-                many, results = await timed(contender.map(probe, OwnArrays(own, calls)))
-                back = await self.there_and_back(contender, np.ones(numbers_in(100, setting)), 10)
-            peak = memory.growth()
+            with SystemMemory() as memory:
+                async with LagMeter() as meter:
+                    many, results = await timed(contender.map(probe, OwnArrays(own, calls)))
+                    back = await self.there_and_back(contender, np.ones(numbers_in(100, setting)), 10)
+            peak = memory.growth
         for number, result in enumerate(results):
             if result != expected(own + number, number):
                 raise WrongResult(f"call {number} got another array than its own")
