@@ -232,6 +232,8 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
         TypeError: a size or a folder of the wrong type.
     """
     check_mmap_mode(mmap_mode)
+    if not isinstance(temp_folder, str | bytes | os.PathLike | None):
+        raise TypeError(f"temp_folder={temp_folder!r} is not the path of a folder.")
     folder = None if temp_folder is None else os.path.abspath(os.fsdecode(temp_folder))
     if folder is not None and not os.path.isdir(folder):
         raise ValueError(f"temp_folder={folder!r} is not a folder. Create it, or leave the option out.")

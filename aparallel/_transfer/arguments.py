@@ -131,7 +131,8 @@ class _Origin:
         if isinstance(source, Strided):
             array: Any = source.array
             place = array.__array_interface__["data"][0]
-            self.key: tuple[Any, ...] = place, array.shape, array.strides, array.dtype.str
+            # The whole type: of a record, only the fields are copied.
+            self.key: tuple[Any, ...] = place, array.shape, array.strides, array.dtype
             exporter: Any = array
         else:
             exporter = source.view.obj

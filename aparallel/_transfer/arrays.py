@@ -11,11 +11,12 @@ import os
 import sys
 from itertools import takewhile
 from pickle import PickleBuffer, loads
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from aparallel._ground.sharing import Shared
+from aparallel._transfer.lending import Raw
 from aparallel._transfer.out_of_band import Marker
 from aparallel._transfer.shared_memory import Window
 from aparallel.errors import SharingError
@@ -34,10 +35,7 @@ _CHUNK = 128 * 1024
 
 
 class Strided(Marker):
-    """An array that cannot be told as a buffer, to be written in C order.
-
-    It does not lie in one piece; or it is read-only and its copy is not to be so, as pickle would have it.
-    """
+    """An array that does not lie in one piece, to be written in C order."""
 
     def __init__(self, array: Array) -> None:
         super().__init__()
@@ -57,6 +55,14 @@ class Strided(Marker):
 
     def copy_to(self, target: Array) -> None:
         np.copyto(target.view(self.array.dtype).reshape(self.array.shape), self.array)
+
+
+class Flat(Marker, Raw):
+    """An array in one piece whose copy is to be writable: of a read-only buffer, pickle would say that it is one."""
+
+    def __init__(self, array: Array) -> None:
+        Marker.__init__(self)
+        Raw.__init__(self, memoryview(cast(Any, array)))
 
 
 class Reference(Marker):
@@ -113,38 +119,58 @@ class _Rules:
             reduced = self._by_reference(array)
             if reduced is not None:
                 return reduced
-        keeps_flag = array.flags.writeable or self._buffers.mode == "r"
         if array.nbytes <= self._buffers.limit:
-            return (array if keeps_flag else array.copy("K")).__reduce_ex__(5)
+            return self._small(array)
         if self._buffers.mode == "r+":
             raise SharingError(
                 "mmap_mode='r+' shares memory both ways, and an ordinary array cannot be shared so. Pass an "
                 "np.memmap, or the array of an `await pool.share(a, mode='r+')`; or use mmap_mode='c'."
             )
-        order: Any = "F" if array.flags.fnc else "C"
-        if keeps_flag and (array.flags.c_contiguous or array.flags.f_contiguous):
-            source: Any = array.reshape(-1, order=order).view(np.uint8)
-        else:
-            source = Strided(array.T if order == "F" else array)
-        return rebuild, (PickleBuffer(source), array.dtype, array.shape, order)
+        for order, flag in (("C", array.flags.c_contiguous), ("F", array.flags.f_contiguous)):
+            if flag:
+                raw = array.reshape(-1, order=order).view(np.uint8)  # type: ignore[call-overload]
+                source = raw if raw.flags.writeable or not self._is_to_be_private else Flat(raw)
+                return rebuild, (PickleBuffer(source), array.dtype, array.shape, order)
+        return rebuild, (PickleBuffer(Strided(array)), array.dtype, array.shape, "C")
+
+    @property
+    def _is_to_be_private(self) -> bool:
+        """Whether arrays are to be writable where they arrive, even those that nobody may write to here."""
+        return self._buffers.mode in (None, "c")
+
+    def _small(self, array: Array) -> Any:
+        """Reduce an array that stays in the stream."""
+        # NumPy pickles what is not contiguous without its byte order, and what is read-only as read-only.
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = array.copy(order="C")
+        elif self._is_to_be_private and not array.flags.writeable:
+            array = array.copy(order="K")
+        if array.dtype.kind in "mM" and not array.dtype.isnative:  # no buffers to NumPy, so pickled in its older way
+            return rebuild_times, (array.view(f"{array.dtype.byteorder}i8"), array.dtype)
+        return array.__reduce_ex__(5)
 
     def subclass(self, array: Array) -> Any:
-        if array.dtype.hasobject or array.nbytes <= self._buffers.limit:
+        if array.dtype.hasobject:
             return array.__reduce_ex__(5)
-        return rebuild_as, (type(array), array.view(np.ndarray), dict(getattr(array, "__dict__", {})))
+        attributes = {
+            name: value
+            for name, value in getattr(array, "__dict__", {}).items()
+            if not isinstance(value, mmap.mmap)  # of np.memmap
+        }
+        return rebuild_as, (type(array), array.view(np.ndarray), attributes)
 
     def memmap(self, array: Array) -> Any:
         reduced = self._by_reference(array) if self._buffers.mode is not None else None
         if reduced is not None:
             return reduced
         # Not backed by its file (copied on write, or the file is gone), or a result: data.
-        return self.plain(np.array(array) if array.nbytes <= self._buffers.limit else array.view(np.ndarray))
+        return self.plain(array.view(np.ndarray))
 
     def masked(self, array: Any) -> Any:
-        if array.dtype.hasobject or array.nbytes <= self._buffers.limit:
+        if array.dtype.hasobject:
             return array.__reduce_ex__(5)
         mask = None if array._mask is np.ma.nomask else array._mask.view(np.ndarray)
-        return rebuild_masked, (array._data.view(np.ndarray), mask, array._fill_value, array._hardmask)
+        return rebuild_masked, (array._data, mask, array._fill_value, array._hardmask)
 
     def _by_reference(self, array: Array) -> Any:
         """Reduce an array that lies in memory, or in a file, that workers can map themselves; None if it does not."""
@@ -262,6 +288,10 @@ def _identity_of(address: int, filename: Any) -> tuple[int, int] | None:
 def rebuild(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Array:
     flat: Array = np.frombuffer(buffer, np.uint8).view(dtype)
     return flat.reshape(shape, order=order)
+
+
+def rebuild_times(numbers: Array, dtype: Any) -> Array:
+    return numbers.view(dtype)
 
 
 def rebuild_as(kind: type, array: Array, attributes: dict[str, Any]) -> Any:

@@ -50,7 +50,8 @@ class OutOfBand:
         self._recall = recall
         self.sources: list[memoryview | Marker] = []
         # How arrays are reduced, and how many types of them there were when that was found out.
-        self.reducers: tuple[int, dict[type, Callable[[Any], Any]]] = (0, {})
+        self.reducers: dict[type, Callable[[Any], Any]] = {}
+        self.kinds = 0
 
     def __call__(self, buffer: PickleBuffer) -> bool:
         """Return whether the buffer stays in the stream."""

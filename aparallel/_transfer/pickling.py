@@ -7,7 +7,7 @@ be wrong. It would be wrong for what ``__main__`` defines: in a worker, ``__main
 from __future__ import annotations
 
 import sys
-from _pickle import Pickler, dumps
+from _pickle import PickleBuffer, Pickler, dumps
 from copyreg import dispatch_table
 
 from aparallel._transfer.out_of_band import TooLarge
@@ -95,12 +95,12 @@ def _prepared(pickler: Pickler, buffers: OutOfBand | None, usual: Mapping[Any, A
 
 def _array_reducers(buffers: OutOfBand) -> dict[type, Callable[[Any], Any]]:
     """How *buffers* wants arrays reduced. Found out anew when there are new types of them."""
-    kinds = len(sys.modules["numpy"].ndarray.__subclasses__())
-    if buffers.reducers[0] != kinds:
+    if not buffers.reducers or sum(len(kind.__subclasses__()) for kind in buffers.reducers) != buffers.kinds:
         from aparallel._transfer.arrays import reducers
 
-        buffers.reducers = kinds, reducers(buffers)
-    return buffers.reducers[1]
+        buffers.reducers = reducers(buffers)
+        buffers.kinds = sum(len(kind.__subclasses__()) for kind in buffers.reducers)
+    return buffers.reducers
 
 
 class _Sink:
@@ -110,9 +110,10 @@ class _Sink:
         self.parts: list[bytes] = []
 
     def write(self, data: Any) -> int:
-        copied = bytes(data)  # of a pickle buffer, too, which has no length
-        self.parts.append(copied)
-        return len(copied)
+        # A large buffer that stays in the stream comes as it is, and has no length.
+        part = bytes(data.raw() if type(data) is PickleBuffer else data)
+        self.parts.append(part)
+        return len(part)
 
     def take(self) -> bytes:
         data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)

@@ -113,4 +113,11 @@ def _is_small_and_plain(value: Any, largest: int) -> bool:
         return False
     if isinstance(value, np.generic):
         return not value.dtype.hasobject
-    return type(value) is np.ndarray and value.nbytes <= largest and value.flags.writeable and not value.dtype.hasobject
+    return (
+        type(value) is np.ndarray
+        and value.nbytes <= largest
+        and value.flags.writeable
+        and value.flags.forc
+        and value.dtype.isnative
+        and not value.dtype.hasobject
+    )
