@@ -105,6 +105,7 @@ class Loans:
     def close(self) -> None:
         """The worker is dead: it has let go of all it had. What results refer to stays mapped here."""
         for segment, out in self._lent.values():
-            segment.take_back(out, spoiled=False)
+            # What it had in use, a process that it forked may have still.
+            segment.take_back(out, spoiled=out > 0)
         self._lent.clear()
         self._borrower.close()

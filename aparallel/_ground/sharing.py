@@ -20,7 +20,7 @@ class Shared(Generic[T]):
     """What :meth:`aparallel.Pool.share` gives: an object that workers share, until it is closed.
 
     Pass it to calls of its pool in the object's place; their functions get the object. It is released by :meth:`close`
-    or at the end of its ``async with`` block; calls that have it already keep it.
+    or at the end of its ``async with`` block, or when nothing refers to it; calls that have it already keep it.
 
     Attributes:
         value: the object as it was given.
@@ -63,9 +63,6 @@ class Shared(Generic[T]):
             self.travel = None
             if release is not None:
                 release()
-
-    def __del__(self) -> None:
-        self.close()
 
     def check_open(self) -> None:
         if self.closed:

@@ -6,6 +6,7 @@ was written, by a hash (xxh3, 128 bits; a third of the time that a copy takes), 
 
 from __future__ import annotations
 
+import os
 import weakref
 from pickle import loads
 from time import monotonic
@@ -21,7 +22,7 @@ from aparallel._transfer.arrays import Reference, Strided, owner_of
 from aparallel._transfer.lending import Hold, Lender, Raw, Segment
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
-from aparallel._transfer.shared_memory import Mapping
+from aparallel._transfer.shared_memory import Mapping, Window
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class SharedContent(Content):
         closed: workers get it no more.
     """
 
-    __slots__ = ("address", "closed", "mode")
+    __slots__ = ("__weakref__", "address", "closed", "mode")
 
     is_shared = True
 
@@ -91,6 +92,7 @@ class SharedContent(Content):
         """Map it here, as an array of bytes that keeps it."""
         mapping = Mapping(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
         self.address = mapping.address + self.offset
+        _mapped.add(self)
         return mapping.view(self.offset, self.nbytes, readonly=self.mode != "r+", keep=self)
 
     def check_open(self) -> None:
@@ -99,6 +101,19 @@ class SharedContent(Content):
                 "The array of a closed Shared object was passed to a call. "
                 "Close it when the calls are done, or pass a copy."
             )
+
+
+# A forked copy of this process has them mapped, too, and nobody hears when it lets go of them.
+_mapped: weakref.WeakSet[SharedContent] = weakref.WeakSet()
+
+
+def _spoil() -> None:
+    for content in list(_mapped):
+        content.segment.spoiled = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_spoil)
 
 
 def digest_of(source: Any) -> bytes:
@@ -112,6 +127,8 @@ def digest_of(source: Any) -> bytes:
 
 def _check_is_array(value: Any) -> None:
     if type(value) is np.ndarray and not value.dtype.hasobject:
+        if not value.flags.writeable and isinstance(owner_of(value).base, Window):
+            raise SharingError("share(mode='r+') got the array of what was shared read-only. Share a copy of it.")
         return
     hint = "Share its arrays one by one."
     if isinstance(value, np.memmap):
@@ -153,11 +170,16 @@ def _owner(exporter: Any) -> tuple[Any, bool]:
 class _Known:
     """A buffer that was written, and what it held."""
 
-    __slots__ = ("_user", "content", "owner", "pinned", "recurs", "used_at")
+    __slots__ = ("_user", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
 
-    def __init__(self, content: Content, owner: weakref.ref[Any] | None, recurs: bool) -> None:
+    def __init__(
+        self, key: tuple[Any, ...], content: Content, owner: weakref.ref[Any] | None, readonly: bool, recurs: bool
+    ) -> None:
+        self.key = key
         self.content = content
         self.owner = owner
+        # Nobody could write to it when it was last compared, or written.
+        self.readonly = readonly
         self.recurs = recurs
         self.used_at = 0.0
         # The gather or stream that used it last.
@@ -175,6 +197,26 @@ class _Known:
     @property
     def is_in_use(self) -> bool:
         return self.pinned > 0 or (self._user is not None and self._user() is not None)
+
+
+class _Pins:
+    """Buffers that count as unchanged until this is released or dropped."""
+
+    __slots__ = ("_pinned",)
+
+    def __init__(self) -> None:
+        self._pinned: list[tuple[ArgumentMemory, _Known]] = []
+
+    def add(self, memory: ArgumentMemory, known: _Known) -> None:
+        known.pinned += 1
+        self._pinned.append((memory, known))
+
+    def release(self) -> None:
+        while self._pinned:
+            memory, known = self._pinned.pop()
+            memory.unpin(known)
+
+    __del__ = release
 
 
 class ArgumentMemory:
@@ -251,17 +293,19 @@ class ArgumentMemory:
             return None
         sure = self._is_surely_the_same(known, origin, user, drawn_at_once)
         if not sure and known.content.digest() != digest_of(source):
-            self._forget(origin.key, known)
+            self._forget(known)
             return None
         return self._use(known, origin, user)
 
     def _is_surely_the_same(self, known: _Known, origin: _Origin, user: object | None, drawn_at_once: bool) -> bool:
         if known.owner is None or known.owner() is not origin.owner:
             return False
-        return origin.readonly or known.pinned > 0 or (drawn_at_once and known.is_used_by(user))
+        still = origin.readonly and known.readonly
+        return still or known.pinned > 0 or (drawn_at_once and known.is_used_by(user))
 
     def _use(self, known: _Known, origin: _Origin, user: object | None) -> Content:
         known.use(user)
+        known.readonly = origin.readonly
         known.recurs = True
         # To the end; another thread may have forgotten it meanwhile.
         self._known.pop(origin.key, None)
@@ -276,22 +320,26 @@ class ArgumentMemory:
             me = memory()
             known = None if me is None else me._known.get(key)
             if me is not None and known is not None and known.owner is owner and not known.pinned:
-                me._forget(key, known)
+                me._forget(known)
 
         try:
             owner = weakref.ref(origin.owner, gone)
         except TypeError:
             owner = None
         self._on_unused()
-        known = _Known(content, owner, recurs=key in self._forgotten)
+        known = _Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
         known.use(user)
         self._known[key] = known
         self._forget_oldest()
         return known
 
-    def _forget(self, key: tuple[Any, ...], known: _Known) -> None:
-        if self._known.get(key) is known:
-            self._known.pop(key, None)
+    def _forget(self, known: _Known) -> None:
+        if self._known.get(known.key) is known:
+            self._known.pop(known.key, None)
+
+    def unpin(self, known: _Known) -> None:
+        known.pinned -= 1
+        self._forget(known)
 
     def _forget_oldest(self) -> None:
         """Forget what was used least recently, of what is beyond the limits."""
@@ -304,7 +352,7 @@ class ArgumentMemory:
             is_latest = counts[known.recurs] <= (1 if known.recurs else _LATEST_COUNT)
             is_within = sizes[known.recurs] <= allowed and counts[known.recurs] <= _RECURRING_COUNT
             if not (is_latest or is_within or known.pinned):
-                self._forget(key, known)
+                self._forget(known)
                 self._forgotten[key] = None
         while len(self._forgotten) > _FORGOTTEN_COUNT:
             self._forgotten.pop(next(iter(self._forgotten)), None)
@@ -338,29 +386,18 @@ class ArgumentMemory:
                 contents[1] = visible = SharedContent(contents[1], mode)
                 array = loads(data, buffers=[memoryview(visible.map())])
         # The object itself counts as unchanged from now on, wherever it is passed.
-        pins = [] if mode == "r+" else [self._pin(*pair) for pair in zip(sources[1:], contents[1:], strict=True)]
+        pins = _Pins()
+        if mode != "r+":
+            for source, content in zip(sources[1:], contents[1:], strict=True):
+                if not isinstance(source, Reference):
+                    pins.add(self, self._remember(content, _Origin(source), None))
 
         def release() -> None:
-            for pin in pins:
-                self._unpin(pin)
+            pins.release()
             if visible is not None:
                 visible.closed = True
 
         return Shared(value, mode, array=array, travel=contents, release=release)
-
-    def _pin(self, source: Any, content: Content) -> tuple[Any, _Known] | None:
-        if isinstance(source, Reference):
-            return None
-        origin = _Origin(source)
-        known = self._remember(content, origin, None)
-        known.pinned += 1
-        return origin.key, known
-
-    def _unpin(self, pin: tuple[Any, _Known] | None) -> None:
-        if pin is not None:
-            key, known = pin
-            known.pinned -= 1
-            self._forget(key, known)
 
     # Time goes by
 
@@ -370,9 +407,9 @@ class ArgumentMemory:
         Returns the segments closed, and whether there is more that may be so later.
         """
         remains = False
-        for key, known in self._known.copy().items():
+        for known in self._known.copy().values():
             if known.used_at <= unused_since and not known.is_in_use:
-                self._forget(key, known)
+                self._forget(known)
             remains = remains or not known.pinned
         closed = self.lender.trim(unused_since)
         return closed, remains or any(segment.is_free for segment in list(self.lender.segments.values()))
