@@ -490,6 +490,22 @@ async def test_an_error_that_cannot_be_changed_arrives_too(pool: Pool) -> None:
 
 
 @on_one_loop
+async def test_an_error_whose_first_base_does_not_make_it_arrives_as_itself(pool: Pool) -> None:
+    def fail() -> None:
+        class Own(Exception):
+            pass
+
+        class Both(Own, MemoryError):  # MemoryError.__new__ refuses to make one
+            pass
+
+        raise Both("text", 5)
+
+    with pytest.raises(MemoryError) as caught:
+        await pool.run(by_value(fail))
+    assert type(caught.value).__name__ == "Both"
+    assert caught.value.args == ("text", 5)
+
+
 async def test_an_error_that_cannot_be_rebuilt_here_tells_its_story(pool: Pool) -> None:
     @by_value
     def fails() -> None:

@@ -149,7 +149,7 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     Such an ``__init__`` rarely takes ``self.args`` as its arguments (pickle's own way calls it with
     them and fails, or changes the message). The first one written in C fills what C code reads.
     """
-    error = kind.__new__(kind, *args)
+    error = _new(kind, args)
     for base in kind.__mro__:
         init = base.__dict__.get("__init__")
         if init is not None and not isinstance(init, FunctionType):
@@ -157,6 +157,20 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
             break
     error.args = args
     return error
+
+
+def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Make an exception. Of ``class Mine(Other, MemoryError)``, ``Mine.__new__`` is one that refuses Mine."""
+    maker: Any = kind
+    while True:
+        try:
+            error: BaseException = maker.__new__(kind, *args)
+        except TypeError:
+            maker = maker.__base__
+            if maker is object:
+                raise
+        else:
+            return error
 
 
 def _format(error: BaseException, trace: Any) -> str:

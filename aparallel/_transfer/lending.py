@@ -69,6 +69,7 @@ class Segment:
     Attributes:
         written: bytes, from the start, that have been written once and therefore exist.
         held: a :class:`Hold` on it exists.
+        busy: a thread is writing to it; its descriptor must stay.
         lent: how many references to it were sent to other processes and have not been reported gone.
         spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
     """
@@ -83,6 +84,7 @@ class Segment:
         self.written = 0
         self.mapping: Mapping | None = None
         self.held = True
+        self.busy = True
         self.lent = 0
         self.spoiled = False
         self.free_since = 0.0
@@ -285,6 +287,7 @@ class Lender:
             in_background(size, _close, parts)
 
     def close(self) -> None:
+        """Close all segments; one that a thread is writing to, when that is done."""
         with self._lock:
             self._is_closed = True
             idle = [segment for segment in self.segments.values() if segment not in self._written]

@@ -42,12 +42,15 @@ def aligned(size: int) -> int:
 
 
 def create(size: int) -> int:
-    """Return a descriptor of *size* bytes that have no name: of memory, or where that has none, of a file.
+    """Return a descriptor of *size* bytes that have no name: of memory, or where that cannot be had, of a file.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: neither can be made.
     """
-    return create_in_memory(size) if hasattr(os, "memfd_create") else create_in_file(size, None)
+    try:
+        return create_in_memory(size)
+    except OSError:
+        return create_in_file(size, None)
 
 
 def create_in_memory(size: int) -> int:

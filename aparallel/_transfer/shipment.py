@@ -39,6 +39,7 @@ class LazyMemory:
     def __init__(self) -> None:
         self.on_unused: Callable[[], object] = bool
         self._made: ArgumentMemory | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def get(self) -> ArgumentMemory:
@@ -47,6 +48,8 @@ class LazyMemory:
                 from aparallel._transfer.arguments import ArgumentMemory
 
                 self._made = ArgumentMemory(self._tell_unused)
+                if self._is_closed:  # a call that was cancelled is still being written
+                    self._made.close()
             return self._made
 
     def _tell_unused(self) -> None:
@@ -61,5 +64,7 @@ class LazyMemory:
         return ([], False) if self._made is None else self._made.trim(unused_since)
 
     def close(self) -> None:
+        """Close it, now or when it is made."""
+        self._is_closed = True  # before the look, as get() looks after it has made it
         if self._made is not None:
             self._made.close()
