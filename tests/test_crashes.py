@@ -506,6 +506,7 @@ async def test_an_error_whose_first_base_does_not_make_it_arrives_as_itself(pool
     assert caught.value.args == ("text", 5)
 
 
+@on_one_loop
 async def test_an_error_that_cannot_be_rebuilt_here_tells_its_story(pool: Pool) -> None:
     @by_value
     def fails() -> None:

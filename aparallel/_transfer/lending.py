@@ -69,7 +69,6 @@ class Segment:
     Attributes:
         written: bytes, from the start, that have been written once and therefore exist.
         held: a :class:`Hold` on it exists.
-        busy: a thread is writing to it; its descriptor must stay.
         lent: how many references to it were sent to other processes and have not been reported gone.
         spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
     """
@@ -84,7 +83,6 @@ class Segment:
         self.written = 0
         self.mapping: Mapping | None = None
         self.held = True
-        self.busy = True
         self.lent = 0
         self.spoiled = False
         self.free_since = 0.0
@@ -216,9 +214,8 @@ class Lender:
         with self._lock:
             self._written.discard(segment)
             closed = self._is_closed
-        if closed:
+        if closed:  # while it was written: nobody wants it any more
             self.drop([segment])
-            raise SharedMemoryError("The pool was closed while data was written for a call of it.")
 
     def _candidates(self, size: int, folder: str | None, errors: list[OSError]) -> Iterable[Segment]:
         """Yield segments to try, each held: one that is free, then new memory, then a file."""
