@@ -576,6 +576,21 @@ class TestModes:
             ]
         assert not array.any()
 
+    async def test_mode_c_keeps_the_arrays_of_a_call_apart_in_few_mappings(self) -> None:
+        def write_each(arrays: Any) -> tuple[list[float], int]:
+            for value, array in enumerate(arrays):
+                array[:] = value
+            with open("/proc/self/maps") as maps:
+                return [float(array.sum()) for array in arrays], sum("memfd:aparallel" in line for line in maps)
+
+        arrays = [np.zeros(200) for _ in range(2000)]
+        async with Pool(1, max_nbytes=1000, mmap_mode="c") as pool:
+            for _ in range(2):
+                sums, mappings = await pool.run(by_value(write_each), arrays)
+                assert sums == [value * 200 for value in range(2000)]
+                assert mappings < 20
+            assert not any(array.any() for array in await pool.run(same, arrays))
+
     async def test_a_gathers_options_override_the_pools(self) -> None:
         array = np.zeros(1000)
         async with Pool(1, max_nbytes=1000) as pool:

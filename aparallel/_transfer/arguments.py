@@ -264,6 +264,7 @@ class ArgumentMemory:
                 written += content.nbytes
                 for position in positions:
                     parts[position] = content, mode
+            self._forget_oldest()
         return cast("list[tuple[Content, Mode]]", parts), written
 
     def recall(self, source: Any, mode: Mode, user: object | None, drawn_at_once: bool) -> Reference | None:
@@ -330,7 +331,6 @@ class ArgumentMemory:
         known = _Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
         known.use(user)
         self._known[key] = known
-        self._forget_oldest()
         return known
 
     def _forget(self, known: _Known) -> None:

@@ -65,13 +65,22 @@ class Loan:
         self._segment = segment
         self._count = count
 
-    def view(self, offset: int, size: int, mode: Mode) -> memoryview:
-        """Return bytes of the segment. Whatever is made from them keeps the loan.
+    def mapping(self, mode: Mode) -> Mapping:
+        """Return the segment's mapping; with "c", a new one.
 
         Raises:
             SharedMemoryError: it cannot be mapped.
         """
-        mapping = self._segment.mapping(mode)
+        return self._segment.mapping(mode)
+
+    def view(self, offset: int, size: int, mode: Mode, mapping: Mapping | None = None) -> memoryview:
+        """Return bytes of the segment, as *mapping* has them if that is given. What is made from them keeps the loan.
+
+        Raises:
+            SharedMemoryError: it cannot be mapped.
+        """
+        if mapping is None:
+            mapping = self._segment.mapping(mode)
         return memoryview(mapping.view(offset, size, readonly=mode == "r", keep=self))
 
     def __del__(self) -> None:

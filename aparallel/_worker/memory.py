@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.borrowing import Loan
     from aparallel._transfer.lending import Segment
+    from aparallel._transfer.shared_memory import Mapping
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
 # Each costs a descriptor here.
@@ -42,7 +43,15 @@ class WorkerMemory:
 
     def load(self, blob: bytes | memoryview, parts: list[tuple[int, int, int, Any]], loans: dict[int, Loan]) -> Any:
         """Unpickle a call whose large buffers are *parts*: (segment, offset, size, mode)."""
-        return loads(blob, buffers=[loans[number].view(offset, size, mode) for number, offset, size, mode in parts])
+        # Of each segment, a call has one private copy: mappings are not free, and a system has not many.
+        private: dict[int, Mapping] = {}
+        buffers = []
+        for number, offset, size, mode in parts:
+            loan = loans[number]
+            if mode == "c" and number not in private:
+                private[number] = loan.mapping(mode)
+            buffers.append(loan.view(offset, size, mode, private.get(number) if mode == "c" else None))
+        return loads(blob, buffers=buffers)
 
     def encode(self, value: object, largest: int, folder: str | None) -> tuple[bytes, int, list[tuple[int, int]]]:
         """Pickle a result; buffers of more than *largest* bytes go to a segment.
