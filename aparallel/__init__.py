@@ -1,4 +1,4 @@
-"""Parallel calls for asyncio: CPU-bound work on processes or threads, without blocking the loop.
+"""Parallel calls and persistence for asyncio: CPU-bound work without blocking the loop.
 
 The names are loaded on first use, so that a worker process, which imports this package
 too, starts with nothing but the standard library.
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.stream import ResultStream
     from aparallel._parallel.workforce import PoolStatistics
+    from aparallel._persist.dump import dump, dump_chunks, dumps
+    from aparallel._persist.inspection import FileInfo, inspect
+    from aparallel._persist.load import load, loads
 
 __all__ = [
     "Call",
+    "FileInfo",
     "Pool",
     "PoolStatistics",
     "ResultStream",
@@ -28,8 +32,14 @@ __all__ = [
     "abc",
     "cpu_count",
     "delayed",
+    "dump",
+    "dump_chunks",
+    "dumps",
     "errors",
     "gather_parallel",
+    "inspect",
+    "load",
+    "loads",
     "parallel_config",
     "stream_parallel",
 ]
@@ -38,13 +48,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Call": "aparallel._ground.call",
+    "FileInfo": "aparallel._persist.inspection",
     "Pool": "aparallel._parallel.pool",
     "PoolStatistics": "aparallel._parallel.workforce",
     "ResultStream": "aparallel._parallel.stream",
     "Shared": "aparallel._ground.sharing",
     "cpu_count": "aparallel._ground.cpus",
     "delayed": "aparallel._ground.call",
+    "dump": "aparallel._persist.dump",
+    "dump_chunks": "aparallel._persist.dump",
+    "dumps": "aparallel._persist.dump",
     "gather_parallel": "aparallel._parallel.gather",
+    "inspect": "aparallel._persist.inspection",
+    "load": "aparallel._persist.load",
+    "loads": "aparallel._persist.load",
     "parallel_config": "aparallel._parallel.options",
     "stream_parallel": "aparallel._parallel.gather",
 }

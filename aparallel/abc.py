@@ -1,4 +1,4 @@
-"""The seams for those who extend aparallel: a backend starts workers, a worker runs calls.
+"""The seams for those who extend aparallel: a backend starts workers, a worker runs calls, a compressor serves files.
 
 A pool drives any backend through these classes, on its event loop's thread and without waiting:
 every method returns at once and what happens is told through :class:`WorkerEvents`.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Batch",
+    "Compressor",
     "Drawn",
     "Encoder",
     "Exit",
@@ -306,3 +307,27 @@ class Backend(ABC):
 
     def kill_all(self) -> None:  # noqa: B027
         """End all workers at once, without a loop: the loop has closed, or the interpreter exits."""
+
+
+class Compressor(ABC):
+    """Compresses the chunks of a dumped file: ``dump(..., compress=Mine())``, ``load(..., compressors=[Mine()])``.
+
+    Its methods are called from several threads at once. They should release the GIL.
+
+    Attributes:
+        name: what files say they are compressed with; 1 to 16 ASCII characters, and not one of aparallel's own.
+    """
+
+    name: str
+
+    @abstractmethod
+    def compress(self, data: memoryview, itemsize: int) -> bytes:
+        """Compress a chunk of up to 4 MiB, to no more than 5 MiB. *itemsize* is its numbers' size, or 1."""
+
+    @abstractmethod
+    def decompress(self, data: memoryview, size: int) -> bytes:
+        """Return the *size* bytes that *data* was made from. What comes in may be hostile: never give more.
+
+        Raises:
+            Exception: *data* is none of ours.
+        """

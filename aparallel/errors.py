@@ -15,7 +15,16 @@
     ├── ClosedPoolError           the pool is closed                         (RuntimeError)
     ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
     ├── InitializerError          a pool's initializer failed                (RuntimeError)
-    └── UnsupportedPlatformError  this system cannot start process workers   (RuntimeError)
+    ├── UnsupportedPlatformError  this system cannot start process workers   (RuntimeError)
+    ├── UnpicklableObjectError    an object cannot be dumped                 (TypeError)
+    ├── UntrustedTypeError        a file asks for types that are not trusted (ValueError)
+    ├── CorruptFileError          a file is not what was written             (ValueError)
+    │   ├── EmptyFileError        it has no bytes
+    │   ├── TruncatedFileError    its end is missing
+    │   ├── ChecksumError         bytes of it have changed
+    │   └── SignatureError        it was not signed with this key
+    └── UnsupportedFormatError    a file cannot be read here, or not so      (ValueError)
+        └── NewerVersionError     a later aparallel wrote it
 
 What a call itself raises arrives with its own type, with a :class:`RemoteTraceback` at the end
 of its cause chain. All of them survive pickling with their attributes.
@@ -27,16 +36,25 @@ __all__ = [
     "AparallelError",
     "BrokenWorkerError",
     "CallTimeoutError",
+    "ChecksumError",
     "ClosedPoolError",
+    "CorruptFileError",
+    "EmptyFileError",
     "InitializerError",
+    "NewerVersionError",
     "PoolSaturatedError",
     "RemoteCallError",
     "RemoteTraceback",
     "SharedMemoryError",
     "SharingError",
+    "SignatureError",
+    "TruncatedFileError",
     "UnpicklableCallError",
+    "UnpicklableObjectError",
     "UnpicklableResultError",
+    "UnsupportedFormatError",
     "UnsupportedPlatformError",
+    "UntrustedTypeError",
     "WrongLoopError",
 ]
 
@@ -180,3 +198,79 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f"in the worker\n\n{self.text}"
+
+
+class UnpicklableObjectError(AparallelError, TypeError):
+    """An object cannot be dumped: neither pickle nor cloudpickle can carry it, or a part of it.
+
+    The cause is what they raised. Nothing was written, or what was written is removed.
+
+    Attributes:
+        type_name: the qualified name of the type of the object given to dump.
+    """
+
+    def __init__(self, message: str = "", *, type_name: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+
+
+class UntrustedTypeError(AparallelError, ValueError):
+    """A file asks for types or functions that ``trusted=`` does not allow. Nothing of it has run.
+
+    Attributes:
+        names: what was asked for and refused, as ``module.qualname``, in the order of the file.
+        source: which file, as text.
+    """
+
+    def __init__(self, message: str = "", *, names: tuple[str, ...] = (), source: str = "") -> None:
+        super().__init__(message)
+        self.names = names
+        self.source = source
+
+
+class _FileError(AparallelError, ValueError):
+    """A file cannot be loaded.
+
+    Attributes:
+        source: which file, as text.
+    """
+
+    def __init__(self, message: str = "", *, source: str = "") -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class CorruptFileError(_FileError):
+    """A file is not what was written. Nothing of it has run.
+
+    Attributes:
+        source: which file, as text.
+    """
+
+
+class EmptyFileError(CorruptFileError):
+    """A file has no bytes."""
+
+
+class TruncatedFileError(CorruptFileError):
+    """A file's end is missing."""
+
+
+class ChecksumError(CorruptFileError):
+    """Bytes of a file have changed since it was written."""
+
+
+class SignatureError(CorruptFileError):
+    """A file was not signed with the key given, or was changed since."""
+
+
+class UnsupportedFormatError(_FileError):
+    """A file is of a kind that cannot be read here, or not in the way asked for.
+
+    Attributes:
+        source: which file, as text.
+    """
+
+
+class NewerVersionError(UnsupportedFormatError):
+    """A later version of aparallel wrote a file."""

@@ -26,7 +26,14 @@ else:
 
 
 # The promises of these are about calls, not loops; one loop is enough, and keeps the suite short.
-_ONE_LOOP = ("test_call", "test_functions", "test_gather")
+_ONE_LOOP = (
+    "test_call",
+    "test_functions",
+    "test_gather",
+    "test_persist_roundtrip",
+    "test_persist_joblib",
+    "test_persist_trust",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -253,7 +253,7 @@ async def test_cancelling_waits_for_a_running_call_that_may_not_be_killed(
             # It is cancelled by now, or a step of the loop later; it must not return before the call is let go.
             done, _ = await asyncio.wait([waiting], timeout=0.03)
             assert not done, way
-            Path(release).touch()  # noqa: ASYNC240
+            Path(release).touch()
             await waiting
             await assert_consistent(pool)
             assert pipe.read_now() == b"", way
@@ -270,7 +270,7 @@ async def test_an_abandoned_call_keeps_its_slot_until_it_is_done(backend: Any, p
         done, _ = await asyncio.wait([following], timeout=0.05)
         assert not done
         assert pool.statistics().busy == 1
-        Path(release).touch()  # noqa: ASYNC240
+        Path(release).touch()
         assert await following == 2
         await assert_consistent(pool)
 
@@ -394,7 +394,7 @@ async def test_a_call_that_ends_within_the_grace_keeps_its_worker(pipe: Pipe, tm
             task = asyncio.ensure_future(pool.run(catch_and_wait, pipe.path, release))
             await pipe.read()
             task.cancel()
-            Path(release).touch()  # noqa: ASYNC240
+            Path(release).touch()
             await asyncio.wait([task])
             assert task.cancelled()
             now = await pool.run(os.getpid)
@@ -485,7 +485,7 @@ async def test_a_timed_out_call_can_be_abandoned_on_a_thread(tmp_path: Path, pip
         with pytest.raises(CallTimeoutError):
             await pool.run(catch_and_wait, pipe.path, release, timeout=0.05)
         assert pool.statistics().busy == 1
-        Path(release).touch()  # noqa: ASYNC240
+        Path(release).touch()
         await assert_consistent(pool)
 
 

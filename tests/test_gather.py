@@ -45,7 +45,7 @@ def wait_for_file(path: Path, seconds: float = 20.0) -> None:
 
 async def see_file(path: Path) -> None:
     async with asyncio.timeout(20):
-        while not path.exists():  # noqa: ASYNC110, ASYNC240  a file has no event
+        while not path.exists():  # noqa: ASYNC110  a file has no event
             await asyncio.sleep(0.002)
 
 

@@ -53,7 +53,7 @@ def wait_for(gate: Path, started: Path | None = None) -> str:
 
 async def see(path: Path) -> None:
     async with asyncio.timeout(20):
-        while not path.exists():  # noqa: ASYNC110, ASYNC240  a file has no event
+        while not path.exists():  # noqa: ASYNC110  a file has no event
             await asyncio.sleep(0.002)
 
 

@@ -32,8 +32,7 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
 
     Cancellation: by an anyio scope, after *fn* is done; natively, at once, and *fn* runs on to its end.
     """
-    if _ANYIO not in sys.modules:
-        await _import_anyio()
+    await import_anyio()
     from anyio import CapacityLimiter, to_thread
 
     loop = asyncio.get_running_loop()
@@ -43,8 +42,10 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
     return await to_thread.run_sync(fn, *args, limiter=limiter)
 
 
-async def _import_anyio() -> None:
+async def import_anyio() -> None:
     """Import it in a thread: here it would hold the loop for 70 ms, and most programs never get here."""
+    if _ANYIO in sys.modules:
+        return
     loop = asyncio.get_running_loop()
     imported: asyncio.Future[None] = loop.create_future()
 

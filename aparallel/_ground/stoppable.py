@@ -1,0 +1,101 @@
+"""Long work in a thread that stops when its caller is cancelled, and is never left running.
+
+The thread looks at a :class:`Stop` between slices of its work. Whoever cancels the caller, natively or by an
+anyio scope, the thread has cleaned up and ended before the cancellation goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from typing import TYPE_CHECKING, TypeVar
+
+from aparallel._ground.hop import import_anyio
+from aparallel._ground.shield import outlast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import anyio
+
+T = TypeVar("T")
+
+# Threads that read and write files wait for the disk more than they compute.
+_THREADS = 16
+_limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = weakref.WeakKeyDictionary()
+
+
+class Stopped(Exception):
+    """The work was told to stop. Never seen by users: their own cancellation or error goes on instead."""
+
+
+class Stop:
+    """Tells a thread to stop: set once, by anyone, and looked at by the thread between slices of its work."""
+
+    __slots__ = ("is_set",)
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set(self) -> None:
+        self.is_set = True
+
+    def check(self) -> None:
+        """Raise if the work is to stop.
+
+        Raises:
+            Stopped: it is.
+        """
+        if self.is_set:
+            raise Stopped
+
+
+async def in_stoppable_thread(
+    fn: Callable[[], T],
+    stop: Callable[[], object],
+    *,
+    meanwhile: Callable[[], object] | None = None,
+    every: float = 0.05,
+) -> T:
+    """Run *fn* in a thread, calling *meanwhile* on the loop every so many seconds.
+
+    Cancellation, and an error of *meanwhile*: *stop* is called, which must make *fn* end soon, and the
+    cancellation or error goes on when it has.
+    """
+    running = await start_in_thread(fn)
+    try:
+        while not running.done():
+            await asyncio.wait([running], timeout=None if meanwhile is None else every)
+            if meanwhile is not None and not running.done():
+                meanwhile()
+    except BaseException:
+        stop()
+        await ended(running)
+        raise
+    return running.result()
+
+
+async def start_in_thread(fn: Callable[[], T], *, waits_for_others: bool = False) -> asyncio.Task[T]:
+    """Start *fn* in a thread of anyio's and return at once.
+
+    *waits_for_others*: it may wait for data without end, so it does not count among the threads that may
+    run at a time. The task returned must be waited for with :func:`ended` whatever happens.
+    """
+    await import_anyio()
+    from anyio import CapacityLimiter, to_thread
+
+    loop = asyncio.get_running_loop()
+    limiter = CapacityLimiter(1) if waits_for_others else _limiters.get(loop)
+    if limiter is None:
+        limiter = _limiters[loop] = CapacityLimiter(_THREADS)
+    # A task of its own, so that no scope around the caller cancels it: the thread decides when it ends.
+    return loop.create_task(to_thread.run_sync(fn, limiter=limiter))
+
+
+async def ended(running: asyncio.Task[object]) -> None:
+    """Wait until *running* is done, whatever is cancelled meanwhile, and whatever came of it."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await outlast([running])
+    if not running.cancelled():
+        running.exception()  # looked at, so that nobody reports it as never retrieved

@@ -1,0 +1,132 @@
+"""Data types of NumPy, as pickles spell them: checked against what NumPy itself would write.
+
+``numpy.dtype`` takes its pickled state on trust: a state that lies about fields, sizes or flags makes arrays that read
+and write outside their memory, and one given to a data type that was not copied changes NumPy's own. So the data type
+is built from public constructors, and the state must be the one that this data type is pickled with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aparallel._persist.opcodes import Global, Items, Made
+
+
+class WrongDtype(Exception):
+    """The state is none that NumPy writes; the text says why."""
+
+
+def named_dtype(args: Any) -> np.dtype[Any]:
+    """The data type that ``numpy.dtype(*args)`` makes, before its state is set.
+
+    Raises:
+        WrongDtype: NumPy does not call it so when it unpickles.
+    """
+    if not (isinstance(args, tuple) and len(args) == 3 and args[1] in (False, True, 0, 1) and args[2] in (True, 1)):
+        raise WrongDtype("is made in a way that NumPy does not use")
+    kind = args[0]
+    if isinstance(kind, Global):
+        if kind != Global("numpy", "record"):
+            raise WrongDtype(f"is made of {kind}")
+        kind = np.record
+    elif not (isinstance(kind, str) and len(kind) <= 32 and kind.isascii() and kind.isalnum()):
+        raise WrongDtype("is made of something else than a short name")
+    try:
+        return np.dtype((np.record, [])) if kind is np.record else np.dtype(kind, copy=True)
+    except Exception as error:
+        raise WrongDtype(f"cannot be made: {error}") from error
+
+
+def stated_dtype(made: np.dtype[Any], state: Any) -> np.dtype[Any]:
+    """The data type that *made* becomes with *state*.
+
+    Raises:
+        WrongDtype: the state is none that NumPy writes for any data type.
+    """
+    if not (isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)):
+        raise WrongDtype("has a state of a form that is not known")
+    try:
+        return _stated(made, state)
+    except WrongDtype:
+        raise
+    except Exception as error:
+        raise WrongDtype(f"has a state that cannot be: {error}") from error
+
+
+def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
+    order, subarray, names, fields, itemsize, alignment, flags = state[1:8]
+    if subarray is not None:
+        base, shape = subarray
+        found = np.dtype((_known(base), shape))
+    elif names is not None:
+        found = _structured(made, names, fields, itemsize, flags)
+    elif made.kind in "mM":
+        found = _dated(made, order, state)
+    elif made.kind in "SUV":
+        found = np.dtype(f"{made.kind}{itemsize // (4 if made.kind == 'U' else 1)}")
+    else:
+        found = made
+    if order in ("<", ">") and found.names is None and found.subdtype is None:
+        found = found.newbyteorder(order)
+    reduced: Any = found.__reduce__()
+    written = reduced[2]
+    # Fields and subarrays were built from what was checked; the numbers are compared.
+    if (written[1], *written[5:8]) != (order, itemsize, alignment, flags) and made.kind not in "mM":
+        raise WrongDtype("has a state that does not fit it")
+    return found
+
+
+def _structured(made: np.dtype[Any], names: Any, fields: Any, itemsize: Any, flags: Any) -> np.dtype[Any]:
+    if not (isinstance(names, tuple) and isinstance(fields, Items) and set(names) <= set(fields)):
+        raise WrongDtype("has fields that are not known")
+    entries = [fields[name] for name in names]
+    # A title is a second key for the same field.
+    titles = [entry[2] if len(entry) > 2 else None for entry in entries]
+    if set(fields) != {*names, *(title for title in titles if title is not None)}:
+        raise WrongDtype("has fields without names")
+    parts: Any = {
+        "names": list(names),
+        "formats": [_known(entry[0]) for entry in entries],
+        "offsets": [entry[1] for entry in entries],
+        "itemsize": itemsize,
+    }
+    if any(title is not None for title in titles):
+        parts["titles"] = titles
+    found = np.dtype(parts, align=bool(flags & _ALIGNED))
+    return np.dtype((np.record, found)) if made.type is np.record else found
+
+
+_ALIGNED = 0x80
+
+
+def _dated(made: np.dtype[Any], order: Any, state: tuple[Any, ...]) -> np.dtype[Any]:
+    """A date or a span of time, whose unit is in the metadata: ``({}, (b"ns", 1, 1, 1))``."""
+    unit: Any = b"generic"
+    count = 1
+    if len(state) == 9 and state[8] is not None:
+        metadata, (unit, count, divisor, event) = state[8]
+        if metadata or event != 1 or divisor != 1:
+            raise WrongDtype("has a unit of time that is not known")
+    if isinstance(unit, Made):  # as bytes are spelled in protocol 2
+        unit = unit.known
+    name = unit.decode("ascii") if isinstance(unit, bytes) else unit
+    if (
+        name not in _UNITS
+        or not isinstance(count, int)
+        or not 0 < count < 1 << 31
+        or order not in ("<", ">", "=", "|")
+        or state[2:8] not in {(None, None, None, -1, -1, 0), (None, None, None, 8, 8, 0)}
+    ):
+        raise WrongDtype("has a unit of time that is not known")
+    return np.dtype(made.char) if name == "generic" else np.dtype(f"{made.char}8[{count}{name}]")
+
+
+_UNITS = frozenset({"generic", "Y", "M", "W", "D", "h", "m", "s", "ms", "us", "μs", "ns", "ps", "fs", "as"})
+
+
+def _known(value: Any) -> np.dtype[Any]:
+    if not (isinstance(value, Made) and isinstance(value.known, np.dtype)):
+        raise WrongDtype("has a field of a type that is not known")
+    return value.known

@@ -1,0 +1,324 @@
+"""dump, dumps and dump_chunks: an object into a file, bytes or chunks, in one hop to a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import io
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.handover import Outflow
+from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread, start_in_thread
+from aparallel._persist.compressors import Choice, Compress, chosen
+from aparallel._persist.files import CallableSink, replacing
+from aparallel._persist.keys import checked_key
+from aparallel._persist.progress import Meter, Progress, checked
+from aparallel.errors import AparallelError, UnpicklableObjectError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from aparallel._persist.progress import ProgressOption
+    from aparallel._persist.writer import Sink
+
+T = TypeVar("T")
+
+Target = Any
+"""A path, a binary file, or an asynchronous one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """What the keyword arguments of dump mean, checked.
+
+    Attributes:
+        choice: the codec, or None.
+        durable: survive a crash of the machine, too.
+        signing_key: the secret, or None.
+        threads: that compress at a time.
+    """
+
+    choice: Choice | None = None
+    durable: bool = True
+    signing_key: bytes | None = None
+    threads: int = 1
+
+    @classmethod
+    def checked(
+        cls,
+        compress: Compress = None,
+        *,
+        path: str | None = None,
+        durable: bool = True,
+        signing_key: str | bytes | None = None,
+        n_jobs: int = -1,
+    ) -> DumpOptions:
+        """Check what a user gave.
+
+        Raises:
+            ValueError: a codec, level or key that cannot be.
+            TypeError: something of another type.
+        """
+        choice = chosen(compress, path)
+        threads = effective_n_jobs(n_jobs, cpu_count())
+        return cls(choice, durable, checked_key(signing_key), threads)
+
+
+async def dump(
+    obj: object,
+    target: Target,
+    compress: Compress = None,
+    *,
+    durable: bool = True,
+    signing_key: str | bytes | None = None,
+    n_jobs: int = -1,
+    progress: ProgressOption = False,
+) -> int:
+    """Write *obj* to *target* without holding the event loop, and return how many bytes that were.
+
+    What pickle and cloudpickle carry can be dumped. Arrays anywhere in it are stored raw, in any dtype and order,
+    those that are not contiguous too, at multiples of 64 bytes; an object that occurs twice is stored once. Beyond
+    what the pickler remembers, a plain file of any size takes at most 64 MB of memory.
+
+    Args:
+        obj: not to be changed by others before this is done.
+        target: a path: the file is replaced as a whole when everything is written, and an error, a cancellation or the
+            death of the process leaves what was there before. Or a binary file, used in a thread; or a file with an
+            asynchronous ``write`` (aiofiles, anyio, an ``asyncio.StreamWriter``), used on the loop. These are written
+            from where they stand, and stay open.
+        compress: None for what the extension says (.z .gz .bz2 .xz .lzma .zst .lz4), else none; True for zlib; 0 to 9
+            for that level of zlib; "zlib", "gzip", "bz2", "lzma", "xz", "zstd", "lz4" or "numeric"; a pair of name and
+            level; or a :class:`aparallel.abc.Compressor`.
+        durable: for a path: also survive a crash of the machine. It costs waiting for the disk.
+        signing_key: a secret; who loads with the same one is sure that nobody else wrote the file.
+        n_jobs: threads that compress, -1 for one per core.
+        progress: True for tqdm's bar, or a function of (bytes written, total or None), called on the loop.
+
+    Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for. A path is as it
+        was. What went to another
+    kind of target stays there.
+
+    Raises:
+        UnpicklableObjectError: *obj* or a part of it cannot be pickled.
+        OSError: the target cannot be written, such as ENOSPC for a full disk.
+        ModuleNotFoundError: the codec is not installed.
+        ValueError, TypeError: an argument cannot be, said before anything is written.
+    """
+    path = path_of(target)
+    options = DumpOptions.checked(compress, path=path, durable=durable, signing_key=signing_key, n_jobs=n_jobs)
+    if path is not None:
+        return await _dump_in_thread(lambda stop, meter: dump_to_path(obj, path, options, stop, meter), progress)
+    write = getattr(target, "write", None)
+    if not callable(write) or isinstance(target, io.TextIOBase):
+        raise TypeError(
+            f"dump writes to a path, a binary file or an asynchronous file, not to {type(target).__name__}. "
+            f"Open text files in binary mode; for bytes there is dumps()."
+        )
+    if inspect.iscoroutinefunction(write) or isinstance(target, asyncio.StreamWriter):
+        return await _dump_to_async_file(obj, target, options, progress)
+    return await _dump_in_thread(lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress)
+
+
+async def dumps(
+    obj: object,
+    compress: Compress = None,
+    *,
+    signing_key: str | bytes | None = None,
+    n_jobs: int = -1,
+    progress: ProgressOption = False,
+) -> bytes:
+    """Return *obj* as bytes, as :func:`dump` would write it to a file. The arguments and errors are the same."""
+    options = DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs)
+    return await _dump_in_thread(lambda stop, meter: dump_to_bytes(obj, options, stop, meter), progress)
+
+
+def dump_chunks(
+    obj: object,
+    compress: Compress = None,
+    *,
+    signing_key: str | bytes | None = None,
+    n_jobs: int = -1,
+    progress: ProgressOption = False,
+) -> AsyncGenerator[bytes, None]:
+    """Iterate over *obj* in chunks of bytes, up to 1 MiB each, that together are the file that :func:`dump` writes.
+
+    For a web response: the object is not held a second time. At most four chunks wait; the dump goes on as they are
+    taken. The arguments and errors are those of :func:`dump`.
+
+    Leaving the iteration early, by an error, cancellation or ``aclose()``, ends the thread and waits for it.
+    """
+    return _chunks(obj, DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs), checked(progress))
+
+
+async def _chunks(obj: object, options: DumpOptions, progress: ProgressOption) -> AsyncGenerator[bytes, None]:
+    reporter = await Progress.opened(progress, "dump")
+    outflow, stop = Outflow(), Stop()
+    running = await start_in_thread(
+        lambda: _dump(obj, CallableSink(outflow.put, stop), options, stop, Meter()), waits_for_others=True
+    )
+    running.add_done_callback(lambda _: outflow.finish())
+    given = 0
+    try:
+        while (chunk := await outflow.get()) is not None:
+            given += len(chunk)
+            reporter.advance(given)
+            yield chunk
+        running.result()
+        reporter.finish(given)
+    finally:
+        stop.set()
+        outflow.close()
+        await ended(running)
+        reporter.close()
+
+
+def dump_to_path(
+    obj: object, path: str, options: DumpOptions, stop: Stop | None = None, meter: Meter | None = None
+) -> int:
+    """Replace *path* by a file with *obj*, in this thread, and return its size in bytes.
+
+    Raises:
+        Stopped: *stop* was set; the file is as it was.
+        Exception: as :func:`dump`.
+    """
+    stop = stop or Stop()
+    with replacing(path, durable=options.durable, stop=stop) as sink:
+        return _dump(obj, sink, options, stop, meter or Meter())
+
+
+def dump_to_bytes(obj: object, options: DumpOptions, stop: Stop | None = None, meter: Meter | None = None) -> bytes:
+    """Return what :func:`dump_to_path` would write, in this thread."""
+    parts: list[bytes] = []
+    stop = stop or Stop()
+    _dump(obj, CallableSink(parts.append, stop), options, stop, meter or Meter())
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _dump_to_file(obj: object, file: Any, options: DumpOptions, stop: Stop, meter: Meter) -> int:
+    def write(chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            written = file.write(view)
+            # A raw file may take a part only; one that does not say takes all.
+            view = view[len(view) if written is None else written :]
+
+    size = _dump(obj, CallableSink(write, stop), options, stop, meter)
+    if callable(flush := getattr(file, "flush", None)):
+        flush()
+    return size
+
+
+async def _dump_to_async_file(obj: object, target: Any, options: DumpOptions, progress: ProgressOption) -> int:
+    size = 0
+    chunks = _chunks(obj, options, progress)
+    try:
+        async for chunk in chunks:
+            size += len(chunk)
+            if isinstance(target, asyncio.StreamWriter):
+                target.write(chunk)
+                await target.drain()
+            else:
+                await _write_all(target.write, chunk)
+    finally:
+        await chunks.aclose()
+    return size
+
+
+async def _write_all(write: Callable[[Any], Awaitable[Any]], chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        written = await write(bytes(view) if len(view) < len(chunk) else chunk)
+        view = view[written if isinstance(written, int) else len(view) :]
+
+
+async def _dump_in_thread(work: Callable[[Stop, Meter], T], progress: ProgressOption) -> T:
+    """Run *work* in a thread until it is done or the caller is cancelled."""
+    stop, meter = Stop(), Meter()
+    reporter = await Progress.opened(progress, "dump")
+    try:
+        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
+        reporter.finish(meter.done)
+    finally:
+        reporter.close()
+    return result
+
+
+def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Meter) -> int:
+    # In here, as this loads NumPy and cloudpickle.
+    from aparallel._persist.pickling import write_object
+    from aparallel._persist.writer import ContainerWriter
+
+    failing = _Noting(sink)
+    compressor = None if options.choice is None else options.choice.create()
+    writer = ContainerWriter(failing, compressor, options.threads, options.signing_key)
+    meter.of = lambda: writer.position
+    try:
+        write_object(obj, writer, stop, compressed=compressor is not None)
+        size = writer.finish()
+        meter.of = lambda: size
+        return size
+    except Exception as error:
+        # The pickler calls the sink, so its errors come out of the pickler.
+        if failing.failure is not None:
+            raise failing.failure from None
+        if isinstance(error, (Stopped, MemoryError, AparallelError)):
+            raise
+        raise _unpicklable(obj, error) from error
+    finally:
+        writer.close()
+
+
+class _Noting:
+    """A sink that remembers how it failed."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.failure: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        try:
+            self._sink.write(data)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def expect(self, size: int) -> None:
+        try:
+            self._sink.expect(size)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._sink.flush()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
+    kind = type(obj)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return UnpicklableObjectError(
+        f"A {name} could not be dumped: {type(reason).__name__}: {reason}\n"
+        f"Leave out what belongs to this process (open files, sockets, locks, running tasks), "
+        f"or say in its __reduce__ or __getstate__ how to make it anew.",
+        type_name=name,
+    )
+
+
+def path_of(target: object) -> str | None:
+    """Return *target* as a path if it is one: text or an ``os.PathLike``.
+
+    Raises:
+        TypeError: it is a path of bytes, which would be taken for content.
+    """
+    if isinstance(target, str):
+        return target
+    if isinstance(target, os.PathLike):
+        return os.fsdecode(os.fspath(target))
+    return None

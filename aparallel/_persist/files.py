@@ -1,0 +1,273 @@
+"""Writing a file so that it is whole or absent, whatever happens to the writer.
+
+A file is written aside, under a name of its own in the same folder, then synced, then renamed over the target. A
+writer holds a lock (flock) on its file until after the rename. The kernel takes the lock back when the process ends,
+however it ends; so a file of such a name that can be locked has no writer any more, and the next writer of the same
+target removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.hop import pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aparallel._ground.stoppable import Stop
+
+try:
+    import fcntl
+except ImportError:  # Windows: litter of killed processes stays there
+    fcntl = None  # type: ignore[assignment]
+
+# What is written at a time. Larger slices are no faster, and the writer looks whether it is to stop after each.
+SLICE = 8 << 20
+# Small pieces are collected up to this size.
+_COLLECT = 64 << 10
+
+_SUFFIX = ".aparallel"
+_NAME_LIMIT = 255
+
+
+class FileSink:
+    """Writes to a descriptor. What is small is collected; what is large is written from where it lies, in slices."""
+
+    def __init__(self, fd: int, stop: Stop, *, reserve: bool = False) -> None:
+        self._fd = fd
+        self._stop = stop
+        self._collected = bytearray()
+        self._reserve = reserve
+        self.position = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        size = len(data)
+        self.position += size
+        if size + len(self._collected) <= _COLLECT:
+            self._collected += data
+            return
+        self.flush()
+        if size <= _COLLECT:
+            self._collected += data
+        else:
+            self._write_out(memoryview(data))
+
+    def flush(self) -> None:
+        if self._collected:
+            collected, self._collected = self._collected, bytearray()
+            self._write_out(memoryview(collected))
+
+    def expect(self, size: int) -> None:
+        """Take note that so many bytes follow."""
+        if self._reserve and size > _COLLECT:
+            self.flush()
+            self._reserve_blocks(size)
+
+    def _write_out(self, view: memoryview) -> None:
+        while len(view):
+            self._stop.check()
+            view = view[os.write(self._fd, view[:SLICE]) :]
+
+    def _reserve_blocks(self, size: int) -> None:
+        # ext4 answers a rename over a file by allocating at once whatever of the new one is not allocated yet: 50 ms
+        # for 100 MB, more than to write it. What was reserved is allocated, and written in slices as fast as in one
+        # piece. Not if the file is synced: that takes 10 % longer then.
+        try:
+            os.posix_fallocate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR), size)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            self._reserve = False  # this file system does not do it
+
+
+@contextlib.contextmanager
+def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
+    """Write *path* anew: what is written to the sink becomes the file's content when the block ends without error.
+
+    On any error the file is as it was, or still absent. A link is followed. The permissions of an existing file are
+    kept. What is no regular file, such as a pipe or a device, is written to directly.
+
+    Args:
+        durable: also survive a crash of the machine: the content is synced before the rename, and the folder after it.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full.
+    """
+    target = os.path.realpath(path)
+    existing = _stat(target)
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Cannot dump to a folder. Name a file in it", path)
+    if existing is not None and not stat.S_ISREG(existing.st_mode):
+        with _writing_to_device(target, stop) as sink:
+            yield sink
+        return
+    if existing is not None and not os.access(target, os.W_OK):
+        # A rename would replace it all the same, but who made it read-only meant it.
+        raise PermissionError(errno.EACCES, "The file exists and may not be written", path)
+    folder, name = os.path.split(target)
+    remove_litter(folder, name)
+    aside, fd = _create_aside(folder, name)
+    try:
+        try:
+            sink = FileSink(fd, stop, reserve=not durable and sys.platform == "linux")
+            yield sink
+            sink.flush()
+            if existing is not None:
+                os.fchmod(fd, stat.S_IMODE(existing.st_mode))
+            else:
+                os.fchmod(fd, 0o666 & ~_umask())
+            if durable:
+                os.fsync(fd)
+            stop.check()
+            os.replace(aside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+    finally:
+        # After the rename: as long as the name is there, so is the lock.
+        os.close(fd)
+    if durable:
+        _sync_folder(folder)
+
+
+def remove_litter(folder: str, name: str) -> None:
+    """Remove what writers of this file left beside it that were killed."""
+    if fcntl is None:
+        return
+    prefix = _aside_prefix(name)
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)]
+    except OSError:  # a folder may be written to and not listed
+        return
+    for path in found:
+        _remove_if_abandoned(path)
+
+
+def _remove_if_abandoned(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # gone, or not ours to open
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Names are never used twice, so the name still means the file that is locked here, or nothing.
+        os.unlink(path)
+    except OSError:  # it has a writer, or the writer has just renamed it
+        pass
+    finally:
+        os.close(fd)
+
+
+def _create_aside(folder: str, name: str) -> tuple[str, int]:
+    while True:
+        aside = os.path.join(folder, f"{_aside_prefix(name)}{secrets.token_hex(8)}{_SUFFIX}")
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if fcntl is None or _locked(fd):
+            return aside, fd
+        # Another writer found it in the moment before it was locked, takes it for litter, and removes it.
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks: nobody can lock the file, so nobody will remove it either.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def _aside_prefix(name: str) -> str:
+    # Not too long for a name, and none that a glob for the target's kind would find.
+    return f".{name.encode(errors='surrogateescape')[: _NAME_LIMIT - 30].decode(errors='ignore')}."
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _umask() -> int:
+    # There is no way to read it without setting it, but for this one.
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _writing_to_device(path: str, stop: Stop) -> Iterator[FileSink]:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        sink = FileSink(fd, stop)
+        yield sink
+        sink.flush()
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: str) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # a folder that may be written to and not read, or Windows
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without it
+            raise
+    finally:
+        os.close(fd)
+
+
+class CallableSink:
+    """Hands what is written to a function, in chunks of about 1 MB that the function may keep."""
+
+    def __init__(self, give: Callable[[bytes], Any], stop: Stop) -> None:
+        self._give = give
+        self._stop = stop
+        self._collected = bytearray()
+        self.position = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.position += len(data)
+        if len(self._collected) + len(data) < _GIVE:
+            self._collected += data
+            return
+        self.flush()
+        view = memoryview(data)
+        while len(view) >= _GIVE:
+            self._stop.check()
+            self._give(bytes(view[:_GIVE]))
+            pause()
+            view = view[_GIVE:]
+        self._collected += view
+
+    def expect(self, size: int) -> None:
+        pass
+
+    def flush(self) -> None:
+        self._stop.check()
+        if self._collected:
+            collected, self._collected = self._collected, bytearray()
+            self._give(bytes(collected))
+
+
+_GIVE = 1 << 20

@@ -1,0 +1,170 @@
+"""inspect: what a file contains, without building anything of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from aparallel._persist.dump import path_of
+from aparallel._persist.load import (
+    OnLoop,
+    in_thread_with,
+    named,
+    open_regular,
+    reader_of,
+    serve_thread,
+)
+from aparallel.errors import UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.inspector import ArrayInfo, Inspector
+    from aparallel._persist.sources import Source
+    from aparallel.abc import Compressor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What a file contains.
+
+    Attributes:
+        format: "aparallel", "joblib" or "pickle".
+        version: of aparallel's format; None for the others.
+        size: of the file, in bytes.
+        content_size: of what is in it when it is not compressed, in bytes: the pickle and the arrays.
+        compression: the codec's name, or None.
+        signed: it carries a signature. Whether that is right, only who has the key can tell.
+        mappable: ``mmap_mode`` can be used.
+        types: everything that it would import, as "module.name", in order.
+        untrusted: those of them that ``load(..., trusted=[])`` would refuse.
+        arrays: its arrays in order, the first 100,000 of them.
+        array_count: how many there are.
+    """
+
+    format: str
+    version: int | None
+    size: int
+    content_size: int
+    compression: str | None
+    signed: bool
+    mappable: bool
+    types: tuple[str, ...]
+    untrusted: tuple[str, ...]
+    arrays: tuple[ArrayInfo, ...]
+    array_count: int
+
+
+async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> FileInfo:
+    """Say what is in a file, without building anything of it: it may be anybody's.
+
+    The pickle is walked and verified; arrays are neither read nor verified.
+
+    Args:
+        source: as for :func:`aparallel.load`.
+        compressors: :class:`aparallel.abc.Compressor` of your own that files may name.
+
+    Cancellation: the thread stops at its next slice and is waited for.
+
+    Raises:
+        CorruptFileError: the file is damaged. Its subclasses say how.
+        UnsupportedFormatError: it is none of aparallel, joblib or pickle, or of a newer version.
+        OSError: it cannot be read.
+    """
+    path = path_of(source)
+    own = tuple(compressors)
+    if path is not None:
+        return await in_thread_with(lambda stop, meter: _inspect_path(path, own, stop), False, "inspect")
+    read = reader_of(source, "inspect")
+    if isinstance(read, OnLoop):
+        return await serve_thread(
+            read, lambda ask, stop, meter: _inspect_function(ask, own, stop, exact=read.exact), False
+        )
+    return await in_thread_with(lambda stop, meter: _inspect_function(read, own, stop, exact=True), False, "inspect")
+
+
+def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
+    with named(path), open_regular(path, None) as file:
+        if file is None:
+            raise UnsupportedFormatError("it is no regular file; open it and inspect the open file")
+        from aparallel._persist.sources import FileSource
+
+        return _inspect(FileSource(file.fileno(), stop), compressors, stop, whole=True)
+
+
+def _inspect_function(
+    read: Callable[[int], Any], compressors: tuple[Compressor, ...], stop: Stop, *, exact: bool
+) -> FileInfo:
+    from aparallel._persist.sources import StreamSource
+
+    with named("the source"):
+        return _inspect(StreamSource(read, stop, exact=exact), compressors, stop, whole=not exact)
+
+
+def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
+    from aparallel._persist import container, joblib_files
+
+    start = source.peek(joblib_files.ENOUGH)
+    codec = joblib_files.codec_of(start)
+    if codec is not None:
+        return _inspect_pickle(source, codec, stop)
+    if start[: len(container.MAGIC)] not in (container.MAGIC, container.MAGIC[: len(start)]):
+        raise UnsupportedFormatError(f"it begins with {start!r}, as no file of aparallel, joblib or pickle does")
+    return _inspect_container(source, compressors, stop, whole=whole)
+
+
+def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
+    from aparallel._persist.container import VERSION, Flag
+    from aparallel._persist.inspector import Inspector
+    from aparallel._persist.pickling import PiecesReader
+    from aparallel._persist.reader import Keys, skim_container
+    from aparallel._persist.unpickling import walk
+
+    with contextlib.closing(skim_container(source, Keys(compressors=compressors), whole=whole)) as content:
+        inspector = Inspector()
+        walk(PiecesReader(content.pieces(), stop).read, inspector, stop)
+        return FileInfo(
+            format="aparallel",
+            version=VERSION,
+            size=source.position,
+            content_size=content.pickle_size + content.buffers_size,
+            compression=content.header.codec or None,
+            signed=Flag.SIGNED in content.header.flags,
+            mappable=not content.header.codec,
+            **_found(inspector),
+        )
+
+
+def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
+    from aparallel._persist.inspector import WRAPPERS, Inspector
+    from aparallel._persist.joblib_files import decompressed
+    from aparallel._persist.unpickling import walk
+
+    inspector = Inspector()
+    content = decompressed(source, codec, stop) if codec else source
+    walk(content.read_some, inspector, stop, foreign=True)
+    is_joblib = bool(WRAPPERS & inspector.globals.keys())
+    return FileInfo(
+        format="joblib" if is_joblib or codec else "pickle",
+        version=None,
+        size=source.position if source.size is None else source.size,
+        content_size=content.position,
+        compression=codec or None,
+        signed=False,
+        mappable=not codec,
+        **_found(inspector),
+    )
+
+
+def _found(inspector: Inspector) -> dict[str, Any]:
+    from aparallel._persist.trust import Trust
+
+    plain = Trust(())
+    return {
+        "types": tuple(map(str, inspector.globals)),
+        "untrusted": tuple(str(found) for found in inspector.globals if not plain.allows(found)),
+        "arrays": tuple(inspector.arrays),
+        "array_count": inspector.array_count,
+    }

@@ -1,0 +1,135 @@
+"""What can be told of a pickle from its opcodes: the names that it imports, and its arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aparallel._persist.dtypes import WrongDtype, named_dtype, stated_dtype
+from aparallel._persist.opcodes import Global, Items, Made, Walk, Watcher, Window
+from aparallel.errors import CorruptFileError
+
+if TYPE_CHECKING:
+    from aparallel._ground.stoppable import Stop
+
+# The class that stands for an array in joblib's files, in joblib and where scikit-learn once kept a copy of it.
+WRAPPERS = frozenset(
+    Global(module, "NumpyArrayWrapper")
+    for module in (
+        "joblib.numpy_pickle",
+        "sklearn.externals.joblib.numpy_pickle",
+        "sklearn.externals._joblib.numpy_pickle",
+    )
+)
+_DTYPE = Global("numpy", "dtype")
+# Bytes, as protocol 2 spells them.
+_ENCODE = Global("_codecs", "encode")
+_OURS = frozenset(Global("aparallel._persist.arrays", name) for name in ("array", "subclass_array"))
+_NUMPYS = frozenset(
+    Global(f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+)
+# So many arrays are described; a file may have millions.
+_MOST_ARRAYS = 100_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """An array in a file.
+
+    Attributes:
+        shape: its lengths.
+        dtype: its data type, as NumPy writes it.
+        nbytes: the size of its items, in bytes; of an array of objects, that of the references.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class Inspector(Watcher):
+    """Collects what is imported and which arrays there are.
+
+    Attributes:
+        globals: everything that is imported, in order, each once.
+        arrays: the first of the arrays, in order.
+        array_count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.globals: dict[Global, None] = {}
+        self.arrays: list[ArrayInfo] = []
+        self.array_count = 0
+        # Set for files in which arrays stand between opcodes.
+        self.window: Window | None = None
+        self.stop: Stop | None = None
+
+    def on_global(self, found: Global) -> None:
+        self.globals[found] = None
+
+    def on_call(self, made: Made) -> None:
+        if made.of == _DTYPE:
+            try:
+                made.known = named_dtype(made.args)
+            except WrongDtype as error:
+                self.on_wrong_dtype(made, str(error))
+        elif made.of == _ENCODE and isinstance(made.args, tuple) and len(made.args) == 2:
+            text, encoding = made.args
+            if encoding in ("latin1", "latin-1"):
+                made.known = text.encode("latin-1", "replace") if isinstance(text, str) else b""
+        elif made.of in _OURS and isinstance(made.args, tuple) and len(made.args) >= 3:
+            self._add(made.args[2], made.args[1])
+        elif made.of in _NUMPYS and made.of.name == "_frombuffer" and isinstance(made.args, tuple):
+            self._add(*made.args[2:0:-1] if len(made.args) >= 3 else (None, None))
+
+    def on_build(self, target: Any, state: Any) -> None:
+        if not isinstance(target, Made):
+            return
+        if target.of == _DTYPE and target.known is not None:
+            try:
+                target.known = stated_dtype(target.known, state)
+            except WrongDtype as error:
+                self.on_wrong_dtype(target, str(error))
+        elif target.of in _NUMPYS and isinstance(state, tuple) and len(state) == 5:
+            self._add(state[1], state[2])
+        elif target.of in WRAPPERS and self.window is not None:
+            self._skip_wrapped(state, self.window)
+
+    def on_wrong_dtype(self, made: Made, why: str) -> None:
+        """It would make a ``numpy.dtype`` that NumPy itself would not."""
+
+    def _add(self, shape: Any, dtype: Any) -> None:
+        self.array_count += 1
+        found = known_dtype(dtype)
+        if found is not None and is_shape(shape) and len(self.arrays) < _MOST_ARRAYS:
+            name = found.str if found.names is None and found.subdtype is None else str(found)
+            self.arrays.append(ArrayInfo(shape, name, math.prod(shape) * found.itemsize))
+
+    def _skip_wrapped(self, state: Any, window: Window) -> None:
+        """Go past the bytes of an array of joblib's, which follow its description."""
+        found = known_dtype(state.get("dtype")) if isinstance(state, Items) else None
+        if found is None or not is_shape(state.get("shape")):
+            raise CorruptFileError("it has an array of joblib's that is not described as joblib does")
+        self._add(state["shape"], state["dtype"])
+        if found.hasobject:
+            self.window, outer = window, self.window
+            Walk(window, self).run()
+            self.window = outer
+            return
+        if state.get("numpy_array_alignment_bytes") is not None:
+            window.skip(window.take(1)[0])
+        window.skip(math.prod(state["shape"]) * found.itemsize)
+
+
+def known_dtype(value: Any) -> np.dtype[Any] | None:
+    """The data type that *value* stands for, if that is known."""
+    return value.known if isinstance(value, Made) and isinstance(value.known, np.dtype) else None
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(length) is int and length >= 0 for length in value)

@@ -1,0 +1,318 @@
+"""Files of joblib (0.10 and later) and of pickle itself, read without joblib.
+
+A file of joblib is a pickle, whole or compressed as a whole. Where an array belongs, the pickle has a
+``NumpyArrayWrapper`` that says its dtype, shape and order; its bytes stand in the file right after the opcode that
+completes the wrapper, from joblib 1.2 on after one byte that says how many more there are to align them. Arrays of
+objects stand there as a pickle of their own. Source: the files themselves, as joblib's releases write them, and the
+format's description in ``joblib/numpy_pickle.py``.
+
+joblib reads them with the unpickler written in Python, which it can change. Here the C unpickler reads them: when a
+wrapper gets its state, the array is read, and the unpickler's next opcodes are some that nobody wrote: drop the
+wrapper, take the array.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import math
+import struct
+import zlib
+from _pickle import Unpickler, UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aparallel._ground.hop import pause
+from aparallel._persist.arrays import array
+from aparallel._persist.inspector import WRAPPERS, is_shape
+from aparallel._persist.opcodes import Global
+from aparallel._persist.sources import Source, StreamSource
+from aparallel.errors import CorruptFileError, TruncatedFileError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.trust import Trust
+
+# The first bytes of each, to the codec's name. Those of zlib and of a bare pickle are told by more than a prefix.
+_PREFIXES = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\x5d\x00\x00": "lzma",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+ENOUGH = 8
+"""Bytes that tell what a file is."""
+
+
+def codec_of(start: bytes) -> str | None:
+    """How a file that begins so is compressed: a codec, "" for a bare pickle, None for neither."""
+    if len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
+        return ""
+    if len(start) >= 2 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0:  # RFC 1950, 2.2
+        return "zlib"
+    return next((name for prefix, name in _PREFIXES.items() if start.startswith(prefix)), None)
+
+
+def decompressed(source: Source, codec: str, stop: Stop) -> Source:
+    """What *source* gives when it is decompressed.
+
+    Raises:
+        ModuleNotFoundError: the codec is not installed.
+    """
+    file = io.BufferedReader(_Raw(source), 1 << 18)
+    opened: Any
+    if codec == "zlib":
+        opened = io.BufferedReader(_Inflating(file), 1 << 18)
+    elif codec == "gzip":
+        opened = gzip.GzipFile(fileobj=file)
+    elif codec == "bz2":
+        opened = bz2.BZ2File(file)
+    elif codec in ("lzma", "xz"):
+        opened = lzma.LZMAFile(file)  # noqa: SIM115  # its file is not ours to close
+    else:
+        from aparallel._persist.compressors import lz4_frame
+
+        opened = lz4_frame().LZ4FrameFile(file)
+
+    def read(size: int) -> bytes:
+        try:
+            data: bytes = opened.read(size)
+        except EOFError:
+            raise TruncatedFileError(f"its {codec} data ends before it is complete") from None
+        except (OSError, zlib.error, lzma.LZMAError, RuntimeError) as error:
+            raise CorruptFileError(f"its {codec} data is damaged: {error}") from error
+        return data
+
+    return StreamSource(read, stop, exact=False)
+
+
+class _Raw(io.RawIOBase):
+    """A source as a file, for the decompressors of the standard library."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self._source.read_some(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+
+class _Inflating(io.RawIOBase):
+    """A zlib stream, decompressed no further than is asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._inflater = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = b""
+        while not data and not self._inflater.eof:
+            compressed = self._inflater.unconsumed_tail or self._file.read(1 << 16)
+            if not compressed:
+                raise EOFError
+            data = self._inflater.decompress(compressed, len(target))
+        target[: len(data)] = data
+        return len(data)
+
+
+def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = None) -> Any:
+    """Unpickle a file of joblib's or pickle's from where *source* stands.
+
+    Args:
+        trust: None to trust everything; else what has been walked already.
+        mapped: the whole file as a ``numpy.memmap`` of bytes, if arrays are to be mapped.
+
+    Raises:
+        CorruptFileError: it is no pickle, or one that ends too early.
+    """
+    reader = _Reader(source, stop, mapped)
+    try:
+        return _Unpickler(reader, trust).load()
+    except EOFError:
+        raise TruncatedFileError("its pickle ends before it is complete") from None
+    except (UnpicklingError, UnicodeDecodeError, struct.error, IndexError, OverflowError) as error:
+        raise CorruptFileError(f"its pickle is damaged: {error}") from error
+
+
+class _Unpickler(Unpickler):
+    def __init__(self, reader: _Reader, trust: Trust | None) -> None:
+        # Text of Python 2 as joblib reads it.
+        super().__init__(reader)
+        self._reader = reader
+        self._trust = trust
+        reader.nested = lambda: _Unpickler(reader, trust).load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if Global(module, name) in WRAPPERS:
+            return self._reader.wrapper
+        return super().find_class(module, name) if self._trust is None else self._trust.resolve(module, name)
+
+    def persistent_load(self, number: Any) -> Any:
+        return self._reader.taken(number)
+
+
+class _Reader:
+    """A file for the C unpickler, which reads exactly what it needs and never ahead.
+
+    Invariant: ``_injected`` is served before anything else, and holds the opcodes that take ``_array``.
+    """
+
+    def __init__(self, source: Source, stop: Stop, mapped: Any) -> None:
+        self._source = source
+        self._stop = stop
+        self._mapped = mapped
+        self._ahead = 0 if source.exact else _AHEAD
+        self._window = memoryview(b"")
+        self._injected = b""
+        self._array: Any = None
+        self._taken = 0
+        self.nested: Callable[[], Any]
+        self.wrapper = self._wrapper_class()
+
+    def read(self, size: int) -> bytes:
+        if self._injected:
+            data, self._injected = self._injected[:size], self._injected[size:]
+            return data
+        if size > len(self._window):
+            self._fill(size)
+        data = bytes(self._window[:size])
+        self._window = self._window[size:]
+        return data
+
+    def readinto(self, target: Any) -> int:
+        view = memoryview(target).cast("B")
+        at_hand = min(len(view), len(self._window))
+        view[:at_hand] = self._window[:at_hand]
+        self._window = self._window[at_hand:]
+        for start in range(at_hand, len(view), _SLICE):
+            part = view[start : start + _SLICE]
+            try:
+                self._source.read_into(part)
+            except TruncatedFileError:
+                raise EOFError from None
+            pause()
+        return len(view)
+
+    def readline(self) -> bytes:
+        if self._injected:
+            raise UnpicklingError("an opcode that was made here has no line")
+        line = b""
+        while not line.endswith(b"\n") and (character := self.read(1)):
+            line += character
+        return line
+
+    def taken(self, number: Any) -> Any:
+        """The array that was just read. Called by the opcodes that were injected for it, once."""
+        if number != self._taken or self._array is None:
+            raise UnpicklingError("an object is kept elsewhere (a persistent ID), which joblib does not do")
+        found, self._array = self._array[0], None
+        return found
+
+    def _fill(self, size: int) -> None:
+        self._stop.check()
+        pause()
+        more = self._source.read_some(max(size - len(self._window), self._ahead))
+        parts = [bytes(self._window), more]
+        missing = size - len(self._window) - len(more)
+        while missing > 0 and len(more):
+            more = self._source.read_some(max(missing, self._ahead))
+            parts.append(more)
+            missing -= len(more)
+        self._window = memoryview(b"".join(parts))
+
+    def _wrapper_class(self) -> type:
+        reader = self
+
+        class ArrayWrapper:
+            """What joblib's wrapper is called here; it gives way to its array."""
+
+            def __setstate__(self, state: Any) -> None:
+                reader._on_wrapper(state)
+
+        return ArrayWrapper
+
+    def _on_wrapper(self, state: Any) -> None:
+        if not isinstance(state, dict) or not isinstance(state.get("dtype"), np.dtype):
+            raise UnpicklingError("an array of joblib's is not described as joblib does")
+        self._array = (self._read_array(state),)
+        self._taken += 1
+        # POP, BININT number, BINPERSID
+        self._injected = b"0J" + struct.pack("<i", self._taken & 0x7FFFFFFF) + b"Q"
+
+    def _read_array(self, state: dict[str, Any]) -> Any:
+        dtype, shape = state["dtype"], state.get("shape")
+        kind = state.get("subclass", np.ndarray)
+        if not (is_shape(shape) and isinstance(kind, type) and issubclass(kind, np.ndarray)):
+            raise UnpicklingError("an array of joblib's is not described as joblib does")
+        shape = tuple(shape)  # type: ignore[arg-type]
+        if dtype.hasobject:
+            found = self.nested()
+        else:
+            if state.get("numpy_array_alignment_bytes") is not None:
+                self.read(self.read(1)[0])
+            size = math.prod(shape) * dtype.itemsize
+            order = "F" if state.get("order") == "F" else "C"
+            memory = self._memory(size) if self._mapped is None else self._map(size)
+            found = array(memory, dtype, shape, order)
+        return found if kind in (np.ndarray, np.memmap) else found.view(kind)
+
+    def _memory(self, size: int) -> Any:
+        """Read the bytes of an array. Where nobody knows how many there are, memory is taken as they come."""
+        known = self._source.size
+        if known is not None and size > known:
+            raise TruncatedFileError("it ends within an array")
+        if known is None and size > _BELIEVED:
+            data = bytearray()
+            while len(data) < size:
+                part = self.read(min(_SLICE, size - len(data)))
+                if not part:
+                    raise TruncatedFileError("it ends within an array")
+                data += part
+            return np.frombuffer(data, np.uint8)
+        memory: Any = np.empty(size, np.uint8)
+        try:
+            self.readinto(memoryview(memory))
+        except EOFError:
+            raise TruncatedFileError("it ends within an array") from None
+        return memory
+
+    def _map(self, size: int) -> Any:
+        start = self._source.position - len(self._window)
+        part = self._mapped[start : start + size]
+        if part.nbytes != size:
+            raise TruncatedFileError("it ends within an array")
+        part.offset = start
+        at_hand = min(size, len(self._window))
+        self._window = self._window[at_hand:]
+        self._source.skip(size - at_hand)
+        return part
+
+
+_AHEAD = 64 << 10
+_SLICE = 1 << 20
+_BELIEVED = 64 << 20
+
+
+def check_mappable(codec: str) -> None:
+    """Raise if arrays of a file that is compressed so cannot be mapped.
+
+    Raises:
+        UnsupportedFormatError: it is compressed.
+    """
+    if codec:
+        raise UnsupportedFormatError(
+            f"it is compressed with {codec}, and only what is not can be mapped. Load it without mmap_mode"
+        )

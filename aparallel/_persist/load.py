@@ -1,0 +1,423 @@
+"""load and loads: an object out of a file, bytes or chunks, in one hop to a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import os
+import stat
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.handover import Inflow
+from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread, start_in_thread
+from aparallel._persist.dump import path_of
+from aparallel._persist.keys import checked_key
+from aparallel._persist.progress import Meter, Progress
+from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+
+    from aparallel._persist.progress import ProgressOption
+    from aparallel._persist.sources import Source
+    from aparallel._persist.trust import Trust
+    from aparallel.abc import Compressor
+
+T = TypeVar("T")
+
+MMAP_MODES = ("r", "r+", "c")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What the keyword arguments of load mean, checked.
+
+    Attributes:
+        mmap_mode: "r", "r+", "c", or None.
+        trusted: what the user trusts, or None for everything.
+        signing_key: the secret, or None.
+        verify: compare the checksums of mapped arrays too.
+        threads: that decompress at a time.
+        compressors: of the user's own.
+    """
+
+    mmap_mode: str | None = None
+    trusted: tuple[Any, ...] | None = None
+    signing_key: bytes | None = None
+    verify: bool = False
+    threads: int = 1
+    compressors: tuple[Compressor, ...] = ()
+
+    @classmethod
+    def checked(
+        cls,
+        mmap_mode: str | None = None,
+        *,
+        trusted: Iterable[Any] | None = None,
+        signing_key: str | bytes | None = None,
+        verify: bool = False,
+        compressors: Sequence[Compressor] = (),
+        n_jobs: int = -1,
+    ) -> LoadOptions:
+        """Check what a user gave.
+
+        Raises:
+            ValueError: a mode or key that cannot be.
+            TypeError: something of another type.
+        """
+        if mmap_mode is not None and mmap_mode not in MMAP_MODES:
+            raise ValueError(
+                f"mmap_mode={mmap_mode!r} is none of 'r' (read), 'r+' (read and write) and 'c' (copy on write)."
+            )
+        if isinstance(trusted, (str, bytes, bool)) or (trusted is not None and not hasattr(trusted, "__iter__")):
+            raise TypeError(
+                f"trusted must be a list of types, functions or names such as 'module.Name', got {trusted!r}. "
+                f"An empty list trusts plain data and NumPy's data types."
+            )
+        return cls(
+            mmap_mode,
+            None if trusted is None else tuple(trusted),
+            checked_key(signing_key),
+            verify,
+            effective_n_jobs(n_jobs, cpu_count()),
+            tuple(compressors),
+        )
+
+
+async def load(
+    source: Any,
+    mmap_mode: str | None = None,
+    *,
+    trusted: Iterable[Any] | None = None,
+    signing_key: str | bytes | None = None,
+    verify: bool = False,
+    compressors: Sequence[Compressor] = (),
+    n_jobs: int = -1,
+    progress: ProgressOption = False,
+) -> Any:
+    """Return the object in *source* without holding the event loop.
+
+    What :func:`aparallel.dump` wrote is read, and what joblib (0.10 and later) and pickle wrote. Which it is, and how
+    it is compressed, is told by the content. A file of aparallel is verified as a whole before anything in it runs.
+
+    Without *trusted* and *signing_key* this is as powerful as pickle: **a file may do whatever you may do**. Load so
+    only what you wrote.
+
+    Args:
+        source: a path; a binary file, read in a thread; an asynchronous file (an ``async def read(n)``) or an
+            asynchronous iterator of chunks, read on the loop. Of files, no more is read than the object, so several
+            may follow each other.
+        mmap_mode: "r", "r+" or "c", as of ``numpy.memmap``: arrays are not read but mapped where they lie in the file,
+            which takes no memory and next to no time. For paths of files that are not compressed. With "r+" the file
+            is marked: the checksums of its arrays do not hold from then on.
+        trusted: types and functions, or their names ("module.Name"), that the file may use besides plain data and
+            NumPy's data types. Everything else is refused by name before anything runs.
+        signing_key: the secret that the file was signed with. Any other file is refused before it is unpickled.
+        verify: also compare the checksums of mapped arrays, which reads them.
+        compressors: :class:`aparallel.abc.Compressor` of your own that files may name.
+        n_jobs: threads that decompress, -1 for one per core.
+        progress: True for tqdm's bar, or a function of (bytes read, total or None), called on the loop.
+
+    Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for.
+
+    Raises:
+        CorruptFileError: the file is damaged, cut short, empty, or not signed with the key. Its subclasses say which.
+        UnsupportedFormatError: it is none of these, of a newer version, or compressed and to be mapped.
+        UntrustedTypeError: it asks for something that is not trusted.
+        OSError: it cannot be read.
+        ModuleNotFoundError: the codec, or a module that the object needs, is not installed.
+        ValueError, TypeError: an argument cannot be.
+    """
+    options = LoadOptions.checked(
+        mmap_mode, trusted=trusted, signing_key=signing_key, verify=verify, compressors=compressors, n_jobs=n_jobs
+    )
+    path = path_of(source)
+    if path is not None:
+        return await in_thread_with(lambda stop, meter: load_from_path(path, options, stop, meter), progress, "load")
+    if mmap_mode is not None:
+        raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
+    read = reader_of(source, "load")
+    if isinstance(read, OnLoop):
+        return await serve_thread(
+            read, lambda ask, stop, meter: _load_from_function(ask, options, stop, meter, exact=read.exact), progress
+        )
+    return await in_thread_with(
+        lambda stop, meter: _load_from_function(read, options, stop, meter, exact=True), progress, "load"
+    )
+
+
+async def loads(
+    data: bytes | bytearray | memoryview,
+    *,
+    trusted: Iterable[Any] | None = None,
+    signing_key: str | bytes | None = None,
+    compressors: Sequence[Compressor] = (),
+    n_jobs: int = -1,
+    progress: ProgressOption = False,
+) -> Any:
+    """Return the object in *data*, as :func:`load` does from a file. The arguments and errors are the same."""
+    options = LoadOptions.checked(trusted=trusted, signing_key=signing_key, compressors=compressors, n_jobs=n_jobs)
+    try:
+        view = memoryview(data).cast("B")
+    except TypeError:
+        raise TypeError(f"loads takes bytes, got {type(data).__name__}. For files and paths there is load().") from None
+    return await in_thread_with(lambda stop, meter: load_from_bytes(view, options, stop, meter), progress, "load")
+
+
+def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, meter: Meter | None = None) -> Any:
+    """Return the object in a file, in this thread.
+
+    Raises:
+        Stopped: *stop* was set.
+        Exception: as :func:`load`.
+    """
+    stop, meter = stop or Stop(), meter or Meter()
+    with named(path), open_regular(path, options.mmap_mode) as file:
+        if file is None:
+            with open(path, "rb", buffering=0) as stream:
+                return _load_from_function(stream.read, options, stop, meter, exact=True)
+        from aparallel._persist.sources import FileSource
+
+        return _Loading(options, stop, meter).load(
+            FileSource(file.fileno(), stop), whole=True, file=file, again=lambda: _reopened(file, stop)
+        )
+
+
+def load_from_bytes(
+    data: memoryview | bytes, options: LoadOptions, stop: Stop | None = None, meter: Meter | None = None
+) -> Any:
+    """Return the object in *data*, in this thread. Errors as :func:`load`."""
+    from aparallel._persist.sources import MemorySource
+
+    stop = stop or Stop()
+    view = memoryview(data)
+    with named("the data"):
+        return _Loading(options, stop, meter or Meter()).load(
+            MemorySource(view, stop), whole=True, again=lambda: MemorySource(view, stop)
+        )
+
+
+def _load_from_function(
+    read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter, *, exact: bool
+) -> Any:
+    from aparallel._persist.sources import StreamSource
+
+    with named("the source"):
+        return _Loading(options, stop, meter).load(StreamSource(read, stop, exact=exact), whole=not exact)
+
+
+def _reopened(file: Any, stop: Stop) -> Source:
+    from aparallel._persist.sources import FileSource
+
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    return FileSource(file.fileno(), stop)
+
+
+class _Loading:
+    """One object, from the first byte to the last, in one thread."""
+
+    def __init__(self, options: LoadOptions, stop: Stop, meter: Meter) -> None:
+        self._options = options
+        self._stop = stop
+        self._meter = meter
+
+    def load(self, source: Source, *, whole: bool, file: Any = None, again: Callable[[], Source] | None = None) -> Any:
+        """Load from *source*.
+
+        Args:
+            whole: nothing may follow the object.
+            file: what to map, if that is asked for.
+            again: gives the same source from its beginning, if that can be had.
+        """
+        from aparallel._persist import container, joblib_files
+
+        self._meter.total = source.size
+        self._meter.of = lambda: source.position
+        start = source.peek(joblib_files.ENOUGH)
+        codec = joblib_files.codec_of(start)
+        if codec is None:
+            if start[: len(container.MAGIC)] not in (container.MAGIC, container.MAGIC[: len(start)]):
+                raise UnsupportedFormatError(
+                    f"it begins with {start!r}, as no file of aparallel, joblib or pickle does"
+                )
+            return self._load_container(source, whole=whole, file=file)
+        if self._options.signing_key is not None:
+            from aparallel.errors import SignatureError
+
+            raise SignatureError("it is not signed, and a signing key was given")
+        return self._load_pickle(source, codec, file, again)
+
+    def _trust(self) -> Trust | None:
+        if self._options.trusted is None:
+            return None
+        from aparallel._persist.trust import Trust
+
+        return Trust(self._options.trusted)
+
+    def _load_container(self, source: Source, *, whole: bool, file: Any) -> Any:
+        from aparallel._persist.reader import Keys, map_container, read_container
+        from aparallel._persist.unpickling import read_object
+
+        options = self._options
+        trust = self._trust()
+        keys = Keys(options.signing_key, options.threads, options.compressors)
+        if options.mmap_mode is not None:
+            content = map_container(file, options.mmap_mode, keys, self._stop, verify=options.verify)
+        else:
+            content = read_container(source, keys, whole=whole)
+        with contextlib.closing(content):
+            return read_object(content, trust, self._stop)
+
+    def _load_pickle(self, source: Source, codec: str, file: Any, again: Callable[[], Source] | None) -> Any:
+        from aparallel._persist.joblib_files import check_mappable, decompressed, load_pickle
+        from aparallel._persist.reader import mapped_file
+        from aparallel._persist.unpickling import check_pickle, spooled
+
+        trust = self._trust()
+        mapped = None
+        if self._options.mmap_mode is not None:
+            check_mappable(codec)
+            mapped = mapped_file(file, self._options.mmap_mode)
+        if trust is None:
+            return load_pickle(decompressed(source, codec, self._stop) if codec else source, self._stop, None, mapped)
+        # It is read twice: walked, then built.
+        with contextlib.ExitStack() as stack:
+            if again is None:
+                again = stack.enter_context(spooled(source, self._stop))
+                source = again()
+            check_pickle(decompressed(source, codec, self._stop) if codec else source, trust, self._stop)
+            source = again()
+            return load_pickle(decompressed(source, codec, self._stop) if codec else source, self._stop, trust, mapped)
+
+
+@contextlib.contextmanager
+def open_regular(path: str, mmap_mode: str | None) -> Iterator[Any]:
+    """Open a file for as long as the block lasts; None if it is no regular file, such as a pipe.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    # Not a pipe: its writer would see it closed, and whoever waits for one to be opened cannot be cancelled.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.isdir(path):
+            raise IsADirectoryError(21, "Cannot load a folder. Name a file in it", path)
+        if mmap_mode is not None:
+            raise ValueError(f"{path} is no regular file, and only those can be mapped.")
+        yield None
+        return
+    with open(path, "r+b" if mmap_mode == "r+" else "rb", buffering=0) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def named(source: str) -> Iterator[None]:
+    """Say in errors which file it was, and what to do."""
+    try:
+        yield
+    except (CorruptFileError, UnsupportedFormatError) as error:
+        if error.source:
+            raise
+        advice = (
+            "Take a copy that is whole, or dump it again."
+            if isinstance(error, CorruptFileError)
+            else "Check that it is the file that you meant."
+        )
+        raise type(error)(f"{source} cannot be loaded: {error}. {advice}", source=source) from error.__cause__
+    except UntrustedTypeError as error:
+        if error.source:
+            raise
+        raise UntrustedTypeError(
+            f"{source} was not loaded: {error}. Nothing of it has run. If you trust what it asks for, "
+            f"pass it in trusted=[...]; inspect() lists all that a file would build.",
+            names=error.names,
+            source=source,
+        ) from None
+    except Exception as error:
+        if not isinstance(error, OSError):
+            error.add_note(f"while loading {source}")
+        raise
+
+
+class OnLoop:
+    """A source that is read on the event loop.
+
+    Attributes:
+        read: returns about as many bytes as asked for, none at the end.
+        exact: it is a file, of which others may read what follows.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[Any]], *, exact: bool) -> None:
+        self.read = read
+        self.exact = exact
+
+
+def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
+    """How to read from something that is no path.
+
+    Raises:
+        TypeError: nobody can.
+    """
+    read = getattr(source, "read", None)
+    if callable(read) and not isinstance(source, io.TextIOBase):
+        if inspect.iscoroutinefunction(read):
+            return OnLoop(read, exact=True)
+        return read  # type: ignore[no-any-return]
+    if hasattr(source, "__aiter__"):
+        return OnLoop(_next_chunk(source.__aiter__()), exact=False)
+    hint = f" For bytes there is {what}s()." if isinstance(source, (bytes, bytearray, memoryview)) else ""
+    raise TypeError(
+        f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
+        f"not {type(source).__name__}. Open text files in binary mode.{hint}"
+    )
+
+
+def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
+    async def read(size: int) -> Any:
+        # An empty chunk is not the end: servers send some.
+        async for chunk in chunks:
+            if len(chunk):
+                return chunk
+        return b""
+
+    return read
+
+
+async def in_thread_with(work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str) -> T:
+    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress."""
+    stop, meter = Stop(), Meter()
+    reporter = await Progress.opened(progress, name)
+    try:
+        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
+        reporter.finish(meter.done)
+    finally:
+        reporter.close()
+    return result
+
+
+async def serve_thread(
+    source: OnLoop, work: Callable[[Callable[[int], Any], Stop, Meter], T], progress: ProgressOption
+) -> T:
+    """Run *work* in a thread that reads a source of the loop's through us, in the caller's task."""
+    reporter = await Progress.opened(progress, "load")
+    inflow, stop, meter = Inflow(), Stop(), Meter()
+
+    async def read(size: int) -> Any:
+        chunk = await source.read(size)
+        reporter.advance(meter.done, meter.total)
+        return chunk
+
+    running = await start_in_thread(lambda: work(inflow.ask, stop, meter), waits_for_others=True)
+    running.add_done_callback(lambda _: inflow.finish())
+    try:
+        await inflow.serve(read)
+        result = running.result()
+        reporter.finish(meter.done)
+        return result
+    finally:
+        stop.set()
+        inflow.close()
+        await ended(running)
+        reporter.close()

@@ -1,0 +1,283 @@
+"""The pickle in a file: the C pickler and unpickler, fed in slices so that the event loop keeps running.
+
+This module loads NumPy and cloudpickle: it is imported in a thread, with the first dump or load.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import numpy as np
+
+from aparallel._ground.hop import pause
+from aparallel._persist.arrays import array, masked_array, subclass_array
+from aparallel._persist.container import MAX_PICKLE_RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pickle import PickleBuffer as _PickleBuffer
+
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.writer import ContainerWriter
+
+PROTOCOL = 5
+
+# A piece of the pickle is written when it has this size, when plain. When compressed, it is large enough for all
+# threads.
+_PIECE = 256 << 10
+_COMPRESSED_PIECE = 8 << 20
+
+# Buffers smaller than this share records, so that 10,000 small arrays are not 10,000 records.
+_SMALL = 64 << 10
+_SHARED_SIZE = 1 << 20
+_SHARED_COUNT = 4096
+
+# An array that is not contiguous is made so in slices of this size.
+_SLICE = 1 << 20
+
+
+def write_object(obj: object, writer: ContainerWriter, stop: Stop, *, compressed: bool) -> None:
+    """Pickle *obj* into *writer*'s records.
+
+    Raises:
+        Stopped: *stop* was set.
+        OSError: the container cannot be written.
+        Exception: whatever pickling raises.
+    """
+    records = _Records(writer, stop, _COMPRESSED_PIECE if compressed else _PIECE)
+    _Pickler(records).dump(obj)
+    records.finish()
+
+
+class _Records:
+    """Where the pickler writes, as a file and as the taker of buffers: puts pieces and buffers into records."""
+
+    def __init__(self, writer: ContainerWriter, stop: Stop, piece: int) -> None:
+        self._writer = writer
+        self._stop = stop
+        self._piece = piece
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._buffers: list[bytes] = []
+        self._buffers_size = 0
+        self.failure: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Take a frame of 64 KB, or something larger that stands outside of frames."""
+        pause()
+        self._stop.check()
+        size = len(data)
+        if size >= _PIECE:
+            self._write_pieces()
+            view = memoryview(data)
+            for start in range(0, size, MAX_PICKLE_RECORD):
+                self._write_buffers()
+                self._writer.write_pickle([view[start : start + MAX_PICKLE_RECORD]])
+        else:
+            self._pieces.append(data)
+            self._size += size
+            if self._size >= self._piece:
+                self._write_pieces()
+        return size
+
+    def take_array(self, flat: Iterator[memoryview], size: int, itemsize: int) -> None:
+        """Take an array's bytes, given in slices."""
+        if size < _SMALL:
+            self._take_small(b"".join(flat))
+        else:
+            self._write_buffers()
+            self._writer.write_buffer(size, self._checked(flat), itemsize)
+
+    def take_buffer(self, buffer: memoryview) -> None:
+        """Take a buffer that some type of object passes to the pickler."""
+        if buffer.nbytes < _SMALL:
+            self._take_small(bytes(buffer))
+        else:
+            self._write_buffers()
+            self._writer.write_buffer(buffer.nbytes, self._checked(_slices(buffer)), 1)
+
+    def finish(self) -> None:
+        self._write_pieces()
+        self._write_buffers()
+
+    def _take_small(self, data: bytes) -> None:
+        self._buffers.append(data)
+        self._buffers_size += len(data)
+        if self._buffers_size >= _SHARED_SIZE or len(self._buffers) >= _SHARED_COUNT:
+            self._write_buffers()
+
+    def _write_buffers(self) -> None:
+        if self._buffers:
+            self._stop.check()
+            buffers, self._buffers, self._buffers_size = self._buffers, [], 0
+            self._writer.write_buffers(buffers)
+
+    def _write_pieces(self) -> None:
+        if self._pieces:
+            # Buffers come before the piece of the pickle that takes them.
+            self._write_buffers()
+            pieces, self._pieces, self._size = self._pieces, [], 0
+            self._writer.write_pickle(pieces)
+
+    def _checked(self, slices: Iterator[memoryview]) -> Iterator[memoryview]:
+        for piece in slices:
+            self._stop.check()
+            yield piece
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's pickler, with arrays out of band. It is the C pickler but for what cannot be imported."""
+
+    def __init__(self, records: _Records) -> None:
+        super().__init__(records, PROTOCOL, buffer_callback=self._take)
+        self._records = records
+        # The array that the next buffer stands for. Invariant: set from when an array is reduced to the callback for
+        # its buffer, which is the first thing that the pickler does with what the reduction returned.
+        self._next: np.ndarray[Any, Any] | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is np.ndarray or kind is np.memmap:
+            if _is_raw(obj.dtype):
+                return array, self._reduced(obj)
+        elif issubclass(kind, np.ndarray) and _is_raw(obj.dtype):
+            if _is_plain_subclass(kind):
+                return subclass_array, (*self._reduced(obj), kind)
+            if kind is np.ma.MaskedArray:
+                mask = None if obj._mask is np.ma.nomask else obj._mask
+                return masked_array, (obj._data, mask, obj.fill_value)
+        return super().reducer_override(obj)
+
+    def _reduced(self, obj: np.ndarray[Any, Any]) -> tuple[Any, np.dtype[Any], tuple[int, ...], str]:
+        order = "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
+        plain = obj.view(np.ndarray)
+        self._next = plain.T if order == "F" else plain
+        return _stand_in(), obj.dtype, obj.shape, order
+
+    def _take(self, buffer: _PickleBuffer) -> bool:
+        """Write the buffer out of band (False), or leave it to the pickler (True)."""
+        found, self._next = self._next, None
+        if found is not None:
+            self._records.take_array(_array_slices(found), found.nbytes, found.itemsize)
+            return False
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        self._records.take_buffer(raw)
+        return False
+
+
+def _stand_in() -> _PickleBuffer:
+    """A buffer for the pickler to pass on. What it stands for is written in its place."""
+    from pickle import PickleBuffer
+
+    # Not bytes: arrays are writeable again when loaded. Not shared: the pickler would remember it and pass it once.
+    return PickleBuffer(bytearray())
+
+
+def _is_raw(dtype: np.dtype[Any]) -> bool:
+    """Whether items of *dtype* are nothing but their bytes."""
+    return dtype.kind in "biufcmMSUV" and not dtype.hasobject and dtype.itemsize > 0
+
+
+def _is_plain_subclass(kind: Any) -> bool:
+    """Whether nothing of *kind* says how it is pickled."""
+    return (
+        kind.__reduce__ is np.ndarray.__reduce__
+        and kind.__reduce_ex__ is np.ndarray.__reduce_ex__
+        and kind.__setstate__ is np.ndarray.__setstate__
+    )
+
+
+def _array_slices(found: Any) -> Iterator[memoryview]:
+    """The bytes of an array in C order, without a copy of more than a slice."""
+    if found.flags.c_contiguous:
+        # Not every dtype has a buffer format (dates have none), so they are seen as bytes.
+        yield from _slices(memoryview(found.reshape(-1).view(np.uint8)) if found.size else memoryview(b""))
+    elif found.nbytes <= _SLICE or found.ndim == 0:
+        yield _bytes_of(found)
+    else:
+        rows = _SLICE // (found.nbytes // len(found))
+        if rows == 0:
+            for row in found:
+                yield from _array_slices(row)
+        else:
+            for start in range(0, len(found), rows):
+                yield _bytes_of(found[start : start + rows])
+
+
+def _bytes_of(part: Any) -> memoryview:
+    flat: Any = np.ascontiguousarray(part).reshape(-1)
+    return memoryview(flat.view(np.uint8))
+
+
+def _slices(view: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(view), _SLICE):
+        yield view[start : start + _SLICE]
+
+
+class PiecesReader:
+    """The pieces of a pickle as a file for the C unpickler, which asks for a frame (64 KB) at a time."""
+
+    def __init__(self, pieces: Iterator[bytes | memoryview], stop: Stop) -> None:
+        self._pieces = pieces
+        self._stop = stop
+        self._piece = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """Return up to *size* bytes, fewer only at the end."""
+        if size <= len(self._piece):
+            if size > _PAUSE_ABOVE:
+                self._pause()
+            data, self._piece = bytes(self._piece[:size]), self._piece[size:]
+            return data
+        found = bytearray()
+        while len(found) < size and self._fill():
+            part = self._piece[: size - len(found)]
+            found += part
+            self._piece = self._piece[len(part) :]
+        return bytes(found)
+
+    def readinto(self, target: Any) -> int:
+        """Fill *target*, but for the end."""
+        view = memoryview(target).cast("B")
+        filled = 0
+        while filled < len(view) and self._fill():
+            part = self._piece[: min(len(view) - filled, _SLICE)]
+            view[filled : filled + len(part)] = part
+            self._piece = self._piece[len(part) :]
+            filled += len(part)
+        return filled
+
+    def readline(self) -> bytes:
+        """Return what comes up to the next end of a line. Only old opcodes need it, which this package never writes."""
+        found = bytearray()
+        while self._fill():
+            # The pieces are of 8 MiB at most, and are looked through by C code.
+            end = bytes(self._piece[:_LINE_AT_ONCE]).find(b"\n") + 1
+            part = self._piece[: end or _LINE_AT_ONCE]
+            found += part
+            self._piece = self._piece[len(part) :]
+            if end:
+                break
+        return bytes(found)
+
+    def _fill(self) -> bool:
+        """Make sure that there is something to give; return False at the end."""
+        self._pause()
+        while not len(self._piece):
+            piece = next(self._pieces, None)
+            if piece is None:
+                return False
+            self._piece = memoryview(piece)
+        return True
+
+    def _pause(self) -> None:
+        self._stop.check()
+        pause()
+
+
+_PAUSE_ABOVE = 1024
+_LINE_AT_ONCE = 512

@@ -1,0 +1,492 @@
+"""Reads containers: verifies everything, then hands out the pickle and its buffers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import tempfile
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from xxhash import xxh3_64
+
+from aparallel._ground.hop import pause
+from aparallel._persist.compressors import decompressor
+from aparallel._persist.container import (
+    BUFFERS,
+    CHECKSUM_SIZE,
+    CHUNK_HEADER,
+    END_MAGIC,
+    INDEX,
+    LINE,
+    PICKLE,
+    RECORD_FIXED,
+    SIGNED_OF_TRAILER,
+    Flag,
+    Header,
+    Record,
+    Trailer,
+    aligned,
+    chunk_checksum,
+    pack_header,
+    pack_record,
+    unpack_chunk,
+    unpack_header,
+    unpack_index,
+    unpack_record,
+    unpack_record_line,
+    unpack_trailer,
+)
+from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.sources import Source
+    from aparallel.abc import Compressor
+
+# A slice is read and, while it is in the cache, summed.
+_SLICE = 1 << 20
+# A buffer whose source does not know its size is believed up to this size; then memory is taken as bytes come.
+_BELIEVED = 64 << 20
+# Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
+_KEPT = 24 << 20
+
+
+class Keys(NamedTuple):
+    """How a container is to be read.
+
+    Attributes:
+        signing_key: None to take files without looking at their signature.
+        threads: that decompress at a time.
+        compressors: of the user's own.
+    """
+
+    signing_key: bytes | None = None
+    threads: int = 1
+    compressors: Sequence[Compressor] = ()
+
+
+class Content:
+    """A container that was read and verified: all pieces of its pickle, and its buffers. To be closed."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.buffers: list[Any] = []
+        self.buffers_size = 0
+        self.pickle_size = 0
+        self._kept: list[bytes | memoryview] = []
+        self._kept_size = 0
+        self._spool: Any = None
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self.pickle_size += len(piece)
+        if self._spool is None and self._kept_size + len(piece) > _KEPT:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        if self._spool is not None:
+            self._spool.write(piece)
+        else:
+            self._kept.append(piece)
+            self._kept_size += len(piece)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The pickle from its beginning, each time."""
+        yield from self._kept
+        if self._spool is not None:
+            self._spool.seek(0)
+            while piece := self._spool.read(_SLICE):
+                yield piece
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
+
+def read_container(source: Source, keys: Keys, *, whole: bool) -> Content:
+    """Read a container from where *source* stands, and verify all of it.
+
+    Args:
+        whole: nothing may follow the container.
+
+    Raises:
+        CorruptFileError: it is damaged, or its signature is not that of the key.
+        UnsupportedFormatError: it is not for this version.
+    """
+    return _Reading(source, keys).read(whole=whole)
+
+
+def skim_container(source: Source, keys: Keys, *, whole: bool) -> Content:
+    """Read a container as :func:`read_container` does, but go past its buffers, which are not verified."""
+    return _Reading(source, keys, skim=True).read(whole=whole)
+
+
+class _Reading:
+    def __init__(self, source: Source, keys: Keys, *, skim: bool = False) -> None:
+        self._source = source
+        self._keys = keys
+        self._skim = skim
+        self._signature = _signature(keys.signing_key)
+        source.signature = self._signature
+        self._base = source.position
+
+    def read(self, *, whole: bool) -> Content:
+        source = self._source
+        header = unpack_header(bytes(source.read_up_to(LINE)))
+        check_signed(header, self._keys.signing_key)
+        content = Content(header)
+        try:
+            self._decoding = _decoding(header, self._keys)
+            try:
+                self._read_records(content)
+            finally:
+                if self._decoding is not None:
+                    self._decoding.close()
+            if whole and not source.at_end():
+                raise CorruptFileError("something follows its end")
+        except BaseException:
+            content.close()
+            raise
+        return content
+
+    def _read_records(self, content: Content) -> None:
+        index: list[bytes] = []
+        index_offset = -1
+        while True:
+            offset = self._source.position - self._base
+            line = bytes(self._source.read_up_to(LINE)) if index_offset < 0 else self._last_line()
+            if index_offset >= 0:
+                self._end(unpack_trailer(line, offset), index_offset)
+                return
+            if len(line) < LINE or line.startswith(END_MAGIC):
+                raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
+            record, head = self._head(line, offset)
+            if record.kind == INDEX:
+                index_offset = offset
+                if bytes(self._plain(record, head, offset)) != b"".join(index):
+                    raise CorruptFileError("its index does not describe it")
+                continue
+            index.append(pack_record(record, offset))
+            if record.kind == PICKLE:
+                content.add(self._payload(record, head, offset))
+            elif self._skim:
+                self._pass_over(record, head)
+                content.buffers_size += sum(record.lengths)
+            else:
+                content.buffers += self._buffers(record, head, offset, content.header)
+
+    def _last_line(self) -> bytes:
+        # The signature is over the trailer's first part only.
+        line = bytes(self._source.read(SIGNED_OF_TRAILER))
+        self._source.signature = None
+        return line + bytes(self._source.read(LINE - SIGNED_OF_TRAILER))
+
+    def _end(self, trailer: Trailer, index_offset: int) -> None:
+        if trailer.index_offset != index_offset:
+            raise CorruptFileError("its trailer does not belong to it")
+        if self._signature is not None and not hmac.compare_digest(self._signature.digest(), trailer.signature):
+            raise wrong_signature()
+
+    def _head(self, line: bytes, offset: int) -> tuple[Record, bytes]:
+        """Return a record and the bytes of its head, zeros included."""
+        _, count, _ = unpack_record_line(line, offset)
+        size = aligned(RECORD_FIXED + 8 * count)
+        head = line if size == LINE else line + self._source.read(size - LINE)
+        record = unpack_record(head, offset)
+        if any(head[RECORD_FIXED + 8 * count :]):
+            raise ChecksumError(f"the record at byte {offset} has bytes where there should be none")
+        return record, head
+
+    def _payload(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
+        """Return a payload whose size the format bounds."""
+        if self._decoding is None:
+            return self._plain(record, head, offset)
+        target = bytearray(record.size)
+        self._decode(record, head, memoryview(target))
+        return target  # type: ignore[return-value]  # as good as bytes to whoever reads it
+
+    def _plain(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
+        self._source.demand(record.size)
+        check = xxh3_64(head[RECORD_FIXED:], offset)
+        parts = []
+        for start in range(0, record.size, _SLICE):
+            part = self._source.read(min(_SLICE, record.size - start))
+            check.update(part)
+            parts.append(part)
+        self._check_tail(record, head, offset, check)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _buffers(self, record: Record, head: bytes, offset: int, header: Header) -> Iterator[Any]:
+        """Return a record's buffers: a whole array of bytes if it is one, parts of one array if there are more."""
+        if self._decoding is not None:
+            memory: Any = np.empty(record.size, np.uint8)
+            self._decode(record, head, memoryview(memory))
+        else:
+            self._source.demand(record.size)
+            check = xxh3_64(head[RECORD_FIXED:], offset)
+            if self._source.size is None and record.size > _BELIEVED:
+                memory = self._grown(record.size, check)
+            else:
+                memory = np.empty(record.size, np.uint8)
+                self._fill(memoryview(memory), check)
+            self._check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
+        return split(memory, record.lengths)
+
+    def _pass_over(self, record: Record, head: bytes) -> None:
+        """Go to the end of a record with buffers."""
+        source = self._source
+        if self._decoding is None:
+            source.demand(record.size)
+            source.skip(record.size)
+            end = len(head) + record.size
+            source.read(aligned(end + CHECKSUM_SIZE) - end)
+            return
+        while True:
+            offset = source.position - self._base
+            size, stored, _ = unpack_chunk(bytes(source.read(CHUNK_HEADER)), offset)
+            if not size:
+                break
+            source.demand(stored)
+            source.skip(stored)
+        source.read(-(source.position - self._base) % LINE)
+
+    def _fill(self, view: memoryview, check: xxh3_64) -> None:
+        for start in range(0, len(view), _SLICE):
+            part = view[start : start + _SLICE]
+            self._source.read_into(part)
+            check.update(part)
+
+    def _grown(self, size: int, check: xxh3_64) -> Any:
+        """Read a buffer whose size may be a lie: take memory only as the bytes come."""
+        data = bytearray()
+        while len(data) < size:
+            part = self._source.read(min(_SLICE, size - len(data)))
+            check.update(part)
+            data += part
+        return np.frombuffer(data, np.uint8)
+
+    def _check_tail(self, record: Record, head: bytes, offset: int, check: xxh3_64, *, trusted: bool = False) -> None:
+        """Read and compare the checksum after a plain payload, and the zeros after that."""
+        end = len(head) + record.size
+        tail = self._source.read(aligned(end + CHECKSUM_SIZE) - end)
+        if int.from_bytes(tail[:CHECKSUM_SIZE], "little") != check.intdigest() and not trusted:
+            raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
+        if any(tail[CHECKSUM_SIZE:]):
+            raise ChecksumError(f"the record at byte {offset} has bytes after it where there should be none")
+
+    def _decode(self, record: Record, head: bytes, target: memoryview) -> None:
+        """Decompress a record's chunks to where they belong."""
+        assert self._decoding is not None
+        filled = 0
+        while True:
+            offset = self._source.position - self._base
+            chunk_header = bytes(self._source.read(CHUNK_HEADER))
+            size, stored_size, check = unpack_chunk(chunk_header, offset)
+            stored = self._source.read(stored_size) if stored_size else head[RECORD_FIXED:]
+            if chunk_checksum(chunk_header[:8], stored, offset) != check:
+                raise ChecksumError(f"the checksum of the chunk at byte {offset} does not match")
+            if not size:
+                break
+            if size > len(target) - filled:
+                raise CorruptFileError(f"the chunk at byte {offset} is larger than what its record has left")
+            self._decoding.start(stored, target[filled : filled + size], offset)
+            filled += size
+        if filled != len(target):
+            raise CorruptFileError(f"the record that ends at byte {offset} has fewer bytes than it says")
+        self._decoding.settle(0)
+        if any(self._source.read(-(self._source.position - self._base) % LINE)):
+            raise ChecksumError(f"after byte {offset} there are bytes where there should be none")
+
+
+def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
+    """The buffers that lie in *memory*, each at the next multiple of the alignment."""
+    if len(lengths) == 1:
+        yield memory
+        return
+    start = 0
+    for length in lengths:
+        yield memory[start : start + length]
+        start = aligned(start + length)
+
+
+class _Decoding:
+    """Decompresses chunks on several threads, into memory that exists already."""
+
+    def __init__(self, codec: Compressor, threads: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._codec = codec
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="aparallel-compress")
+        self._most = 2 * threads + 2
+        self._running: deque[Any] = deque()
+
+    def start(self, stored: bytes | memoryview, target: memoryview, offset: int) -> None:
+        pause()
+        self._running.append(self._executor.submit(self._decode, stored, target, offset))
+        self.settle(self._most)
+
+    def settle(self, remaining: int) -> None:
+        while len(self._running) > remaining:
+            self._running.popleft().result()
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def _decode(self, stored: bytes | memoryview, target: memoryview, offset: int) -> None:
+        try:
+            data = self._codec.decompress(memoryview(stored), len(target))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CorruptFileError(
+                f"the codec {self._codec.name!r} cannot read the chunk at byte {offset}: {error}"
+            ) from error
+        if len(data) != len(target):
+            raise CorruptFileError(f"the chunk at byte {offset} has not the size that it says")
+        target[:] = data
+
+
+def _decoding(header: Header, keys: Keys) -> _Decoding | None:
+    return _Decoding(decompressor(header.codec, keys.compressors), keys.threads) if header.codec else None
+
+
+def _signature(key: bytes | None) -> hmac.HMAC | None:
+    return None if key is None else hmac.new(key, digestmod=hashlib.sha256)
+
+
+def check_signed(header: Header, key: bytes | None) -> None:
+    """Refuse a file without signature where one is asked for.
+
+    Raises:
+        SignatureError: it has none.
+    """
+    if key is not None and Flag.SIGNED not in header.flags:
+        raise SignatureError("it is not signed, and a signing key was given")
+
+
+def wrong_signature() -> SignatureError:
+    return SignatureError("its signature is not one of the key given: another key signed it, or somebody changed it")
+
+
+def mapped_file(file: Any, mode: Any) -> Any:
+    """The whole of an open file as a ``numpy.memmap`` of bytes."""
+    return np.memmap(file, np.uint8, mode)
+
+
+def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool) -> Content:
+    """Map a plain container and read no more of it than its pickle.
+
+    Args:
+        file: a regular file, open for reading, and for writing if *mode* is "r+".
+        mode: "r", "r+" or "c", as of numpy.memmap.
+        verify: compare the checksums of the buffers too, which reads all of them.
+
+    Raises:
+        CorruptFileError: what was read of it is damaged, or its signature is not that of the key.
+        UnsupportedFormatError: it is not for this version, or is compressed.
+    """
+    fd = file.fileno()
+    size = os.fstat(fd).st_size
+    header = unpack_header(os.pread(fd, LINE, 0))
+    check_signed(header, keys.signing_key)
+    if header.codec:
+        raise UnsupportedFormatError(
+            f"it is compressed with {header.codec}, and only what is not can be mapped. "
+            f"Load it without mmap_mode, or dump it with compress=0"
+        )
+    if size < 2 * LINE:
+        raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
+    if keys.signing_key is not None and mode == "r+":
+        raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
+    trailer = unpack_trailer(os.pread(fd, LINE, size - LINE), size - LINE)
+    memory: Any = mapped_file(file, mode)
+    if keys.signing_key is not None:
+        _verify_signature(memoryview(memory), keys.signing_key, trailer, stop)
+    _, index = _mapped_payload(fd, trailer.index_offset, stop)
+    content = Content(header)
+    try:
+        for offset, record in unpack_index(index, trailer.index_offset):
+            if record.kind == PICKLE:
+                found, payload = _mapped_payload(fd, offset, stop)
+                if found != record:
+                    raise CorruptFileError(f"its index does not describe the record at byte {offset}")
+                content.add(payload)
+            else:
+                if verify and Flag.CHANGED_IN_PLACE not in header.flags:
+                    _verify_mapped(memoryview(memory), offset, record, stop)
+                content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
+    except BaseException:
+        content.close()
+        raise
+    if mode == "r+" and content.buffers:
+        _mark_changed(fd, header)
+    return content
+
+
+def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
+    """Read and verify a record without buffers: not through the map, so that whoever cuts the file does not kill us."""
+    stop.check()
+    line = os.pread(fd, LINE, offset)
+    if len(line) < LINE:
+        raise CorruptFileError("its trailer does not belong to it")
+    record = unpack_record(line, offset)
+    if record.kind == BUFFERS:
+        raise CorruptFileError(f"its index does not describe the record at byte {offset}")
+    # What a hostile file says of the size is believed only as far as the file goes.
+    payload = _read_range(fd, offset + LINE, min(record.size, os.fstat(fd).st_size))
+    tail = os.pread(fd, CHECKSUM_SIZE, offset + LINE + record.size)
+    check = xxh3_64(line[RECORD_FIXED:], offset)
+    for start in range(0, len(payload), _SLICE):
+        check.update(memoryview(payload)[start : start + _SLICE])
+    if len(payload) < record.size or int.from_bytes(tail, "little") != check.intdigest():
+        raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
+    return record, payload
+
+
+def _read_range(fd: int, start: int, size: int) -> bytes:
+    parts = []
+    while size and (part := os.pread(fd, min(size, _READ_AT_ONCE), start)):
+        parts.append(part)
+        start += len(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+_READ_AT_ONCE = 16 << 20
+
+
+def _mapped_buffers(memory: Any, start: int, lengths: Sequence[int]) -> Iterator[Any]:
+    for length in lengths:
+        part = memory[start : start + length]
+        part.offset = start
+        yield part
+        start = aligned(start + length)
+
+
+def _verify_mapped(view: memoryview, offset: int, record: Record, stop: Stop) -> None:
+    end = offset + record.head_size + record.size
+    check = xxh3_64(b"", offset)
+    for start in range(offset + RECORD_FIXED, end, _SLICE):
+        stop.check()
+        check.update(view[start : min(start + _SLICE, end)])
+        pause()
+    if int.from_bytes(view[end : end + CHECKSUM_SIZE], "little") != check.intdigest():
+        raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
+
+
+def _verify_signature(view: memoryview, key: bytes, trailer: Trailer, stop: Stop) -> None:
+    signature = hmac.new(key, digestmod=hashlib.sha256)
+    signed = len(view) - LINE + SIGNED_OF_TRAILER
+    for start in range(0, signed, _SLICE):
+        stop.check()
+        signature.update(view[start : min(start + _SLICE, signed)])
+    if not hmac.compare_digest(signature.digest(), trailer.signature):
+        raise wrong_signature()
+
+
+def _mark_changed(fd: int, header: Header) -> None:
+    """Say in a file that its buffers may differ from their checksums from now on."""
+    if Flag.CHANGED_IN_PLACE not in header.flags:
+        os.pwrite(fd, pack_header(header._replace(flags=header.flags | Flag.CHANGED_IN_PLACE)), 0)

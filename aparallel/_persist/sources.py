@@ -1,0 +1,217 @@
+"""Where a container or another file is read from: a descriptor, memory, or a function that gives chunks."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aparallel.errors import TruncatedFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aparallel._ground.stoppable import Stop
+
+
+class Digest(Protocol):
+    def update(self, data: Any, /) -> object: ...
+
+
+class Source(ABC):
+    """Read from front to back.
+
+    Attributes:
+        position: bytes read so far.
+        size: bytes that there are, or None if nobody knows.
+        signature: is given all that is read, if it is not None.
+        exact: nothing must be read that is not needed, as what follows is not ours.
+    """
+
+    exact = False
+
+    def __init__(self, size: int | None, stop: Stop) -> None:
+        self.position = 0
+        self.size = size
+        self.signature: Digest | None = None
+        self._stop = stop
+
+    @abstractmethod
+    def _read(self, size: int) -> bytes | memoryview:
+        """Return up to *size* bytes, none only at the end."""
+
+    def _read_into(self, view: memoryview) -> int:
+        """Read up to so many bytes to where they belong; 0 only at the end."""
+        data = self._read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read_up_to(self, size: int) -> bytes | memoryview:
+        """Return *size* bytes, fewer only at the end."""
+        self._stop.check()
+        data = self._read(size)
+        if 0 < len(data) < size:
+            parts = [data]
+            missing = size - len(data)
+            while missing and (data := self._read(missing)):
+                parts.append(data)
+                missing -= len(data)
+            data = b"".join(parts)
+        self.position += len(data)
+        if self.signature is not None:
+            self.signature.update(data)
+        return data
+
+    def read_some(self, size: int) -> bytes | memoryview:
+        """Return up to *size* bytes, as many as come at once; none only at the end."""
+        self._stop.check()
+        data = self._read(size)
+        self.position += len(data)
+        return data
+
+    @abstractmethod
+    def peek(self, size: int) -> bytes:
+        """Return the next *size* bytes, fewer only at the end, and leave them to be read."""
+
+    def skip(self, size: int) -> None:
+        """Leave out *size* bytes."""
+        while size and (data := self.read_some(min(size, 1 << 20))):
+            size -= len(data)
+
+    def read(self, size: int) -> bytes | memoryview:
+        """Return exactly *size* bytes. For sizes that the format bounds.
+
+        Raises:
+            TruncatedFileError: there are fewer.
+        """
+        self.demand(size)
+        data = self.read_up_to(size)
+        if len(data) < size:
+            raise self._truncated()
+        return data
+
+    def read_into(self, view: memoryview) -> None:
+        """Fill *view*.
+
+        Raises:
+            TruncatedFileError: there are fewer bytes.
+        """
+        filled = 0
+        while filled < len(view):
+            self._stop.check()
+            count = self._read_into(view[filled:])
+            if count == 0:
+                raise self._truncated()
+            filled += count
+        self.position += filled
+        if self.signature is not None:
+            self.signature.update(view)
+
+    def demand(self, size: int) -> None:
+        """Make sure, before memory is taken for them, that so many bytes can follow.
+
+        Raises:
+            TruncatedFileError: the source is known to end before.
+        """
+        if self.size is not None and size > self.size - self.position:
+            raise self._truncated()
+
+    def _truncated(self) -> TruncatedFileError:
+        return TruncatedFileError(
+            f"it ends after {self.position if self.size is None else self.size:,} bytes, within a record"
+        )
+
+    def at_end(self) -> bool:
+        """Whether nothing follows. May read."""
+        if self.size is not None:
+            return self.position >= self.size
+        return not self.read_up_to(1)
+
+
+class FileSource(Source):
+    """A regular file, through a descriptor of which nobody else moves the position. It is read ahead in small steps."""
+
+    _AHEAD = 64 << 10
+
+    def __init__(self, fd: int, stop: Stop) -> None:
+        self.fd = fd
+        self._buffer = memoryview(b"")
+        super().__init__(os.fstat(fd).st_size, stop)
+
+    def _read(self, size: int) -> bytes | memoryview:
+        if not len(self._buffer):
+            if size >= self._AHEAD:
+                return os.read(self.fd, size)
+            self._buffer = memoryview(os.read(self.fd, self._AHEAD))
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def _read_into(self, view: memoryview) -> int:
+        if len(self._buffer):
+            data = self._read(len(view))
+            view[: len(data)] = data
+            return len(data)
+        return os.readv(self.fd, [view])
+
+    def peek(self, size: int) -> bytes:
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytes(self._buffer) + os.read(self.fd, self._AHEAD))
+        return bytes(self._buffer[:size])
+
+    def skip(self, size: int) -> None:
+        at_hand = min(size, len(self._buffer))
+        self._buffer = self._buffer[at_hand:]
+        os.lseek(self.fd, size - at_hand, os.SEEK_CUR)
+        self.position += size
+
+
+class MemorySource(Source):
+    """Bytes that are in memory already. What is read is not copied."""
+
+    def __init__(self, data: memoryview, stop: Stop) -> None:
+        self._data = data
+        self._at = 0
+        super().__init__(len(data), stop)
+
+    def _read(self, size: int) -> memoryview:
+        data = self._data[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    def peek(self, size: int) -> bytes:
+        return bytes(self._data[self._at : self._at + size])
+
+
+class StreamSource(Source):
+    """A function that returns some bytes, about as many as it is asked for, or none at the end."""
+
+    def __init__(self, read: Callable[[int], Any], stop: Stop, *, exact: bool) -> None:
+        """*exact*: never ask for more bytes than are needed, as others may follow that are not ours."""
+        super().__init__(None, stop)
+        self._ask = read
+        self.exact = exact
+        self._buffer = memoryview(b"")
+
+    _AHEAD = 256 << 10
+    _AT_ONCE = 1 << 20
+
+    def _read(self, size: int) -> memoryview:
+        if not len(self._buffer):
+            self._buffer = self._more(size)
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def peek(self, size: int) -> bytes:
+        while len(self._buffer) < size and len(more := self._more(size - len(self._buffer))):
+            self._buffer = memoryview(bytes(self._buffer) + bytes(more))
+        return bytes(self._buffer[:size])
+
+    def _more(self, size: int) -> memoryview:
+        # Not all at once: what a hostile file says that it holds is believed as far as it comes.
+        wanted = size if self.exact else max(size, self._AHEAD)
+        data = self._ask(min(wanted, self._AT_ONCE))
+        if data is None:
+            raise BlockingIOError("The source has no data now. Give one that waits until it has.")
+        if isinstance(data, str):
+            raise TypeError("The source gives text. Open it in binary mode.")
+        return memoryview(data).cast("B")
