@@ -145,7 +145,9 @@ class Numeric(Compressor):
         start = (len(data) // 2) // itemsize * itemsize
         sample = items[start : start + _SAMPLE // itemsize * itemsize] if len(data) > 2 * _SAMPLE else items
         best = min((_NOTHING, _BYTES, _BITS), key=lambda shuffle: len(self._compress(sample, itemsize, shuffle, 1)))
-        return self._compress(items, itemsize, best, self._level)
+        # Bytes in their own order need the longer search of a level more; shuffled ones gain nothing from it.
+        level = min(self._level + 1, 9) if best == _NOTHING else self._level
+        return self._compress(items, itemsize, best, level)
 
     def _compress(self, items: Any, itemsize: int, shuffle: int, level: int) -> bytes:
         # Unshuffled, Blosc would still deal the bytes out by their place in an item if it knew of items.
