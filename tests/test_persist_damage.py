@@ -226,7 +226,7 @@ async def test_a_key_that_is_none_is_refused(key: Any) -> None:
 
 
 def mend(data: bytearray) -> bytes:
-    """Make header, records' heads, payloads, index and trailer of a plain file consistent as far as they can be read."""
+    """Make all checksums, and the index, of a plain file right, as far as it can be read."""
     data[56:64] = xxh3_64_intdigest(bytes(data[:56])).to_bytes(8, "little")
     offset, index = 64, b""
     while offset + 64 <= len(data) and data[offset : offset + 4] in (b"PKL ", b"BUF ", b"IDX "):

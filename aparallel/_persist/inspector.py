@@ -27,6 +27,7 @@ WRAPPERS = frozenset(
 _DTYPE = Global("numpy", "dtype")
 # Bytes, as protocol 2 spells them.
 _ENCODE = Global("_codecs", "encode")
+_BYTES = frozenset({Global("__builtin__", "bytes"), Global("builtins", "bytes")})
 _OURS = frozenset(Global("aparallel._persist.arrays", name) for name in ("array", "subclass_array"))
 _NUMPYS = frozenset(
     Global(f"numpy.{core}.{module}", name)
@@ -82,6 +83,8 @@ class Inspector(Watcher):
             text, encoding = made.args
             if encoding in ("latin1", "latin-1"):
                 made.known = text.encode("latin-1", "replace") if isinstance(text, str) else b""
+        elif made.of in _BYTES and made.args == ():
+            made.known = b""
         elif made.of in _OURS and isinstance(made.args, tuple) and len(made.args) >= 3:
             self._add(made.args[2], made.args[1])
         elif made.of in _NUMPYS and made.of.name == "_frombuffer" and isinstance(made.args, tuple):

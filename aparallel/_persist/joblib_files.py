@@ -143,7 +143,10 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
         return _Unpickler(reader, trust).load()
     except EOFError:
         raise TruncatedFileError("its pickle ends before it is complete") from None
-    except (UnpicklingError, UnicodeDecodeError, struct.error, IndexError, OverflowError) as error:
+    except UnpicklingError as error:
+        kind = TruncatedFileError if "truncated" in str(error) else CorruptFileError
+        raise kind(f"its pickle is damaged: {error}") from error
+    except (UnicodeDecodeError, struct.error, IndexError, OverflowError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
 
 
@@ -294,7 +297,8 @@ class _Reader:
         part = self._mapped[start : start + size]
         if part.nbytes != size:
             raise TruncatedFileError("it ends within an array")
-        part.offset = start
+        if size:  # of no bytes, it is no memmap
+            part.offset = start
         at_hand = min(size, len(self._window))
         self._window = self._window[at_hand:]
         self._source.skip(size - at_hand)

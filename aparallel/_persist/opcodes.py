@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from aparallel._ground.stoppable import Stop
 
-# More than any pickler makes: items are appended by thousands, and nesting is bounded by the pickler's recursion.
-_MOST_STACKED = 1 << 21
+# Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
+_MOST_STACKED = 1 << 26
 # Names stand early in the memo; what comes later than so many short texts is forgotten.
 _MOST_REMEMBERED = 1 << 20
 _MOST_TEXTS = 1 << 16

@@ -12,7 +12,6 @@ import numpy as np
 
 from aparallel._ground.hop import pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
-from aparallel._persist.container import MAX_PICKLE_RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +56,7 @@ class _Records:
         self._writer = writer
         self._stop = stop
         self._piece = piece
+        self._large = max(piece, _SLICE)
         self._pieces: list[bytes] = []
         self._size = 0
         self._buffers: list[bytes] = []
@@ -71,9 +71,10 @@ class _Records:
         if size >= _PIECE:
             self._write_pieces()
             view = memoryview(data)
-            for start in range(0, size, MAX_PICKLE_RECORD):
-                self._write_buffers()
-                self._writer.write_pickle([view[start : start + MAX_PICKLE_RECORD]])
+            self._write_buffers()
+            for start in range(0, size, self._large):
+                self._stop.check()
+                self._writer.write_pickle([view[start : start + self._large]])
         else:
             self._pieces.append(data)
             self._size += size

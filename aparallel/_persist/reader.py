@@ -460,7 +460,8 @@ _READ_AT_ONCE = 16 << 20
 def _mapped_buffers(memory: Any, start: int, lengths: Sequence[int]) -> Iterator[Any]:
     for length in lengths:
         part = memory[start : start + length]
-        part.offset = start
+        if length:  # of no bytes, it is no memmap
+            part.offset = start
         yield part
         start = aligned(start + length)
 

@@ -50,6 +50,10 @@ def _of_literal(made: Made) -> bool:
     return first_is_items and all(item is None or isinstance(item, int) for item in args[1:])
 
 
+def _of_nothing(made: Made) -> bool:
+    return made.args == ()
+
+
 def _of_bytes(made: Made) -> bool:
     args = _args(made)
     return not args or (len(args) <= 2 and _is_text_or_bytes(args[0]))
@@ -123,9 +127,11 @@ def _table() -> dict[Global, Check]:
     def add(modules: str, names: str, check: Check) -> None:
         table.update({Global(module, name): check for module in modules.split() for name in names.split()})
 
-    # Python 2 wrote builtins as __builtin__; the unpickler of Python 3 translates it.
+    # Protocol 2 has Python 2's names for them.
     builtin = "builtins __builtin__"
-    add(builtin, "int float str tuple list dict bool bytes type Ellipsis NotImplemented", _never)
+    add(builtin, "int float str tuple list dict bool type Ellipsis NotImplemented", _never)
+    add("__builtin__", "long unicode", _never)
+    add(builtin, "bytes", _of_nothing)
     add(builtin, "complex slice range xrange object", _anything)
     add(builtin, "set frozenset", _of_literal)
     add(builtin, "bytearray", _of_bytes)
@@ -302,13 +308,19 @@ def _safe(asked: Global) -> Any:
     if asked == Global("_codecs", "encode"):
         return _encode_latin1
     module, name = asked
-    module = {"__builtin__": "builtins", "pathlib._local": "pathlib"}.get(module, module)
+    if module == "__builtin__":
+        module, name = "builtins", _OF_PYTHON_2.get(name, name)
+    elif module == "pathlib._local":
+        module = "pathlib"
     if module.startswith("numpy."):
         return _safe_of_numpy(module, name)
-    found = getattr(importlib.import_module(module), "range" if name == "xrange" else name)
+    found = getattr(importlib.import_module(module), name)
     if isinstance(found, ModuleType) or (isinstance(found, FunctionType) and found.__module__ != _ARRAYS):
         raise untrusted([str(asked)])
     return found
+
+
+_OF_PYTHON_2 = {"xrange": "range", "long": "int", "unicode": "str"}
 
 
 def _safe_of_numpy(module: str, name: str) -> Any:

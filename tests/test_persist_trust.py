@@ -1,0 +1,407 @@
+"""With trusted=, a file builds plain data, NumPy's data types and what was named, and nothing else runs."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+import os
+import pathlib
+import pickle
+import pickletools
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from persisted import Point, Tagged, arrays, assert_same, plain, twice
+
+import aparallel
+from aparallel import dumps, inspect, loads
+from aparallel.errors import CorruptFileError, UntrustedTypeError
+
+ran: list[str] = []
+
+
+def note(text: str) -> str:
+    ran.append(text)
+    return text
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, fn: Any, *args: Any) -> None:
+        self.call = fn, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+class Noting:
+    """Notes that it was given a state."""
+
+    def __setstate__(self, state: Any) -> None:
+        note("state")
+
+    def __getstate__(self) -> Any:
+        return {"a": 1}
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran_yet() -> None:
+    ran.clear()
+
+
+@pytest.mark.parametrize("name", [name for name in arrays() if name != "subclass"])
+async def test_arrays_are_trusted(name: str) -> None:
+    assert_same(await loads(await dumps(arrays()[name]), trusted=[]), arrays()[name])
+
+
+@pytest.mark.parametrize("name", plain())
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5, None])
+async def test_plain_data_is_trusted_however_it_is_pickled(name: str, protocol: int | None) -> None:
+    data = await dumps(plain()[name]) if protocol is None else pickle.dumps(plain()[name], protocol)
+    assert_same(await loads(data, trusted=[]), plain()[name])
+
+
+async def test_types_and_functions_are_trusted_by_themselves_and_by_name() -> None:
+    data = await dumps([Point(1, 2), twice, np.arange(4).view(Tagged)])
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(data, trusted=[])
+    assert caught.value.names == ("persisted.Point", "persisted.twice", "persisted.Tagged")
+    for trusted in (
+        [Point, twice, Tagged],
+        ["persisted.Point", "persisted.twice", "persisted.Tagged"],
+        {Point, twice, Tagged},
+    ):
+        point, function, array = await loads(data, trusted=trusted)
+        assert point == Point(1, 2)
+        assert function is twice
+        assert type(array) is Tagged
+
+
+async def test_a_class_in_a_class_is_trusted_by_itself_and_not_with_the_outer_one() -> None:
+    data = await dumps(Point.Inner())
+    assert type(await loads(data, trusted=[Point.Inner])) is Point.Inner
+    assert type(await loads(data, trusted=["persisted.Point.Inner"])) is Point.Inner
+    with pytest.raises(UntrustedTypeError, match=r"persisted\.Point\.Inner"):
+        await loads(data, trusted=[Point])
+
+
+async def test_models_load_when_all_that_they_ask_for_is_named() -> None:
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(3, random_state=0).fit([[0.0], [1.0]] * 5, [0, 1] * 5)
+    data = await dumps(model)
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(data, trusted=[])
+    assert "sklearn.ensemble._forest.RandomForestClassifier" in caught.value.names
+    found = await loads(data, trusted=caught.value.names)
+    assert found.predict([[1.0]]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "error"),
+    [(np, TypeError), ([np], TypeError), (["numpy"], ValueError), (["numpy.random"], TypeError),
+     ("persisted.Point", TypeError), (True, TypeError), ([5], TypeError), (["os."], ValueError),
+     ([functools.partial(print)], TypeError)],
+)  # fmt: skip
+async def test_no_module_and_no_half_name_can_be_trusted(trusted: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="trusted"):
+        await loads(await dumps(1), trusted=trusted)
+
+
+def hand_made(*opcodes: bytes) -> bytes:
+    return b"\x80\x04" + b"".join(opcodes) + b"."
+
+
+def named(module: str, name: str) -> bytes:
+    def text(value: str) -> bytes:
+        return b"\x8c" + bytes([len(value)]) + value.encode()
+
+    return text(module) + text(name) + b"\x93"
+
+
+# Pickles that ask for more than data. Whatever they would do, it shows as a file called "owned".
+OWN = b"\x8c\x0btouch owned\x85"
+RANGE = named("builtins", "range") + b"J\xff\xff\xff\x7f\x85R"
+HOSTILE: dict[str, bytes] = {
+    "a call of os.system": pickle.dumps(Calls(os.system, "touch owned")),
+    "eval": pickle.dumps(Calls(eval, "open('owned', 'w')")),
+    "exec": pickle.dumps(Calls(exec, "open('owned', 'w')")),
+    "open": pickle.dumps(Calls(open, "owned", "w")),
+    "getattr": hand_made(named("builtins", "getattr")),
+    "an import": pickle.dumps(Calls(__import__, "antigravity")),
+    "a process": pickle.dumps(Calls(subprocess.Popen, ["touch", "owned"])),
+    "a partial": pickle.dumps(functools.partial(os.system, "touch owned")),
+    "a function by value": __import__("cloudpickle").dumps(lambda: 1),
+    "a dotted name": hand_made(named("numpy", "os.system"), OWN, b"R"),
+    "a dotted name in a trusted module": hand_made(named("collections", "abc.sys.modules"), b"0N"),
+    "a module that numpy imports": hand_made(named("numpy", "os")),
+    "a module's function below numpy": hand_made(named("numpy.f2py.crackfortran", "myeval"), b"(\x8c\x011tR"),
+    "numpy's runner of strings": hand_made(named("numpy.testing._private.utils", "runstring"), b"(\x8c\x011}tR"),
+    "an old opcode GLOBAL": b"\x80\x02cos\nsystem\nX\x0b\x00\x00\x00touch owned\x85R.",
+    "an old opcode INST": b"\x80\x02(X\x0b\x00\x00\x00touch ownedios\nsystem\n.",
+    "an old opcode OBJ": b"\x80\x02(cos\nsystem\nX\x0b\x00\x00\x00touch ownedo.",
+    "a name out of the memo": hand_made(
+        b"\x8c\x05posix\x94\x8c\x06system\x94", b"00", b"h\x00h\x01\x93", OWN, b"R"
+    ),
+    "a name that was computed": hand_made(
+        named("collections", "deque"), b")R\x8c\x06system\x93"
+    ),
+    "an extension of copyreg": hand_made(b"\x82\x01"),
+    "a persistent object": hand_made(b"K\x01Q"),
+    "the state of a type": hand_made(named("numpy", "ndarray"), b"N}\x8c\x01aK\x01s\x86b"),
+    "the state of a type in the memo": hand_made(named("numpy", "float64"), b"\x940h\x00N}\x8c\x01aK\x01s\x86b"),
+    "the state of a function": hand_made(named("aparallel._persist.arrays", "array"), b"N}\x8c\x01aK\x01s\x86b"),
+    "items of a type": hand_made(named("collections", "OrderedDict"), b"\x8c\x01aK\x01s"),
+    "a list of a range": hand_made(named("builtins", "list"), RANGE, b"\x85R"),
+    "a set of a range": hand_made(named("builtins", "set"), RANGE, b"\x85R"),
+    "a deque of a range": hand_made(named("collections", "deque"), RANGE, b"\x85R"),
+    "gigabytes of zeros": hand_made(named("builtins", "bytearray"), b"J\xff\xff\xff\x7f\x85R"),
+    "a huge fraction": hand_made(named("fractions", "Fraction"), b"\x8c\x0b1e999999999\x85R"),
+    "a huge array": hand_made(named("numpy._core.multiarray", "_reconstruct"), named("numpy", "ndarray"),
+                              b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85C\x01b\x87R"),
+    "a call of ndarray": hand_made(named("numpy", "ndarray"), b"J\xff\xff\xff\x7f\x85\x85R"),
+    "a codec that is not latin1": hand_made(named("_codecs", "encode"), b"\x8c\x01a\x8c\x03rot\x86R"),
+    "a call of what was made": hand_made(named("collections", "defaultdict"), b")R)R"),
+    "a builtin dtype that is changed": hand_made(
+        named("numpy", "dtype"), b"\x8c\x02f8\x89\x89\x87R(K\x03\x8c\x01>NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_what_asks_for_more_than_data_is_refused_and_does_nothing(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    modules = set(sys.modules)
+    with pytest.raises(UntrustedTypeError, match="Nothing of it has run"):
+        await loads(HOSTILE[name], trusted=[])
+    assert list(tmp_path.iterdir()) == []
+    assert not {
+        module for module in set(sys.modules) - modules if not module.startswith(("aparallel", "numpy", "pick"))
+    }
+    assert np.dtype("f8") == np.dtype("<f8")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_the_second_line_of_defence_refuses_every_name_by_itself(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the walk had overlooked everything."""
+    from aparallel._persist.trust import Trust
+
+    monkeypatch.chdir(tmp_path)
+    trust = Trust(())
+    for module, name_ in _names_in(HOSTILE[name]):
+        if not _is_trusted_as_a_value(module, name_):
+            with pytest.raises(UntrustedTypeError):
+                trust.resolve(module, name_)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _names_in(data: bytes) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(data):
+        if isinstance(argument, str) and "UNICODE" in opcode.name:
+            texts.append(argument)
+        elif opcode.name == "STACK_GLOBAL" and len(texts) > 1:
+            found.append((texts[-2], texts[-1]))
+        elif opcode.name in ("GLOBAL", "INST"):
+            module, _, name = str(argument).partition(" ")
+            found.append((module, name))
+    return found
+
+
+def _is_trusted_as_a_value(module: str, name: str) -> bool:
+    from aparallel._persist.trust import _DATA, Global
+
+    return Global(module, name) in _DATA
+
+
+async def test_all_that_was_asked_for_is_listed_and_nothing_trusted_runs_before() -> None:
+    data = await dumps([Noting(), Calls(os.system, "true"), Calls(os.getcwd)])
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(data, trusted=[Noting])
+    assert caught.value.names == (f"{os.system.__module__}.system", f"{os.getcwd.__module__}.getcwd")
+    assert ran == []
+    await loads(await dumps(Noting()), trusted=[Noting])
+    assert ran == ["state"]
+
+
+async def test_a_name_that_means_something_of_another_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import persisted
+
+    monkeypatch.setattr(persisted, "helper", os.system, raising=False)
+    data = hand_made(named("persisted", "helper"), b"\x8c\x04true\x85R")
+    with pytest.raises(UntrustedTypeError, match="under another name"):
+        await loads(data, trusted=["persisted.helper"])
+    with pytest.raises(UntrustedTypeError):
+        await loads(data, trusted=[Point])
+
+
+async def test_a_type_under_an_old_name_is_trusted_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import persisted
+
+    monkeypatch.setattr(persisted, "OldPoint", Point, raising=False)
+    assert await loads(hand_made(named("persisted", "OldPoint")), trusted=[Point]) is Point
+
+
+DTYPES = ["f8", ">f8", "S5", "U5", "M8[ns]", "m8[25s]", ">M8[D]", "M8", "?", "V7", "O", "g",
+          np.dtype([("a", "i4"), ("b", "f8")]),
+          np.dtype([("a", "i1"), ("b", "O")], align=True), np.dtype(("f8", (3,))), np.dtype((np.record, [("a", "i4")])),
+          np.dtype([(("title", "a"), "i4")]), np.dtype([("x", "f8", (2, 2)), ("y", [("z", "U3")])])]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+async def test_every_dtype_is_trusted(dtype: Any, protocol: int) -> None:
+    dtype = np.dtype(dtype)
+    found = await loads(pickle.dumps([dtype, dtype], protocol), trusted=[])
+    assert found[0] == dtype
+    assert found[0].__reduce__() == dtype.__reduce__()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0),  # says that it holds no objects
+        (3, "|", None, ("a",), {"a": (np.dtype("f8"), 100)}, 8, 1, 16),  # a field outside of the item
+        (3, "|", None, ("a",), {"a": (np.dtype("f8"), -8)}, 8, 1, 16),
+        (3, "|", None, ("a", "b"), {"a": (np.dtype("f8"), 0)}, 8, 1, 16),
+        (3, "|", None, None, None, 1 << 40, 1, 0),
+        (3, "|", (np.dtype("f8"), (3,)), None, None, 8, 8, 0),  # a subarray larger than the item
+        (3, "|", None, None, None, 8, 1, 63),  # bytes that say they are objects
+        (9, "|", None, None, None, 8, 1, 0),
+    ],
+)
+async def test_a_dtype_that_numpy_would_not_write_is_refused(state: Any) -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return np.dtype, ("V8", False, True), state
+
+    with pytest.raises(UntrustedTypeError, match=r"numpy\.dtype"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
+async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
+    class Lying:
+        def __init__(self, shape: Any, dtype: Any, data: Any) -> None:
+            self.parts = shape, dtype, data
+
+        def __reduce__(self) -> Any:
+            function, args, _ = np.arange(2).__reduce__()[:3]
+            shape, dtype, data = self.parts
+            return function, args, (1, shape, dtype, False, data)
+
+    for parts in (
+        ((2,), np.dtype("O"), b"12345678" * 2),
+        ((1 << 40,), np.dtype("O"), [1]),
+        (("x",), np.dtype("f8"), b""),
+    ):
+        with pytest.raises(UntrustedTypeError):
+            await loads(pickle.dumps(Lying(*parts)), trusted=[])
+    with pytest.raises(ValueError, match="size"):
+        await loads(pickle.dumps(Lying((1 << 40,), np.dtype("f8"), b"12345678")), trusted=[])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04" + b"(" * 300_000 + b".",
+        b"\x80\x04" + b"]" * 300_000 + b"b\x00",
+        b"\x80\x04Nr\xff\xff\xff\xff.",
+        b"\x80\x04Np4000000000\n.",
+        b"\x80\x04\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00.",
+        b"\x80\x04c" + b"a" * 3_000_000,
+        b"\x80\x04" + b"t.",
+        b"\x80\x04" + b"0.",
+        b"\x80\x04N\x94q\x05.",
+    ],
+    ids=[
+        "marks",
+        "lists",
+        "memo",
+        "memo as text",
+        "bytearray",
+        "bytes",
+        "line",
+        "no mark",
+        "nothing",
+        "two memos",
+    ],
+)
+@pytest.mark.parametrize("use", ["load", "inspect"])
+async def test_depth_and_sizes_that_no_pickler_makes_take_no_memory(data: bytes, use: str) -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        with pytest.raises((CorruptFileError, UntrustedTypeError)):
+            await (loads(data, trusted=[]) if use == "load" else inspect(io.BytesIO(data)))
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+async def test_inspect_builds_nothing_and_tells_everything(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    obj = [
+        Noting(),
+        np.zeros((3, 4), "f4"),
+        np.asfortranarray(np.ones((2, 2))),
+        collections.Counter("ab"),
+        Calls(os.getcwd),
+    ]
+    for compress in (None, "zlib"):
+        size = await aparallel.dump(obj, path, compress=compress, signing_key="key")
+        info = await inspect(path)
+        assert ran == []
+        assert (info.format, info.version, info.size) == ("aparallel", 1, size)
+        assert (info.compression, info.mappable, info.signed) == (compress, compress is None, True)
+        assert [(array.shape, array.dtype, array.nbytes) for array in info.arrays] == [
+            ((3, 4), "<f4", 48),
+            ((2, 2), "<f8", 32),
+        ]
+        assert info.untrusted == (f"{__name__}.Noting", f"{os.getcwd.__module__}.getcwd")
+        assert set(info.untrusted) < set(info.types)
+        assert info.content_size > 80
+
+
+async def test_inspect_takes_every_kind_of_source(tmp_path: pathlib.Path) -> None:
+    data = await dumps(np.arange(100_000.0))
+
+    async def chunks() -> Any:
+        for start in range(0, len(data), 5000):
+            yield data[start : start + 5000]
+
+    expected = await inspect(io.BytesIO(data))
+    assert await inspect(chunks()) == expected
+    (tmp_path / "file").write_bytes(data)
+    assert await inspect(tmp_path / "file") == expected
+
+
+async def test_the_walk_sees_what_the_standard_library_sees() -> None:
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.inspector import Inspector
+    from aparallel._persist.unpickling import walk
+
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps([plain(), arrays(), Point(1, 2), twice, [Point(3, 4)] * 3], protocol)
+        seen: list[str] = []
+
+        class Recording(pickle._Unpickler):  # type: ignore[name-defined, misc]
+            def find_class(self, module: str, name: str) -> Any:
+                seen.append(f"{module}.{name}")  # noqa: B023
+                return super().find_class(module, name)
+
+        Recording(io.BytesIO(data)).load()
+        inspector = Inspector()
+        walk(io.BytesIO(data).read, inspector, Stop())
+        assert list(map(str, inspector.globals)) == list(dict.fromkeys(seen))
