@@ -51,7 +51,7 @@ def _of_literal(made: Made) -> bool:
 
 
 def _of_nothing(made: Made) -> bool:
-    return made.args == ()
+    return not _args(made)
 
 
 def _of_bytes(made: Made) -> bool:

@@ -85,7 +85,9 @@ class Report:
         better = [
             f"{row.contender} {number(row.value)}" + (" (ranges overlap)" if row.highest >= ours.lowest else "")
             for row in self._peers(ours)
-            if row.ratio is not None and ours.value - row.value > NOTABLE.get(row.unit, 0.0)
+            if not row.contender.startswith(OURS)
+            and row.ratio is not None
+            and ours.value - row.value > NOTABLE.get(row.unit, 0.0)
         ]
         figure = f"{ours.work}, {ours.figure}: {OURS} {number(ours.value)} {ours.unit.value}"
         return f"{figure}; better: {', '.join(better)}" if better else ""
@@ -96,7 +98,9 @@ class Report:
         better = [
             f"{row.contender} {number(row.lag.p99)}"
             for row in self._peers(ours)
-            if row.lag is not None and row.lag.p99 + NOTABLE_LAG_MS < ours.lag.p99
+            if not row.contender.startswith(OURS)
+            and row.lag is not None
+            and row.lag.p99 + NOTABLE_LAG_MS < ours.lag.p99
         ]
         return f"{ours.work}, lag p99: {OURS} {number(ours.lag.p99)} ms; better: {', '.join(better)}" if better else ""
 
@@ -108,7 +112,10 @@ class Report:
     def _verdict(self, target: RatioTarget | LagTarget) -> Verdict:
         if isinstance(target, RatioTarget):
             theirs = self.row(target.work, target.figure, target.contender)
-            measured = None if theirs is None else theirs.ratio
+            ours = self.row(target.work, target.figure, target.ours)
+            measured = None if theirs is None or ours is None or not ours.value else theirs.value / ours.value
+            if target.ours == OURS and theirs is not None:
+                measured = theirs.ratio
             is_reached = measured is not None and measured >= target.at_least
         else:
             ours = next((row for row in self.rows if (row.work, row.contender) == (target.work, OURS)), None)

@@ -13,10 +13,11 @@ class RatioTarget:
     figure: str
     contender: str
     at_least: float
+    ours: str = "aparallel"
 
     @property
     def text(self) -> str:
-        return f"{self.work}: {self.contender} / aparallel ≥ {self.at_least:g}"
+        return f"{self.work}, {self.figure}: {self.contender} / {self.ours} ≥ {self.at_least:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +54,17 @@ TARGETS: tuple[RatioTarget | LagTarget, ...] = (
     LagTarget("pool_start"),
     LagTarget("mixed_calls"),
     LagTarget("long_stream"),
+    RatioTarget("array_file", "dump", "np.save", 1),
+    RatioTarget("array_file", "load", "np.save", 1),
+    RatioTarget("array_file", "dump", "joblib zlib-3", 5, "aparallel numeric"),
+    RatioTarget("array_file", "file", "joblib zlib-3", 1, "aparallel numeric"),
+    RatioTarget("integers_file", "dump", "joblib zlib-3", 5, "aparallel numeric"),
+    RatioTarget("integers_file", "file", "joblib zlib-3", 1, "aparallel numeric"),
+    RatioTarget("dicts_file", "dump", "joblib", 8),
+    RatioTarget("dicts_file", "load", "joblib", 8),
+    LagTarget("array_file"),
+    LagTarget("dicts_file", 15.0),
+    LagTarget("small_arrays_file"),
+    LagTarget("forest_file"),
+    LagTarget("frame_file"),
 )

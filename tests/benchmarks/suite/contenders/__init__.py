@@ -11,6 +11,7 @@ from importlib import import_module, metadata, util
 from typing import Generic, TypeVar, cast
 
 from suite.contender import Contender
+from suite.file_contender import FileContender
 
 C = TypeVar("C")
 
@@ -55,4 +56,18 @@ PARALLEL: tuple[Entry[Contender], ...] = (
     Entry("mpire", "mpire_pool", "MpirePool", "mpire"),
     Entry("aiomultiprocess", "aiomultiprocess_pool", "AiomultiprocessPool", "aiomultiprocess"),
     Entry("ray", "ray_tasks", "RayTasks", "ray"),
+)
+
+FILES: tuple[Entry[FileContender], ...] = (
+    Entry("aparallel", "files", "AparallelFile", "aparallel"),
+    Entry("aparallel numeric", "files", "AparallelNumeric", "numcodecs"),
+    Entry("aparallel zstd", "files", "AparallelZstd", "zstandard"),
+    Entry("aparallel lz4", "files", "AparallelLz4", "lz4"),
+    Entry("aparallel zlib-3", "files", "AparallelZlib", "aparallel"),
+    Entry("joblib", "files", "JoblibFile", "joblib"),
+    Entry("joblib lz4", "files", "JoblibLz4", "joblib"),
+    Entry("joblib zlib-3", "files", "JoblibZlib", "joblib"),
+    Entry("pickle", "files", "Pickle"),
+    Entry("np.save", "files", "NumpyFile", "numpy"),
+    Entry("safetensors", "files", "Safetensors", "safetensors"),
 )

@@ -10,6 +10,14 @@ from suite.works.arrays import ArrayResults, ArrayTraffic, OneArray, SharedArray
 from suite.works.cold_start import ColdStart, PoolStart
 from suite.works.long_stream import LongStream
 from suite.works.mixed_calls import MixedCalls
+from suite.works.object_files import (
+    ArrayFile,
+    DictsFile,
+    ForestFile,
+    FrameFile,
+    IntegersFile,
+    SmallArraysFile,
+)
 from suite.works.one_call import OneCall
 from suite.works.tiny_calls import SeparateCalls, TinyCalls
 
@@ -27,5 +35,11 @@ WORKS: Mapping[str, Work[Any]] = {
         SharedArray(),
         ArrayResults(),
         ArrayTraffic(),
+        ArrayFile(),
+        IntegersFile(),
+        DictsFile(),
+        SmallArraysFile(),
+        ForestFile(),
+        FrameFile(),
     )
 }
