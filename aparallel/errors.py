@@ -228,7 +228,7 @@ class UntrustedTypeError(AparallelError, ValueError):
         self.source = source
 
 
-class _FileError(AparallelError, ValueError):
+class _AboutFile(AparallelError, ValueError):
     """A file cannot be loaded.
 
     Attributes:
@@ -240,7 +240,7 @@ class _FileError(AparallelError, ValueError):
         self.source = source
 
 
-class CorruptFileError(_FileError):
+class CorruptFileError(_AboutFile):
     """A file is not what was written. Nothing of it has run.
 
     Attributes:
@@ -264,7 +264,7 @@ class SignatureError(CorruptFileError):
     """A file was not signed with the key given, or was changed since."""
 
 
-class UnsupportedFormatError(_FileError):
+class UnsupportedFormatError(_AboutFile):
     """A file is of a kind that cannot be read here, or not in the way asked for.
 
     Attributes:

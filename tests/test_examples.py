@@ -48,6 +48,15 @@ STDOUT = {
         r"^40 of (?:40|unknown)$",
         r"^40 keys, indexes 0 to 39$",
     ],
+    "save_and_load": [
+        r"^16 MB written and synced, the loop lives: True$",
+        r"^mapped: memmap, \[2000\. 2001\. 2002\.\]$",
+        r"^with zlib: \d+% of it$",
+        r"^inspected: \(2000, 2000\) <f4, asks for nothing else: True$",
+        r"^streamed: \['cat', 'dog'\]$",
+        r"^refused: builtins\.print$",
+        r"^ChecksumError: one bit of 16 MB was wrong\n\Z",
+    ],
     "cancel_and_timeout": [
         r"^timeout=0\.2: .*spin.*0\.2",
         r"^asyncio\.timeout: the gather of 100 calls is over$",
