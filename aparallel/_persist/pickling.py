@@ -61,7 +61,9 @@ class _Records:
         self._size = 0
         self._buffers: list[bytes] = []
         self._buffers_size = 0
-        self.failure: BaseException | None = None
+        # The array that the next buffer stands for. Invariant: set from when an array is reduced to the callback for
+        # its buffer, which is the first thing that the pickler does with what the reduction returned.
+        self.next_array: Any = None
 
     def write(self, data: Any) -> int:
         """Take a frame of 64 KB, or something larger that stands outside of frames."""
@@ -82,21 +84,25 @@ class _Records:
                 self._write_pieces()
         return size
 
-    def take_array(self, flat: Iterator[memoryview], size: int, itemsize: int) -> None:
-        """Take an array's bytes, given in slices."""
-        if size < _SMALL:
-            self._take_small(b"".join(flat))
-        else:
-            self._write_buffers()
-            self._writer.write_buffer(size, self._checked(flat), itemsize)
+    def take(self, buffer: _PickleBuffer) -> bool:
+        """Take a buffer out of band (False), or leave it to the pickler (True)."""
+        found, self.next_array = self.next_array, None
+        if found is not None:
+            self._take_slices(_array_slices(found), found.nbytes, found.itemsize)
+            return False
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        self._take_slices(_slices(raw), raw.nbytes, 1)
+        return False
 
-    def take_buffer(self, buffer: memoryview) -> None:
-        """Take a buffer that some type of object passes to the pickler."""
-        if buffer.nbytes < _SMALL:
-            self._take_small(bytes(buffer))
+    def _take_slices(self, slices: Iterator[memoryview], size: int, itemsize: int) -> None:
+        if size < _SMALL:
+            self._take_small(b"".join(slices))
         else:
             self._write_buffers()
-            self._writer.write_buffer(buffer.nbytes, self._checked(_slices(buffer)), 1)
+            self._writer.write_buffer(size, self._checked(slices), itemsize)
 
     def finish(self) -> None:
         self._write_pieces()
@@ -131,11 +137,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler, with arrays out of band. It is the C pickler but for what cannot be imported."""
 
     def __init__(self, records: _Records) -> None:
-        super().__init__(records, PROTOCOL, buffer_callback=self._take)
+        # Nothing that the pickler holds may hold the pickler: in a cycle, its memo would be freed by the garbage
+        # collector, which goes through millions of entries several times, and whenever it likes.
+        super().__init__(records, PROTOCOL, buffer_callback=records.take)
         self._records = records
-        # The array that the next buffer stands for. Invariant: set from when an array is reduced to the callback for
-        # its buffer, which is the first thing that the pickler does with what the reduction returned.
-        self._next: np.ndarray[Any, Any] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -153,21 +158,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _reduced(self, obj: np.ndarray[Any, Any]) -> tuple[Any, np.dtype[Any], tuple[int, ...], str]:
         order = "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
         plain = obj.view(np.ndarray)
-        self._next = plain.T if order == "F" else plain
+        self._records.next_array = plain.T if order == "F" else plain
         return _stand_in(), obj.dtype, obj.shape, order
-
-    def _take(self, buffer: _PickleBuffer) -> bool:
-        """Write the buffer out of band (False), or leave it to the pickler (True)."""
-        found, self._next = self._next, None
-        if found is not None:
-            self._records.take_array(_array_slices(found), found.nbytes, found.itemsize)
-            return False
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        self._records.take_buffer(raw)
-        return False
 
 
 def _stand_in() -> _PickleBuffer:
