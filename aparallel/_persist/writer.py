@@ -48,7 +48,7 @@ class Sink(Protocol):
     def flush(self) -> None: ...
 
 
-# The checksum's C code holds the GIL: 1 MiB takes it 0.04 ms. A slice is summed, then written while it is in the cache.
+# The checksum's C code holds the GIL: 1 MiB takes it 0.04 ms.
 _SUMMED = 1 << 20
 _CHUNK = 1 << 20
 
@@ -131,9 +131,8 @@ class ContainerWriter:
         for piece in slices:
             view = memoryview(piece)
             for start in range(0, len(view), _SUMMED):
-                part = view[start : start + _SUMMED]
-                check.update(part)
-                self._write(part)
+                check.update(view[start : start + _SUMMED])
+            self._write(view)
         self._write(check.intdigest().to_bytes(CHECKSUM_SIZE, "little"))
         self._write(padding(self._position))
 
