@@ -167,6 +167,18 @@ HOSTILE: dict[str, bytes] = {
     "a call of ndarray": hand_made(named("numpy", "ndarray"), b"J\xff\xff\xff\x7f\x85\x85R"),
     "a codec that is not latin1": hand_made(named("_codecs", "encode"), b"\x8c\x01a\x8c\x03rot\x86R"),
     "a call of what was made": hand_made(named("collections", "defaultdict"), b")R)R"),
+    "a dtype that is changed after its use": hand_made(
+        named("numpy", "dtype"), b"\x8c\x02V8\x89\x88\x87R\x940",
+        named("aparallel._persist.arrays", "array"), b"(C\x08aaaaaaaah\x00K\x01\x85\x8c\x01CtR0",
+        b"h\x00(K\x03\x8c\x01|NNNM\xff\xffK\x01K\x00tb",
+    ),
+    "a dtype with a second state": hand_made(
+        named("numpy", "dtype"), b"\x8c\x02V8\x89\x88\x87R(K\x03\x8c\x01|NNNK\x08K\x01K\x00tb",
+        b"(K\x03\x8c\x01|NNNM\xff\xffK\x01K\x00tb",
+    ),
+    "fields that are changed after the check": hand_made(
+        b"}2", named("numpy", "dtype"), b"\x8c\x02V8\x89\x88\x87R0", b"\x8c\x01aK\x01s"
+    ),
     "a builtin dtype that is changed": hand_made(
         named("numpy", "dtype"), b"\x8c\x02f8\x89\x89\x87R(K\x03\x8c\x01>NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     ),
@@ -323,6 +335,9 @@ async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
         b"\x80\x04" + b"t.",
         b"\x80\x04" + b"0.",
         b"\x80\x04N\x94q\x05.",
+        b"\x80\x04\x95\x03" + bytes(7) + b"N0\x8c\x05abcde.",
+        b"\x80\x04\x95\x20" + bytes(7) + b"\x95\x01" + bytes(7) + b"N." + bytes(20),
+        b"\x80\x04\x95\x20" + bytes(7) + b"N." + bytes(40),
     ],
     ids=[
         "marks",
@@ -335,6 +350,9 @@ async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
         "no mark",
         "nothing",
         "two memos",
+        "torn frame",
+        "nested frames",
+        "endless frame",
     ],
 )
 @pytest.mark.parametrize("use", ["load", "inspect"])

@@ -127,6 +127,6 @@ _UNITS = frozenset({"generic", "Y", "M", "W", "D", "h", "m", "s", "ms", "us", "Î
 
 
 def _known(value: Any) -> np.dtype[Any]:
-    if not (isinstance(value, Made) and isinstance(value.known, np.dtype)):
+    if not (isinstance(value, Made) and value.built and isinstance(value.known, np.dtype)):
         raise WrongDtype("has a field of a type that is not known")
     return value.known

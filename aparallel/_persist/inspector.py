@@ -119,10 +119,13 @@ class Inspector(Watcher):
         if found is None or not is_shape(state.get("shape")):
             raise CorruptFileError("it has an array of joblib's that is not described as joblib does")
         self._add(state["shape"], state["dtype"])
+        start = window.position
+        self._skip_array(state, found, window)
+        window.jumped = start
+
+    def _skip_array(self, state: Items, found: np.dtype[Any], window: Window) -> None:
         if found.hasobject:
-            self.window, outer = window, self.window
             Walk(window, self).run()
-            self.window = outer
             return
         if state.get("numpy_array_alignment_bytes") is not None:
             window.skip(window.take(1)[0])
@@ -130,8 +133,8 @@ class Inspector(Watcher):
 
 
 def known_dtype(value: Any) -> np.dtype[Any] | None:
-    """The data type that *value* stands for, if that is known."""
-    return value.known if isinstance(value, Made) and isinstance(value.known, np.dtype) else None
+    """The data type that *value* stands for, if that is known, and cannot change any more."""
+    return value.known if isinstance(value, Made) and value.built and isinstance(value.known, np.dtype) else None
 
 
 def is_shape(value: Any) -> bool:

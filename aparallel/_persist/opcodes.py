@@ -55,7 +55,7 @@ BUFFER = Opaque("buffer")
 
 
 class Items(dict[Any, Any]):
-    """A dictionary, as far as it is kept."""
+    """A dictionary, as far as it is kept: what is left out, and keys that are no text, stand under the key None."""
 
     __slots__ = ()
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -68,15 +68,17 @@ class Made:
         of: what is called; not always a :class:`Global`.
         args: its arguments, a tuple unless they are not known.
         state: what BUILD gave it, or None.
+        built: it has been given a state.
         known: whatever the watcher knows about it. Only of what something is known does the memo keep.
     """
 
-    __slots__ = ("args", "known", "of", "state")
+    __slots__ = ("args", "built", "known", "of", "state")
 
     def __init__(self, of: Any, args: Any) -> None:
         self.of = of
         self.args = args
         self.state: Any = None
+        self.built = False
         self.known: Any = None
 
 
@@ -106,6 +108,7 @@ class Window:
         data: what is at hand.
         at: where in it the walk stands.
         start: how many bytes were before ``data``.
+        jumped: from where a watcher has skipped what is no pickle, or 0.
     """
 
     def __init__(self, read: Callable[[int], bytes | memoryview], stop: Stop) -> None:
@@ -114,6 +117,7 @@ class Window:
         self.data = b""
         self.at = 0
         self.start = 0
+        self.jumped = 0
 
     @property
     def position(self) -> int:
@@ -216,6 +220,9 @@ class Walk:
         window, stack, marks, memo = self._window, self._stack, self._marks, self._memo
         data, at = window.data, window.at
         fixed, counted = _FIXED, _COUNTED
+        # Where the frame ends that the walk is in, or 0. The unpickler reads a frame at once, and drops what is left of
+        # it when an opcode goes beyond; so frames must end where opcodes do, or the two would see different pickles.
+        frame_end = 0
         while True:
             if at + 16 > len(data):
                 window.more(at, 16)
@@ -224,6 +231,12 @@ class Walk:
                     raise _cut()
                 if len(stack) > _MOST_STACKED or len(marks) > _MOST_STACKED:
                     raise CorruptFileError("its pickle is nested deeper than any pickler makes one")
+            if frame_end:
+                position = window.start + at
+                if position > frame_end:
+                    raise CorruptFileError("its pickle has a frame that ends within an opcode")
+                if position == frame_end:
+                    frame_end = 0
             op = data[at]
             at += 1
             if op in fixed:
@@ -272,8 +285,13 @@ class Walk:
             elif op == 0x5D:  # EMPTY_LIST
                 stack.append(LIST)
             elif op == 0x95:  # FRAME
+                if frame_end:
+                    raise CorruptFileError("its pickle has a frame within a frame")
+                frame_end = window.start + at + 8 + int.from_bytes(data[at : at + 8], "little")
                 at += 8
             elif op == 0x2E:  # STOP
+                if frame_end and window.start + at != frame_end:
+                    raise CorruptFileError("its pickle has a frame that goes on after its end")
                 window.at = at
                 return stack.pop()
             elif op in _MARKED:
@@ -291,6 +309,10 @@ class Walk:
                 window.at = at
                 self._rare(op)
                 data, at = window.data, window.at
+                if window.jumped:
+                    if frame_end not in (0, window.jumped):
+                        raise CorruptFileError("its pickle has an array within a frame")
+                    frame_end = window.jumped = 0
 
     @staticmethod
     def _number(op: int, data: bytes, at: int) -> int:
@@ -380,7 +402,10 @@ class Walk:
         elif op == 0x62:  # BUILD
             state, target = stack.pop(), stack[-1]
             if isinstance(target, Made):
-                target.state = state
+                if target.built:
+                    # What was made of it meanwhile relies on its first one.
+                    self._watcher.on_odd("a second state for one object")
+                target.state, target.built = state, True
             self._watcher.on_build(target, state)
         elif op == 0x97:  # NEXT_BUFFER
             stack.append(BUFFER)
@@ -393,7 +418,9 @@ class Walk:
             stack.append(self._memo.get(self._index(op), OPAQUE))
         elif op in _LINES:
             text = self._line()
-            stack.append(text if op == 0x56 and len(text) <= _LONGEST_TEXT else OPAQUE)
+            # UNICODE has escapes; a name needs none.
+            is_plain = op == 0x56 and len(text) <= _LONGEST_TEXT and text.isascii() and "\\" not in text
+            stack.append(text if is_plain else OPAQUE)
             if op == 0x50:  # PERSID
                 self._watcher.on_odd("an object that is kept elsewhere (a persistent ID)")
         elif op == 0x51:  # BINPERSID
@@ -409,7 +436,9 @@ class Walk:
             else:
                 stack.pop()
         elif op == 0x32:  # DUP
-            stack.append(stack[-1])
+            # No pickler writes it. With two ways to reach it, what was checked could still be changed.
+            self._watcher.on_odd("a second reference without the memo (DUP)")
+            stack.append(OPAQUE)
         elif op == 0x80:  # PROTO
             if window.take(1)[0] > 5:
                 raise CorruptFileError("its pickle is of a protocol that does not exist")
@@ -467,10 +496,11 @@ class Walk:
     def _set_items(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, Items):
             self._fill(target)
-        elif len(target) < _MOST_ITEMS:
+        elif len(target) + len(items) // 2 > _MOST_ITEMS:
+            target[None] = OPAQUE
+        else:
             for key, value in zip(items[::2], items[1::2], strict=False):
-                if isinstance(key, str):
-                    target[key] = value
+                target[key if isinstance(key, str) else None] = value
 
     def _fill(self, target: Any) -> None:
         self._watcher.on_fill(target)

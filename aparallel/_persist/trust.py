@@ -98,7 +98,7 @@ def _empty_masked(made: Made) -> bool:
 
 
 def _a_dtype(made: Made) -> bool:
-    return known_dtype(made) is not None
+    return made.known is not None  # else the inspector has found it wrong
 
 
 def _scalar(made: Made) -> bool:
