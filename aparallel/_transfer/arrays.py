@@ -6,6 +6,7 @@ protocol knows.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -263,23 +264,28 @@ def byte_bounds(array: Array) -> tuple[int, int]:
 def _identity_of(address: int, filename: Any) -> tuple[int, int] | None:
     """Return device and inode of *filename* if that is still the file mapped at *address*, else None."""
     try:
-        status = os.stat(filename)
-    except OSError:
+        with open(filename, "rb") as file:
+            status = os.fstat(file.fileno())
+            probe = mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ)
+    except (OSError, ValueError):  # gone, or empty by now
         return None
-    identity = status.st_dev, status.st_ino
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            for line in maps:
-                # start-end permissions offset major:minor inode path (proc(5))
-                span, _, _, device, inode, *_ = line.split(maxsplit=5)
-                start, _, end = span.partition("-")
+    # Two mappings are compared, not a mapping with the status: on btrfs and overlayfs these tell different devices.
+    mapped, named = _files_at(address, np.frombuffer(probe, np.uint8).__array_interface__["data"][0])
+    return (status.st_dev, status.st_ino) if mapped == named else None
+
+
+def _files_at(*addresses: int) -> list[tuple[str, str] | None]:
+    """Return device and inode, as text, of what is mapped at *addresses*; all None where there is no /proc."""
+    found: list[tuple[str, str] | None] = [None for _ in addresses]
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            # start-end permissions offset major:minor inode path (proc(5))
+            span, _, _, device, inode, *_ = line.split(maxsplit=5)
+            start, _, end = span.partition("-")
+            for position, address in enumerate(addresses):
                 if int(start, 16) <= address < int(end, 16):
-                    major, _, minor = device.partition(":")
-                    mapped = os.makedev(int(major, 16), int(minor, 16)), int(inode)
-                    return identity if mapped == identity else None
-    except FileNotFoundError:  # no /proc here: the name is all there is
-        return identity
-    return None
+                    found[position] = device, inode
+    return found
 
 
 # The other side
