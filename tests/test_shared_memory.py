@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from aparallel._ground.memory import Room, parse_available
 from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.lending import Hold, Lender, NoDescriptorError, Raw
-from aparallel._transfer.shared_memory import Mapping, create_in_file, create_in_memory
+from aparallel._transfer.shared_memory import Mapping, _temporary_folder, create_in_file, create_in_memory
 from aparallel.errors import BrokenWorkerError, SharedMemoryError
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="there is no /proc to count in")
@@ -506,10 +507,7 @@ def _without_any() -> None:
     def refuse(*args: Any, **options: Any) -> int:
         raise OSError(errno.ENOSPC, "no room, says the test")
 
-    import tempfile
-
     os.memfd_create = os.pwrite = refuse
-    tempfile.mkstemp = refuse
 
 
 @by_value
@@ -951,6 +949,36 @@ class TestPieces:
     def test_a_file_in_a_folder_that_cannot_be_written_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No such file"):
             create_in_file(10, str(tmp_path / "missing"))
+
+    def test_the_temporary_folder_is_that_of_tempfile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        assert _temporary_folder() == tempfile.gettempdir()
+        assert _temporary_folder() == tempfile.gettempdir()  # which tempfile remembers
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert _temporary_folder() == str(tmp_path) == tempfile.gettempdir()
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
+        monkeypatch.delenv("TEMP", raising=False)
+        monkeypatch.delenv("TMP", raising=False)
+        assert _temporary_folder() == tempfile.gettempdir()
+
+    def test_a_file_is_made_without_a_descriptor_to_spare(self, tmp_path: Path) -> None:
+        """Nothing is imported, and no folder tried, when descriptors are what is short."""
+        script = """
+            import os, resource, sys
+            from aparallel._transfer.lending import Lender, Raw, NoDescriptorError
+            used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
+            try:
+                Lender().write([Raw(memoryview(bytes(1000)))])
+            except NoDescriptorError:
+                print("clear")
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout == "clear\n", done.stderr
 
     def test_an_argument_memory_that_is_dropped_leaves_no_known_content(self) -> None:
         memory = ArgumentMemory()

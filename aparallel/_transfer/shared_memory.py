@@ -71,9 +71,7 @@ def create_in_file(size: int, folder: str | None) -> int:
         OSError: it cannot be made.
     """
     if folder is None:
-        import tempfile
-
-        folder = tempfile.gettempdir()
+        folder = _temporary_folder()
     if hasattr(os, "O_TMPFILE"):
         try:
             return _sized(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), size)
@@ -84,11 +82,23 @@ def create_in_file(size: int, folder: str | None) -> int:
 
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-    import tempfile
-
-    fd, name = tempfile.mkstemp(prefix="aparallel-", dir=folder)
+    name = os.path.join(folder, f"aparallel-{os.urandom(16).hex()}")
+    fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.unlink(name)
     return _sized(fd, size)
+
+
+def _temporary_folder() -> str:
+    """Return the folder that ``tempfile.gettempdir()`` does, without the descriptors that this needs."""
+    tempfile = sys.modules.get("tempfile")
+    chosen: str | bytes | None = getattr(tempfile, "tempdir", None)
+    if chosen is not None:
+        return os.fsdecode(chosen)
+    folders = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
+    for folder in (*folders, "/tmp", "/var/tmp", "/usr/tmp"):  # noqa: S108 (no name is used there)
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return os.path.abspath(folder)
+    return os.getcwd()
 
 
 def _sized(fd: int, size: int) -> int:
