@@ -15,6 +15,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,6 +189,25 @@ class TestResults:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
         await until(lambda: descriptors_here() <= before[1])
+
+    async def test_arguments_are_let_go_of_without_the_garbage_collector(self) -> None:
+        async def attempt(pool: Pool) -> Any:
+            array = np.zeros(50_000)
+            assert await pool.run(total, array) == 0
+            return weakref.ref(array)
+
+        async with Pool(1, max_nbytes=1000) as pool:
+            await attempt(pool)
+            gc.collect()
+            gc.disable()
+            try:
+                arrays = [await attempt(pool) for _ in range(5)]
+                deadline = time.monotonic() + 5
+                while any(array() is not None for array in arrays):
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.01)
+            finally:
+                gc.enable()
 
     async def test_one_segment_serves_one_result_after_the_other(self) -> None:
         """Memory that was given back is used again: fresh pages cost ten times what the copy does."""

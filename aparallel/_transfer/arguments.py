@@ -376,7 +376,7 @@ class ArgumentMemory:
         buffers = OutOfBand(0, "c" if mode == "r+" else "r")
         data = pickle_in_slices(value, pause, buffers)
         sources: list[Any] = [Raw(memoryview(data))]
-        sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]
+        sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.take()]
         written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
         contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
         array, visible = None, None

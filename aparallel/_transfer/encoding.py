@@ -108,10 +108,9 @@ def _explained(call: Call[Any], index: int | None, reason: Exception) -> Excepti
 
 def _with_references(data: bytes, buffers: OutOfBand) -> bytes | Shipment:
     """Return the payload for a pickle that refers only to what is shared already."""
-    references: list[Any] = buffers.sources
+    references: list[Any] = buffers.take()
     if not references:
         return data
-    buffers.sources = []
     return Shipment(data, [(reference.content, reference.mode) for reference in references])
 
 
@@ -243,12 +242,15 @@ class ProcessEncoder(Encoder):
         """Pickle in a thread, with what is large in shared memory; return also how many bytes that took."""
         sharing = self._sharing
         buffers = OutOfBand(self._limit, sharing.mmap_mode)
-        data = pickle_in_slices(content, pause, buffers)
-        if not buffers.sources:
+        try:
+            data = pickle_in_slices(content, pause, buffers)
+        finally:
+            sources = buffers.take()
+        if not sources:
             return data, len(data)
         try:
             parts, written = self._memory.get().place(
-                buffers.sources, sharing.temp_folder, sharing.mmap_mode, self._user, self._at_once
+                sources, sharing.temp_folder, sharing.mmap_mode, self._user, self._at_once
             )
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)

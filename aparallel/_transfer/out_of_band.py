@@ -73,6 +73,11 @@ class OutOfBand:
         self.sources.append(source)
         return False
 
+    def take(self) -> list[memoryview | Marker]:
+        """Hand over what was taken: kept here, in a cycle with the reducers, arrays would wait for the collector."""
+        sources, self.sources = self.sources, []
+        return sources
+
     def check_thread(self) -> None:
         """Something is to be done that takes long.
 

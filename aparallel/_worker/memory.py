@@ -67,10 +67,10 @@ class WorkerMemory:
         if buffers is None:
             buffers = self._results[largest] = OutOfBand(largest, None)
         data = pickle(value, buffers)
-        if not buffers.sources:
+        taken = buffers.take()
+        if not taken:
             return data, 0, []
-        sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in buffers.sources]
-        buffers.sources = []
+        sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in taken]
         try:
             hold, offsets, _ = self._lender.write(sources, folder)
         except NoDescriptorError:  # through the socket, then
