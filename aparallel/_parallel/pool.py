@@ -191,12 +191,13 @@ class Pool:
         future: asyncio.Future[Any] = scheduler.loop.create_future()
         place = self._waiting_runs[future] = None
         try:
-            function, payload = self._encoder.encode(fn) or (await self._encoder.encode_large(fn, None))[:2]
+            encoded = self._encoder.encode(fn) or (await self._encoder.encode_large(fn, None))[:2]
             if not future.done():  # the pool may have been closed meanwhile
                 scheduler.admit(self._runs)
-                place = self._runs.enter(function, payload, future, context, timeout, policy)
+                place = self._runs.enter(*encoded, future, context, timeout, policy)
                 self._waiting_runs[future] = place
                 scheduler.dispatch_soon()
+            del encoded  # its memory is the scheduler's from here on
             if not self._is_inline:
                 return await future
             with self._place_for_nested(context):
@@ -209,6 +210,7 @@ class Pool:
             raise
         finally:
             del self._waiting_runs[future]
+            del future  # an error that it holds refers to this frame
             if self._closing:
                 self._tell_if_quiet()
 

@@ -18,7 +18,7 @@ import xxhash
 from aparallel._ground.hop import pause
 from aparallel._ground.memory import Room
 from aparallel._ground.sharing import Shared
-from aparallel._transfer.arrays import Reference, Strided, owner_of
+from aparallel._transfer.arrays import Reference, Strided, memmap_in, owner_of
 from aparallel._transfer.lending import Hold, Lender, Raw, Segment
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # Contents are kept for when their arrays come again: those of the last few arrays, whatever these are, and those of
 # arrays that have come again before, up to so large a part of the memory that is there. Each may cost a descriptor.
-_LATEST_COUNT = 8
-_LATEST_BYTES = 64 * 1024 * 1024
+_LATEST_COUNT = 16
+_LATEST_BYTES = 256 * 1024 * 1024
 _RECURRING_COUNT = 256
 _RECURRING_BYTES = 256 * 1024 * 1024
 _RECURRING_PART = 8
@@ -126,17 +126,17 @@ def digest_of(source: Any) -> bytes:
 
 
 def _check_is_array(value: Any) -> None:
-    if type(value) is np.ndarray and not value.dtype.hasobject:
-        if not value.flags.writeable and isinstance(owner_of(value).base, Window):
-            raise SharingError("share(mode='r+') got the array of what was shared read-only. Share a copy of it.")
-        return
-    hint = "Share its arrays one by one."
-    if isinstance(value, np.memmap):
-        hint = "Pass a memmap itself to calls, with mmap_mode='r+'."
-    raise TypeError(
-        f"share(mode='r+') takes a NumPy array of numbers, got {type(value).__name__}: "
-        f"nothing else can be written from both sides. {hint}"
-    )
+    backing = memmap_in(value) if isinstance(value, np.ndarray) else None
+    is_in_file = backing is not None and backing.mode != "c"
+    if type(value) is not np.ndarray or value.dtype.hasobject or is_in_file:
+        hint = "Pass it to calls itself, with mmap_mode='r+'." if is_in_file else "Share its arrays one by one."
+        what = "one that lies in a file" if is_in_file else type(value).__name__
+        raise TypeError(
+            f"share(mode='r+') takes a NumPy array of numbers in memory, got {what}: "
+            f"nothing else can be written from both sides. {hint}"
+        )
+    if not value.flags.writeable and isinstance(owner_of(value).base, Window):
+        raise SharingError("share(mode='r+') got the array of what was shared read-only. Share a copy of it.")
 
 
 class _Origin:

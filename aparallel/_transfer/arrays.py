@@ -180,7 +180,7 @@ class _Rules:
         if isinstance(root, Window):
             content = root.keep
             return self._shared(array, content) if getattr(content, "is_shared", False) else None
-        backing = _memmap_in(array)
+        backing = memmap_in(array)
         if backing is None or backing.filename is None or backing.mode == "c":
             return None
         self._buffers.check_thread()
@@ -237,7 +237,7 @@ def owner_of(array: Array) -> Array:
         array = base
 
 
-def _memmap_in(array: Array) -> Any:
+def memmap_in(array: Array) -> Any:
     """The np.memmap that *array* is a view of, if it is one."""
     current: Any = array
     found = None

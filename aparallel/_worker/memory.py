@@ -66,8 +66,10 @@ class WorkerMemory:
         buffers = self._results.get(largest)
         if buffers is None:
             buffers = self._results[largest] = OutOfBand(largest, None)
-        data = pickle(value, buffers)
-        taken = buffers.take()
+        try:
+            data = pickle(value, buffers)
+        finally:
+            taken = buffers.take()
         if not taken:
             return data, 0, []
         sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in taken]
