@@ -290,6 +290,8 @@ async def test_every_dtype_is_trusted(dtype: Any, protocol: int) -> None:
         (3, "|", (np.dtype("f8"), (3,)), None, None, 8, 8, 0),  # a subarray larger than the item
         (3, "|", None, None, None, 8, 1, 63),  # bytes that say they are objects
         (9, "|", None, None, None, 8, 1, 0),
+        (3, "|", None, None, {"a": (np.dtype("O"), 0)}, 8, 1, 0),  # fields without names
+        (4, "|", None, None, None, 8, 1, 0, {"a": 1}),
     ],
 )
 async def test_a_dtype_that_numpy_would_not_write_is_refused(state: Any) -> None:
@@ -298,6 +300,15 @@ async def test_a_dtype_that_numpy_would_not_write_is_refused(state: Any) -> None
             return np.dtype, ("V8", False, True), state
 
     with pytest.raises(UntrustedTypeError, match=r"numpy\.dtype"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
+async def test_a_date_without_a_unit_is_refused() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return np.dtype, ("m8", False, True), (3, "<", None, None, None, -1, -1, 0)
+
+    with pytest.raises(UntrustedTypeError, match="no unit of time"):
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
@@ -314,6 +325,7 @@ async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
     for parts in (
         ((2,), np.dtype("O"), b"12345678" * 2),
         ((1 << 40,), np.dtype("O"), [1]),
+        ((98,), np.dtype("O"), [1, 2]),
         (("x",), np.dtype("f8"), b""),
     ):
         with pytest.raises(UntrustedTypeError):

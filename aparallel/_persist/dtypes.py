@@ -56,14 +56,16 @@ def stated_dtype(made: np.dtype[Any], state: Any) -> np.dtype[Any]:
 
 
 def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
-    order, subarray, names, fields, itemsize, alignment, flags = state[1:8]
+    order, subarray, names, fields, itemsize, _, flags = state[1:8]
+    if made.kind in "mM":
+        return _dated(made, state)
+    if state[0] != 3 or len(state) != 8:
+        raise WrongDtype("has metadata")
     if subarray is not None:
         base, shape = subarray
         found = np.dtype((_known(base), shape))
     elif names is not None:
         found = _structured(made, names, fields, itemsize, flags)
-    elif made.kind in "mM":
-        found = _dated(made, order, state)
     elif made.kind in "SUV":
         found = np.dtype(f"{made.kind}{itemsize // (4 if made.kind == 'U' else 1)}")
     else:
@@ -72,8 +74,9 @@ def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
         found = found.newbyteorder(order)
     reduced: Any = found.__reduce__()
     written = reduced[2]
-    # Fields and subarrays were built from what was checked; the numbers are compared.
-    if (written[1], *written[5:8]) != (order, itemsize, alignment, flags) and made.kind not in "mM":
+    # Fields and subarrays were built from what was checked; of those, what must agree is that they are there.
+    given = (order, *(part is None for part in state[2:5]), *state[5:])
+    if given != (written[1], *(part is None for part in written[2:5]), *written[5:]):
         raise WrongDtype("has a state that does not fit it")
     return found
 
@@ -101,26 +104,26 @@ def _structured(made: np.dtype[Any], names: Any, fields: Any, itemsize: Any, fla
 _ALIGNED = 0x80
 
 
-def _dated(made: np.dtype[Any], order: Any, state: tuple[Any, ...]) -> np.dtype[Any]:
-    """A date or a span of time, whose unit is in the metadata: ``({}, (b"ns", 1, 1, 1))``."""
-    unit: Any = b"generic"
-    count = 1
-    if len(state) == 9 and state[8] is not None:
-        metadata, (unit, count, divisor, event) = state[8]
-        if metadata or event != 1 or divisor != 1:
-            raise WrongDtype("has a unit of time that is not known")
+def _dated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
+    """A date or a span of time, whose unit is at the state's end: ``(None, (b"ns", 1, 1, 1))``."""
+    if state[0] != 4 or len(state) != 9 or not isinstance(state[8], tuple):
+        raise WrongDtype("has no unit of time")  # NumPy would take the unit from address 0
+    metadata, (unit, count, divisor, event) = state[8]
     if isinstance(unit, Made):  # as bytes are spelled in protocol 2
         unit = unit.known
     name = unit.decode("ascii") if isinstance(unit, bytes) else unit
     if (
-        name not in _UNITS
-        or not isinstance(count, int)
+        metadata
+        or name not in _UNITS
+        or type(count) is not int
         or not 0 < count < 1 << 31
-        or order not in ("<", ">", "=", "|")
-        or state[2:8] not in {(None, None, None, -1, -1, 0), (None, None, None, 8, 8, 0)}
+        or (divisor, event) != (1, 1)
+        or state[1] not in ("<", ">")
+        or state[2:8] != (None, None, None, -1, -1, 0)
     ):
         raise WrongDtype("has a unit of time that is not known")
-    return np.dtype(made.char) if name == "generic" else np.dtype(f"{made.char}8[{count}{name}]")
+    found = np.dtype(made.char) if name == "generic" else np.dtype(f"{made.char}8[{count}{name}]")
+    return found.newbyteorder(state[1])
 
 
 _UNITS = frozenset({"generic", "Y", "M", "W", "D", "h", "m", "s", "ms", "us", "μs", "ns", "ps", "fs", "as"})

@@ -49,9 +49,17 @@ class Opaque:
 OPAQUE = Opaque("value")
 BYTES = Opaque("bytes")
 TEXT = Opaque("text")
-LIST = Opaque("list")
 SET = Opaque("set")
 BUFFER = Opaque("buffer")
+
+
+class Listed:
+    """A list, of which only the length is kept."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
 
 
 class Items(dict[Any, Any]):
@@ -283,7 +291,7 @@ class Walk:
             elif op == 0x7D:  # EMPTY_DICT
                 stack.append(Items())
             elif op == 0x5D:  # EMPTY_LIST
-                stack.append(LIST)
+                stack.append(Listed())
             elif op == 0x95:  # FRAME
                 if frame_end:
                     raise CorruptFileError("its pickle has a frame within a frame")
@@ -343,15 +351,14 @@ class Walk:
         if op == 0x75:  # SETITEMS
             self._set_items(stack[-1], items)
         elif op == 0x65:  # APPENDS
-            if stack[-1] is not LIST:
-                self._fill(stack[-1])
+            self._extend(stack[-1], len(items))
         elif op == 0x90:  # ADDITEMS
             if stack[-1] is not SET:
                 self._fill(stack[-1])
         elif op == 0x74:  # TUPLE
             stack.append(tuple(items) if len(items) <= _MOST_ITEMS else OPAQUE)
         elif op == 0x6C:  # LIST
-            stack.append(LIST)
+            stack.append(Listed(len(items)))
         elif op == 0x64:  # DICT
             stack.append(Items())
             self._set_items(stack[-1], items)
@@ -376,8 +383,7 @@ class Walk:
             stack.append(SET)
         elif op == 0x61:  # APPEND
             stack.pop()
-            if stack[-1] is not LIST:
-                self._fill(stack[-1])
+            self._extend(stack[-1], 1)
         elif op == 0x73:  # SETITEM
             value, key = stack.pop(), stack.pop()
             self._set_items(stack[-1], [key, value])
@@ -501,6 +507,12 @@ class Walk:
         else:
             for key, value in zip(items[::2], items[1::2], strict=False):
                 target[key if isinstance(key, str) else None] = value
+
+    def _extend(self, target: Any, count: int) -> None:
+        if type(target) is Listed:
+            target.count += count
+        else:
+            self._fill(target)
 
     def _fill(self, target: Any) -> None:
         self._watcher.on_fill(target)

@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.inspector import WRAPPERS, Inspector, known_dtype
-from aparallel._persist.opcodes import BUFFER, BYTES, LIST, SET, TEXT, Global, Items, Made, Opaque
+from aparallel._persist.opcodes import BUFFER, BYTES, SET, TEXT, Global, Items, Listed, Made, Opaque
 from aparallel.errors import UntrustedTypeError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _args(made: Made) -> tuple[Any, ...]:
 def _of_literal(made: Made) -> bool:
     """Nothing, or items that stand in the file, and plain numbers after them (``deque``'s length)."""
     args = _args(made)
-    first_is_items = not args or args[0] in (LIST, SET) or isinstance(args[0], (Items, tuple))
+    first_is_items = not args or args[0] is SET or isinstance(args[0], (Listed, Items, tuple))
     return first_is_items and all(item is None or isinstance(item, int) for item in args[1:])
 
 
@@ -431,12 +431,9 @@ def _is_array_state(state: Any) -> bool:
     if dtype is None or not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         return False
     if dtype.hasobject:
-        # Its items stand in the file, but how many is not known here. NumPy compares after it has taken the memory.
-        return data is LIST and math.prod(shape) <= _MOST_OBJECTS and len(state) < 7
+        # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
+        return isinstance(data, Listed) and data.count == math.prod(shape) and len(state) < 7
     return data is BYTES or isinstance(data, bytes) or (isinstance(data, Made) and isinstance(data.known, bytes))
-
-
-_MOST_OBJECTS = 1 << 28
 
 
 def _text(of: Any) -> str:
