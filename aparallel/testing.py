@@ -7,19 +7,25 @@ plugin) that a new backend inherits::
     class TestMyBackend(BackendSuite):
         def new_backend(self):
             return MyBackend()
+
+:class:`CompressorSuite` is the same for a compressor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aparallel._backends.direct import DirectEncoder
 from aparallel._ground.call import delayed
 from aparallel._ground.timings import Timings
 from aparallel._parallel.pool import Pool
-from aparallel.abc import Backend, Exit, Worker
+from aparallel._persist.dump import dumps
+from aparallel._persist.load import loads
+from aparallel.abc import Backend, Compressor, Exit, Worker
 from aparallel.errors import RemoteCallError
 
 if TYPE_CHECKING:
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call
     from aparallel.abc import Batch, OnCancel, Sharing, WorkerEvents
 
-__all__ = ["BackendSuite", "FakeBackend", "FakeWorker"]
+__all__ = ["BackendSuite", "CompressorSuite", "FakeBackend", "FakeWorker"]
 
 
 class FakeBackend(Backend):
@@ -199,3 +205,39 @@ class BackendSuite:
             await pool.warm_up()
             assert pool.statistics().idle == 2
         assert pool.statistics().workers == 0
+
+
+class CompressorSuite:
+    """What every compressor must do. Inherit it and say how to make one."""
+
+    def new_compressor(self) -> Compressor:
+        raise NotImplementedError
+
+    def test_gives_back_what_it_was_given(self) -> None:
+        compressor = self.new_compressor()
+        for data in (b"x", bytes(1 << 20), bytes(range(256)) * 100, os.urandom(70_001)):
+            for itemsize in (1, 3, 8):
+                compressed = compressor.compress(memoryview(data), itemsize)
+                assert len(compressed) <= len(data) * 5 // 4 + 1024
+                assert compressor.decompress(memoryview(compressed), len(data)) == data
+
+    def test_never_gives_more_than_it_may(self) -> None:
+        compressor = self.new_compressor()
+        compressed = compressor.compress(memoryview(bytes(1 << 20)), 1)
+        try:
+            found = compressor.decompress(memoryview(compressed), 1000)
+        except Exception:  # in its own words
+            return
+        assert len(found) <= 1001
+
+    def test_serves_several_threads_at_once(self) -> None:
+        compressor = self.new_compressor()
+        pieces = [bytes([number]) * 100_000 for number in range(16)]
+        with ThreadPoolExecutor(4) as threads:
+            compressed = list(threads.map(lambda piece: compressor.compress(memoryview(piece), 1), pieces))
+            found = threads.map(lambda piece: compressor.decompress(memoryview(piece), 100_000), compressed)
+            assert list(map(bytes, found)) == pieces
+
+    async def test_carries_objects_through_files(self) -> None:
+        data = await dumps(["text" * 1000, list(range(100_000))], compress=self.new_compressor())
+        assert await loads(data, compressors=[self.new_compressor()]) == ["text" * 1000, list(range(100_000))]

@@ -20,10 +20,11 @@ from hypothesis.extra import numpy as npst
 from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
 from aparallel import dump, dump_chunks, dumps, load, loads
-from aparallel._persist.compressors import NAMES
+from aparallel._persist.compressors import NAMES, Zlib
 from aparallel._persist.dump import DumpOptions, dump_to_bytes
 from aparallel._persist.load import LoadOptions, load_from_bytes
 from aparallel.abc import Compressor
+from aparallel.testing import CompressorSuite
 
 
 async def chunked(data: bytes, size: int) -> AsyncIterator[bytes]:
@@ -122,7 +123,20 @@ class Reversing(Compressor):
         return bytes(data[::-1])
 
     def decompress(self, data: memoryview, size: int) -> bytes:
-        return bytes(data[::-1])
+        return bytes(data[::-1][: size + 1])
+
+
+class TestReversing(CompressorSuite):
+    def new_compressor(self) -> Compressor:
+        return Reversing()
+
+
+class TestZlib(CompressorSuite):
+    def new_compressor(self) -> Compressor:
+        class Renamed(Zlib):
+            name = "renamed zlib"
+
+        return Renamed()
 
 
 async def test_a_compressor_of_the_users_own_serves_both_ways() -> None:
