@@ -34,6 +34,7 @@ SLICE = 8 << 20
 _COLLECT = 64 << 10
 
 _SUFFIX = ".aparallel"
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NAME_LIMIT = 255
 
 
@@ -119,13 +120,14 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
             sink = FileSink(fd, stop, reserve=not durable and sys.platform == "linux")
             yield sink
             sink.flush()
-            if existing is not None:
-                os.fchmod(fd, stat.S_IMODE(existing.st_mode))
-            else:
-                os.fchmod(fd, 0o666 & ~_umask())
+            if hasattr(os, "fchmod"):  # Windows has it from Python 3.13 on
+                os.fchmod(fd, stat.S_IMODE(existing.st_mode) if existing is not None else 0o666 & ~_umask())
             if durable:
                 os.fsync(fd)
             stop.check()
+            if fcntl is None:  # Windows renames no file that is open
+                os.close(fd)
+                fd = -1
             os.replace(aside, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -133,7 +135,8 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
             raise
     finally:
         # After the rename: as long as the name is there, so is the lock.
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
     if durable:
         _sync_folder(folder)
 
@@ -154,7 +157,7 @@ def remove_litter(folder: str, name: str) -> None:
 
 def _remove_if_abandoned(path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:  # gone, or not ours to open
         return
     try:
@@ -170,7 +173,7 @@ def _remove_if_abandoned(path: str) -> None:
 def _create_aside(folder: str, name: str) -> tuple[str, int]:
     while True:
         aside = os.path.join(folder, f"{_aside_prefix(name)}{secrets.token_hex(8)}{_SUFFIX}")
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
         if fcntl is None or _locked(fd):
             return aside, fd
         # Another writer found it in the moment before it was locked, takes it for litter, and removes it.
@@ -214,7 +217,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def _writing_to_device(path: str, stop: Stop) -> Iterator[FileSink]:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | _BINARY)
     try:
         sink = FileSink(fd, stop)
         yield sink
@@ -225,7 +228,7 @@ def _writing_to_device(path: str, stop: Stop) -> Iterator[FileSink]:
 
 def _sync_folder(folder: str) -> None:
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY)
     except OSError:  # a folder that may be written to and not read, or Windows
         return
     try:

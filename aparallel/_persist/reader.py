@@ -39,6 +39,7 @@ from aparallel._persist.container import (
     unpack_record_line,
     unpack_trailer,
 )
+from aparallel._persist.sources import read_at
 from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError, UnsupportedFormatError
 
 if TYPE_CHECKING:
@@ -389,7 +390,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool)
     """
     fd = file.fileno()
     size = os.fstat(fd).st_size
-    header = unpack_header(os.pread(fd, LINE, 0))
+    header = unpack_header(read_at(fd, LINE, 0))
     check_signed(header, keys.signing_key)
     if header.codec:
         raise UnsupportedFormatError(
@@ -400,7 +401,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool)
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
     if keys.signing_key is not None and mode == "r+":
         raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
-    trailer = unpack_trailer(os.pread(fd, LINE, size - LINE), size - LINE)
+    trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
     memory: Any = mapped_file(file, mode)
     if keys.signing_key is not None:
         _verify_signature(memoryview(memory), keys.signing_key, trailer, stop)
@@ -428,7 +429,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool)
 def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
     """Read and verify a record without buffers: not through the map, so that whoever cuts the file does not kill us."""
     stop.check()
-    line = os.pread(fd, LINE, offset)
+    line = read_at(fd, LINE, offset)
     if len(line) < LINE:
         raise CorruptFileError("its trailer does not belong to it")
     record = unpack_record(line, offset)
@@ -436,7 +437,7 @@ def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
         raise CorruptFileError(f"its index does not describe the record at byte {offset}")
     # What a hostile file says of the size is believed only as far as the file goes.
     payload = _read_range(fd, offset + LINE, min(record.size, os.fstat(fd).st_size))
-    tail = os.pread(fd, CHECKSUM_SIZE, offset + LINE + record.size)
+    tail = read_at(fd, CHECKSUM_SIZE, offset + LINE + record.size)
     check = xxh3_64(line[RECORD_FIXED:], offset)
     for start in range(0, len(payload), _SLICE):
         check.update(memoryview(payload)[start : start + _SLICE])
@@ -447,7 +448,7 @@ def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
 
 def _read_range(fd: int, start: int, size: int) -> bytes:
     parts = []
-    while size and (part := os.pread(fd, min(size, _READ_AT_ONCE), start)):
+    while size and (part := read_at(fd, min(size, _READ_AT_ONCE), start)):
         parts.append(part)
         start += len(part)
         size -= len(part)
@@ -490,4 +491,5 @@ def _verify_signature(view: memoryview, key: bytes, trailer: Trailer, stop: Stop
 def _mark_changed(fd: int, header: Header) -> None:
     """Say in a file that its buffers may differ from their checksums from now on."""
     if Flag.CHANGED_IN_PLACE not in header.flags:
-        os.pwrite(fd, pack_header(header._replace(flags=header.flags | Flag.CHANGED_IN_PLACE)), 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, pack_header(header._replace(flags=header.flags | Flag.CHANGED_IN_PLACE)))

@@ -128,6 +128,14 @@ class Source(ABC):
         return not self.read_up_to(1)
 
 
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """Return *size* bytes from *offset* on, fewer only at the end of the file."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows; nobody else uses the descriptor
+    return os.read(fd, size)
+
+
 class FileSource(Source):
     """A regular file, through a descriptor of which nobody else moves the position. It is read ahead in small steps."""
 
@@ -151,7 +159,11 @@ class FileSource(Source):
             data = self._read(len(view))
             view[: len(data)] = data
             return len(data)
-        return os.readv(self.fd, [view])
+        if hasattr(os, "readv"):
+            return os.readv(self.fd, [view])
+        data = os.read(self.fd, len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def peek(self, size: int) -> bytes:
         if len(self._buffer) < size:
