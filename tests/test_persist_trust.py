@@ -380,6 +380,16 @@ async def test_depth_and_sizes_that_no_pickler_makes_take_no_memory(data: bytes,
         tracemalloc.stop()
 
 
+async def test_names_that_come_late_in_a_long_file_are_still_told() -> None:
+    texts = [f"text{number}" for number in range(80_000)]
+    data = await dumps([texts, Point(1, 2), twice, Point(3, 4), [np.arange(2), np.arange(3)]])
+    found = await loads(data, trusted=[Point, twice])
+    assert found[1:4] == [Point(1, 2), twice, Point(3, 4)]
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(data, trusted=[])
+    assert caught.value.names == ("persisted.Point", "persisted.twice")
+
+
 async def test_inspect_builds_nothing_and_tells_everything(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "file"
     obj = [

@@ -8,6 +8,7 @@ memo.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.hop import pause
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
 _MOST_STACKED = 1 << 26
-# Names stand early in the memo; what comes later than so many short texts is forgotten.
+# So much is kept of the memo, and so many texts of it beside those that are names.
 _MOST_REMEMBERED = 1 << 20
 _MOST_TEXTS = 1 << 16
 _LONGEST_TEXT = 512
@@ -212,6 +213,9 @@ class Walk:
         self._memo: dict[int, Any] = {}
         self._memoized = 0
         self._numbered = False
+        self._texts = 0
+        # The last texts that were put into the memo and are not kept: the module and name of what comes next, perhaps.
+        self._recent: deque[tuple[int, str]] = deque(maxlen=4)
 
     def run(self) -> Any:
         """Walk to the end and return what stands for the object.
@@ -257,7 +261,7 @@ class Walk:
                 at += size
             elif op == 0x94:  # MEMOIZE
                 top = stack[-1]
-                if type(top) is not Opaque and (type(top) is not int):
+                if type(top) in _KEPT:
                     self._remember(self._memoized, top)
                 self._memoized += 1
                 if self._numbered:
@@ -330,19 +334,18 @@ class Walk:
 
     def _remember(self, index: int, value: Any) -> None:
         kind = type(value)
-        if kind is Global:
-            self._memo[index] = value
-        elif len(self._memo) >= _MOST_REMEMBERED:
-            return
-        elif kind is str:
-            # Most texts are data, and a name has no blanks. But fields of records may be called anything.
-            if len(self._memo) < _MOST_TEXTS or value.replace(".", "_").isidentifier():
+        if kind is str:
+            # Most texts are data. Those that turn out to be names are kept when they do.
+            if self._texts < _MOST_TEXTS:
+                self._texts += 1
                 self._memo[index] = value
-        elif (
-            (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
+            else:
+                self._recent.append((index, value))
+        elif kind is Global or (len(self._memo) < _MOST_REMEMBERED and (
+            (kind is Made and value.known is not None)
+            or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
             or (kind is bytes and len(value) <= _SHORT)
-            or (kind is Made and value.known is not None)
-        ):
+        )):
             self._memo[index] = value
 
     def _marked(self, op: int, items: list[Any]) -> None:
@@ -468,9 +471,7 @@ class Walk:
         self._numbered = True
         self._memoized += 1
         self._memo.pop(index, None)
-        top = self._stack[-1]
-        if type(top) is not Opaque:
-            self._remember(index, top)
+        self._remember(index, self._stack[-1])
 
     def _line(self) -> str:
         window = self._window
@@ -491,6 +492,7 @@ class Walk:
 
     def _global(self, module: str, name: str) -> Global:
         found = Global(module, name)
+        self._memo.update((index, text) for index, text in self._recent if text in found)
         self._watcher.on_global(found)
         return found
 
@@ -521,6 +523,7 @@ class Walk:
 _LONGEST_LINE = 1 << 20
 # Small tuples (the shapes of arrays) are remembered if they hold only these.
 _SHORT = 32
+_KEPT = frozenset({str, Global, Made, tuple, bytes})
 _SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
 
 
