@@ -341,11 +341,14 @@ class Walk:
                 self._memo[index] = value
             else:
                 self._recent.append((index, value))
-        elif kind is Global or (len(self._memo) < _MOST_REMEMBERED and (
-            (kind is Made and value.known is not None)
-            or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
-            or (kind is bytes and len(value) <= _SHORT)
-        )):
+        elif kind is Global or (
+            len(self._memo) < _MOST_REMEMBERED
+            and (
+                (kind is Made and value.known is not None)
+                or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
+                or (kind is bytes and len(value) <= _SHORT)
+            )
+        ):
             self._memo[index] = value
 
     def _marked(self, op: int, items: list[Any]) -> None:
