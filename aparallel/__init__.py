@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call, delayed
     from aparallel._ground.cpus import cpu_count
     from aparallel._ground.sharing import Shared
+    from aparallel._memory.hashing import hash  # noqa: A004  # joblib's name
     from aparallel._parallel.gather import gather_parallel, stream_parallel
     from aparallel._parallel.options import parallel_config
     from aparallel._parallel.pool import Pool
@@ -40,6 +41,7 @@ __all__ = [
     "inspect",
     "load",
     "loads",
+    "hash",
     "parallel_config",
     "stream_parallel",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "inspect": "aparallel._persist.inspection",
     "load": "aparallel._persist.load",
     "loads": "aparallel._persist.load",
+    "hash": "aparallel._memory.hashing",
     "parallel_config": "aparallel._parallel.options",
     "stream_parallel": "aparallel._parallel.gather",
 }

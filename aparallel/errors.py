@@ -23,8 +23,9 @@
     │   ├── TruncatedFileError    its end is missing
     │   ├── ChecksumError         bytes of it have changed
     │   └── SignatureError        it was not signed with this key
-    └── UnsupportedFormatError    a file cannot be read here, or not so      (ValueError)
-        └── NewerVersionError     a later aparallel wrote it
+    ├── UnsupportedFormatError    a file cannot be read here, or not so      (ValueError)
+    │   └── NewerVersionError     a later aparallel wrote it
+    └── UnstableValueError        no key can be made of a value              (TypeError)
 
 What a call itself raises arrives with its own type, with a :class:`RemoteTraceback` at the end
 of its cause chain. All of them survive pickling with their attributes.
@@ -53,6 +54,7 @@ __all__ = [
     "UnpicklableObjectError",
     "UnpicklableResultError",
     "UnsupportedFormatError",
+    "UnstableValueError",
     "UnsupportedPlatformError",
     "UntrustedTypeError",
     "WrongLoopError",
@@ -187,6 +189,46 @@ class InitializerError(AparallelError, RuntimeError):
 
 class UnsupportedPlatformError(AparallelError, RuntimeError):
     """This system, or this interpreter, cannot start process workers."""
+
+
+class UnstableValueError(AparallelError, TypeError):
+    """No key can be made of a value: it has no content that is the same in every process.
+
+    Attributes:
+        type_name: the qualified name of its type.
+        inside: the types of the values that it was found in, innermost first.
+        part: which part of a call it belongs to, such as ``argument 'x' of f``, or "".
+    """
+
+    def __init__(self, message: str = "", *, type_name: str = "", inside: tuple[str, ...] = (), part: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.inside = inside
+        self.part = part
+
+    @classmethod
+    def of(cls, value: object) -> UnstableValueError:
+        """Build the error for *value*, which may be part of others."""
+        kind = type(value)
+        return cls(
+            type_name=kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
+
+    def found_in(self, kind: type) -> None:
+        """Note that the value was found in one of type *kind*."""
+        self.inside = (*self.inside, kind.__qualname__)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if message:
+            return message
+        inside = f" (inside {', in '.join(self.inside[1:])})" if len(self.inside) > 1 else ""
+        of = f"{self.part[0].upper()}{self.part[1:]}: no key" if self.part else "No key"
+        return (
+            f"{of} can be made of a {self.type_name}{inside}: it has no content that is the same in every process. "
+            f"Leave the argument out with ignore=[...], or give the class a method __aparallel_key__ "
+            f"that returns plain data which is equal for equal objects."
+        )
 
 
 class RemoteTraceback(Exception):

@@ -1,0 +1,218 @@
+"""The key of a call: the function's fingerprint and the arguments, bound by signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from typing import Any, Final
+
+from aparallel._memory.canonical import TooLarge, encode
+from aparallel._memory.digest import digest
+from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
+from aparallel._memory.tracking import Fingerprint, Track, fingerprint_of_callable
+from aparallel.errors import UnstableValueError
+
+# It makes all keys new when the meaning of a key changes.
+_VERSION: Final = b"aparallel key 1\n"
+
+_NOTHING: Final = object()
+
+
+class Key:
+    """What a call is known by.
+
+    Attributes:
+        digest: 32 bytes.
+        arguments: the encoding of each bound argument, in the order of the binder's names.
+    """
+
+    __slots__ = ("arguments", "digest")
+
+    def __init__(self, digest: bytes, arguments: list[bytes]) -> None:
+        self.digest = digest
+        self.arguments = arguments
+
+
+class Binder:
+    """Puts the arguments of a call in the one order of its signature, defaults filled in.
+
+    Attributes:
+        names: what :meth:`bind` gives values for: the parameters but the ignored ones.
+
+    Raises:
+        ValueError: *ignore* names something that is not a parameter.
+    """
+
+    def __init__(self, fn: Callable[..., Any], ignore: Sequence[str] = (), name: str = "") -> None:
+        if isinstance(ignore, str):
+            raise TypeError(f"ignore={ignore!r} is a text. Write ignore=[{ignore!r}].")
+        self._ignored = frozenset(ignore)
+        try:
+            self._signature = inspect.signature(fn)
+        except (TypeError, ValueError):  # some built-in functions do not tell theirs
+            self._signature = inspect.Signature(
+                [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
+            )
+        by_kind: dict[Any, list[str]] = {kind: [] for kind in _KINDS}
+        self._defaults: dict[str, Any] = {}
+        for parameter in self._signature.parameters.values():
+            by_kind[parameter.kind].append(parameter.name)
+            if parameter.default is not Parameter.empty:
+                self._defaults[parameter.name] = parameter.default
+        self._positional_only = len(by_kind[Parameter.POSITIONAL_ONLY])
+        self._positional = (*by_kind[Parameter.POSITIONAL_ONLY], *by_kind[Parameter.POSITIONAL_OR_KEYWORD])
+        self._keyword_only = tuple(by_kind[Parameter.KEYWORD_ONLY])
+        self._rest = next(iter(by_kind[Parameter.VAR_POSITIONAL]), None)
+        self._keywords = next(iter(by_kind[Parameter.VAR_KEYWORD]), None)
+        self._check_ignored(name)
+        self.all_names = (
+            *self._positional,
+            *([self._rest] if self._rest else []),
+            *self._keyword_only,
+            *([self._keywords] if self._keywords else []),
+        )
+        stars = {"*": self._rest, "**": self._keywords}
+        ignored = {stars.get(name, name) for name in self._ignored}
+        self._kept = tuple(index for index, name in enumerate(self.all_names) if name not in ignored)
+        self.names = tuple(self.all_names[index] for index in self._kept)
+        # Whether giving every positional parameter by position, and nothing else, is the bound form already.
+        self._is_simple = len(self._kept) == len(self.all_names) == len(self._positional)
+        self._sentinels = {id(value) for value in self._defaults.values() if type(value) is object}
+
+    def _check_ignored(self, name: str) -> None:
+        known = {*self._signature.parameters, *(["*"] if self._rest else []), *(["**"] if self._keywords else [])}
+        unknown = self._ignored - known
+        if unknown and not self._keywords:
+            raise ValueError(
+                f"{name or 'The function'} has no parameter {min(unknown)!r} to ignore; "
+                f"it has {', '.join(self._signature.parameters) or 'none'}."
+            )
+        self._ignored_keywords = unknown
+
+    def is_sentinel(self, value: object) -> bool:
+        """Whether *value* is a bare ``object()`` that is a default of this signature."""
+        return type(value) is object and id(value) in self._sentinels
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """Return the values of :attr:`names`.
+
+        Raises:
+            TypeError: the arguments do not fit the signature, with Python's own words.
+        """
+        if not kwargs and self._is_simple and len(args) == len(self._positional):
+            return args
+        values = self._bind_all(args, kwargs)
+        return values if len(self._kept) == len(values) else [values[index] for index in self._kept]
+
+    def _bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        names = self._positional
+        values: list[Any] = list(args[: len(names)])
+        left = dict(kwargs)
+        for index in range(len(values), len(names)):
+            value = left.pop(names[index], _NOTHING) if index >= self._positional_only else _NOTHING
+            values.append(self._defaults.get(names[index], _NOTHING) if value is _NOTHING else value)
+        if self._rest is not None:
+            values.append(args[len(names) :])
+        values += [left.pop(name, self._defaults.get(name, _NOTHING)) for name in self._keyword_only]
+        fits = len(args) <= len(names) or self._rest is not None
+        given_twice = any(name in left for name in names[self._positional_only : len(args)])
+        if _NOTHING in map(_identity, values) or not fits or given_twice or (left and self._keywords is None):
+            self._signature.bind(*args, **kwargs)  # raises what Python would
+        if self._keywords is not None:
+            values.append({name: value for name, value in left.items() if name not in self._ignored_keywords})
+        return values
+
+
+def _identity(value: object) -> object:
+    return _NOTHING if value is _NOTHING else None
+
+
+_KINDS = (
+    Parameter.POSITIONAL_ONLY,
+    Parameter.POSITIONAL_OR_KEYWORD,
+    Parameter.VAR_POSITIONAL,
+    Parameter.KEYWORD_ONLY,
+    Parameter.VAR_KEYWORD,
+)
+
+
+class KeyMaker:
+    """Makes the keys of one function's calls.
+
+    Raises:
+        ValueError: see :class:`Binder`.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str,
+        ignore: Sequence[str] = (),
+        track: Track = "deep",
+        depends_on: Sequence[Any] = (),
+    ) -> None:
+        self._fn = fn
+        self._name = name
+        self._track: Track = track
+        self._depends_on = tuple(depends_on)
+        self.binder = Binder(fn, ignore, name)
+        self._names = combine(b"n", Kind.ORDERED, map(encode_str, self.binder.names))
+        # Made at the first call, and anew when it no longer holds. Whoever finds it stale replaces it.
+        self._fingerprint: Fingerprint | None = None
+        self._prefix = b""
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of the function as it is now. It may take milliseconds."""
+        known = self._fingerprint
+        if known is None or not known.still_holds():
+            known = fingerprint_of_callable(self._fn, self._track, self._depends_on)
+            self._prefix = _VERSION + known.static + self._names
+            self._fingerprint = known
+        return known
+
+    def make(self, args: tuple[Any, ...], kwargs: dict[str, Any], budget: int | None = None) -> Key:
+        """Return the key of the call ``fn(*args, **kwargs)``.
+
+        *budget* limits what is done here and now, see :func:`canonical.encode`; None for no limit.
+
+        Raises:
+            TooLarge: the budget is spent.
+            TypeError: the arguments do not fit the signature.
+            UnstableValueError: an argument, or what the function closes over, has no content that stays the same.
+        """
+        values = self.binder.bind(args, kwargs)
+        known = self._fingerprint
+        if known is None or not known.still_holds():
+            if budget is not None:
+                raise TooLarge
+            known = self.fingerprint()
+        encodings = []
+        for index, value in enumerate(values):
+            atom = ATOMS.get(type(value))
+            if atom is not None and (type(value) is not str or len(value) < 1000):
+                encodings.append(atom(value))
+            else:
+                encodings.append(self._encode_argument(index, value, budget))
+        held = known.dynamic()
+        body = b"".join(encodings)
+        if held:
+            body += self._encode_held(held, budget)
+        return Key(digest(b"%b%b" % (self._prefix, body)), encodings)
+
+    def _encode_argument(self, index: int, value: object, budget: int | None) -> bytes:
+        if self.binder.is_sentinel(value):
+            return b"."
+        try:
+            return encode(value, budget)
+        except UnstableValueError as error:
+            error.part = f"argument {self.binder.names[index]!r} of {self._name}"
+            raise
+
+    def _encode_held(self, held: list[Any], budget: int | None) -> bytes:
+        try:
+            return encode(held, budget)
+        except UnstableValueError as error:
+            error.part = f"what {self._name} closes over"
+            raise

@@ -1,0 +1,350 @@
+"""What a function's results depend on besides its arguments, as far as its code tells.
+
+From the function the walk follows what its code reads: the functions and classes of its own package
+that it calls, the constants of modules, what it closes over. All of this that cannot change is hashed once, into
+``Fingerprint.static``; :meth:`Fingerprint.still_holds` says cheaply whether every name still means what it meant then.
+What can change in place, such as a list that is closed over, is hashed at every call.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import re
+import weakref
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from aparallel._memory.bytecode import encode_code, globals_read
+from aparallel._memory.canonical import encode, encode_name, encode_type
+from aparallel._memory.digest import digest
+from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import CellType, CodeType
+
+Track = Literal["deep", "own", "none"]
+
+_MISSING: Final = object()
+_CONSTANTS = (Enum, PurePath, Decimal, Fraction, date, time, timedelta, tzinfo, range, UUID, re.Pattern)
+_NOT_CONTENT = frozenset(
+    {"__module__", "__qualname__", "__doc__", "__name__", "__firstlineno__", "__static_attributes__"}
+)
+
+
+class Fingerprint:
+    """What a callable's results depend on besides its arguments.
+
+    Attributes:
+        static: 32 bytes that stand for its identity, code and constants.
+        parts: the digest of each function's own code and constants, by name.
+        unseen: names that it reads whose content is not part of the key.
+    """
+
+    def __init__(self, walk: _Walk, identity: bytes, own: list[Any]) -> None:
+        self.static = digest(combine(b"W", Kind.ORDERED, [identity, *walk.entries]))
+        self.parts: Mapping[str, bytes] = walk.parts
+        self.unseen = tuple(sorted(walk.unseen))
+        self._own = own
+        self._codes = walk.codes
+        self._names = walk.names
+        self._cells = walk.cells
+        self._dynamic = walk.dynamic
+
+    def still_holds(self) -> bool:
+        """Whether every name still means what it meant when this was made."""
+        for namespace, name, value in self._names:
+            if namespace.get(name, _MISSING) is not value:
+                return False
+        for fn, code, defaults in self._codes:
+            if fn.__code__ is not code or fn.__defaults__ is not defaults:
+                return False
+        return not self._cells or all(_content_of(cell) is value for cell, value in self._cells)
+
+    def dynamic(self) -> list[Any]:
+        """The values as they are now that can change in place."""
+        return [*self._own, *self._dynamic]
+
+
+# Only a cache: a fingerprint that no longer holds is made anew.
+_known: weakref.WeakKeyDictionary[FunctionType, Fingerprint] = weakref.WeakKeyDictionary()
+
+
+def fingerprint_of(fn: FunctionType) -> Fingerprint:
+    """Return the fingerprint of a function that is itself a value, its defaults included."""
+    known = _known.get(fn)
+    if known is None or not known.still_holds():
+        walk = _Walk({_package_of(fn)}, "deep")
+        walk.visit_function(fn, with_defaults=True)
+        known = _known[fn] = Fingerprint(walk, encode_name(fn), [])
+    return known
+
+
+def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any] = ()) -> Fingerprint:
+    """Return the fingerprint of what is called, without the defaults of its own arguments.
+
+    Raises:
+        UnstableValueError: it depends on something without stable content.
+    """
+    inner, own = _unbind(fn)
+    others = list(depends_on)
+    walk = _Walk({_package_of(part) for part in (inner, *others)}, track)
+    if track != "none":
+        walk.visit(inner, with_defaults=False)
+    elif isinstance(inner, FunctionType):
+        walk.close_over(inner, [])
+    for other in others:
+        walk.visit_dependency(other)
+    return Fingerprint(walk, encode_name(inner), own)
+
+
+def _unbind(fn: Any) -> tuple[Any, list[Any]]:
+    """Return the function at the bottom of methods, partials and callable objects, and what they hold."""
+    own: list[Any] = []
+    while True:
+        if isinstance(fn, MethodType):
+            own.append(fn.__self__)
+            fn = fn.__func__
+        elif isinstance(fn, functools.partial):
+            own += [fn.args, fn.keywords]
+            fn = fn.func
+        elif isinstance(fn, FunctionType | type):
+            return fn, own
+        elif isinstance(fn, BuiltinFunctionType):
+            if fn.__self__ is not None and not isinstance(fn.__self__, ModuleType):
+                own.append(fn.__self__)
+            return fn, own
+        elif callable(wrapped := getattr(fn, "__wrapped__", None)):  # such as lru_cache's
+            fn = wrapped
+        elif isinstance(method := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
+            own.append(fn)
+            fn = method
+        else:
+            return fn, own
+
+
+def _package_of(fn: Any) -> str:
+    """The top-level package, or module, that *fn*'s code stands in; decorators copy only the name."""
+    if isinstance(fn, ModuleType):
+        return fn.__name__.partition(".")[0]
+    namespace = getattr(fn, "__globals__", None)
+    module = namespace.get("__name__") if namespace is not None else getattr(fn, "__module__", None)
+    return str(module).partition(".")[0]
+
+
+def _content_of(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was assigned yet
+        return _MISSING
+
+
+def is_constant(value: Any) -> bool:
+    """Whether *value* cannot change in place, all the way down."""
+    kind = type(value)
+    if kind in ATOMS or isinstance(value, _CONSTANTS):
+        return True
+    return (kind is tuple or kind is frozenset or hasattr(kind, "_fields")) and (
+        isinstance(value, tuple | frozenset) and all(map(is_constant, value))
+    )
+
+
+class _Walk:
+    """Follows what functions refer to. Each is visited once, in an order that the code alone decides."""
+
+    def __init__(self, packages: set[str], track: Track) -> None:
+        self._packages = packages
+        self._track = track
+        self._numbers: dict[int, int] = {}
+        self._alive: list[object] = []
+        self.entries: list[bytes] = []
+        self.parts: dict[str, bytes] = {}
+        self.unseen: set[str] = set()
+        self.codes: list[tuple[FunctionType, CodeType, Any]] = []
+        self.names: list[tuple[Mapping[str, Any], str, Any]] = []
+        self.cells: list[tuple[CellType, Any]] = []
+        self.dynamic: list[Any] = []
+
+    def visit(self, value: Any, *, with_defaults: bool = True) -> bytes:
+        """Encode a reference to a function or class, after visiting it if it was not yet."""
+        if isinstance(value, FunctionType):
+            return self.visit_function(value, with_defaults=with_defaults)
+        if isinstance(value, type):
+            return self._visit_class(value)
+        return encode_name(value)
+
+    def visit_dependency(self, value: Any) -> None:
+        """Visit what the user says that results depend on: a callable, a class, a module or a value."""
+        if isinstance(value, ModuleType):
+            own = {n: v for n, v in vars(value).items() if getattr(v, "__module__", value.__name__) == value.__name__}
+            for name in sorted(own):
+                if not name.startswith("__"):
+                    self._note(vars(value), name, own[name])
+                    self.entries.append(
+                        combine(b"V", Kind.ORDERED, [encode_str(name), self._refer_to(own[name], name)])
+                    )
+        elif callable(value):
+            inner, own_values = _unbind(value)
+            self.dynamic += own_values
+            self.entries.append(combine(b"V", Kind.ORDERED, [self.visit(inner)]))
+        elif is_constant(value):
+            self.entries.append(combine(b"V", Kind.ORDERED, [encode(value)]))
+        else:
+            self.dynamic.append(value)
+
+    def visit_function(self, fn: FunctionType, *, with_defaults: bool) -> bytes:
+        number = self._enter(fn)
+        if number is None:
+            return self._reference(fn)
+        self.codes.append((fn, fn.__code__, fn.__defaults__))
+        content = [encode_name(fn), encode_code(fn.__code__)]
+        own: list[bytes] = []
+        for chain in globals_read(fn.__code__):
+            own += self._follow(fn.__globals__, chain)
+        self.close_over(fn, own)
+        if with_defaults:
+            defaults = (*(fn.__defaults__ or ()), *(v for _, v in sorted((fn.__kwdefaults__ or {}).items())))
+            for default in defaults:
+                own.append(self._hold(default))
+        if (wrapped := vars(fn).get("__wrapped__")) is not None:
+            self._note(vars(fn), "__wrapped__", wrapped)
+            own.append(self._refer_to(wrapped, "__wrapped__"))
+        self._leave(number, f"{fn.__module__}.{fn.__qualname__}", combine(b"f", Kind.ORDERED, [*content, *own]))
+        return self._reference(fn)
+
+    def close_over(self, fn: FunctionType, own: list[bytes]) -> None:
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            value = _content_of(cell)
+            self.cells.append((cell, value))
+            if value is _MISSING:
+                own.append(b"n")
+            elif name == "__class__" and isinstance(value, type):
+                own.append(encode_name(value))
+            else:
+                own.append(self._hold(value))
+
+    def _enter(self, value: object) -> int | None:
+        """Return the number of what is met for the first time, else None."""
+        if id(value) in self._numbers:
+            return None
+        number = self._numbers[id(value)] = len(self.entries)
+        self._alive.append(value)
+        self.entries.append(b"")
+        return number
+
+    def _reference(self, value: object) -> bytes:
+        return combine(b"r", Kind.ORDERED, [ATOMS[int](self._numbers[id(value)])])
+
+    def _leave(self, number: int, name: str, entry: bytes) -> None:
+        self.entries[number] = entry
+        self.parts[name if name not in self.parts else f"{name} ({number})"] = digest(entry)
+
+    def _visit_class(self, cls: type) -> bytes:
+        number = self._enter(cls)
+        if number is None:
+            return self._reference(cls)
+        content = [encode_name(cls), *(self._refer_to(base, base.__qualname__) for base in cls.__bases__)]
+        namespace = vars(cls)
+        for name in sorted(namespace):
+            value = namespace[name]
+            functions = _functions_of(value)
+            if functions or (is_constant(value) and name not in _NOT_CONTENT):
+                self._note(namespace, name, value)
+                content.append(encode_str(name))
+                content += [self._refer_to(fn, name) for fn in functions] or [encode(value)]
+        self._leave(number, f"{cls.__module__}.{cls.__qualname__}", combine(b"k", Kind.ORDERED, content))
+        return self._reference(cls)
+
+    def _note(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
+        self.names.append((namespace, name, value))
+
+    def _follow(self, namespace: dict[str, Any], chain: tuple[str, ...]) -> list[bytes]:
+        """Encode what a global name, and attributes of modules after it, refer to."""
+        for length, name in enumerate(chain, start=1):
+            value = namespace.get(name, _MISSING)
+            self._note(namespace, name, value)
+            if value is _MISSING:  # built in, or not there (yet)
+                return [] if hasattr(builtins, name) else [encode_str(name)]
+            if not isinstance(value, ModuleType) or length == len(chain):
+                path = ".".join(chain[:length])
+                return [encode_str(path), self._refer_to(value, path)]
+            if _package_of(value) not in self._packages:
+                return [encode_str(".".join(chain)), encode_name(value)]
+            namespace = vars(value)
+        return []
+
+    def _refer_to(self, value: Any, path: str) -> bytes:
+        """Encode a reference to *value*, and visit it if its code is ours."""
+        if isinstance(value, ModuleType):
+            return encode_str(value.__name__)
+        if is_constant(value):
+            return encode(value)
+        if callable(value):
+            return self._refer_to_callable(value, path)
+        self.unseen.add(path)
+        return b"n"
+
+    def _refer_to_callable(self, value: Any, path: str) -> bytes:
+        inner, held = _unbind(value)
+        if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers:
+            if held and not all(map(is_constant, held)):
+                self.unseen.add(path)
+            if not self._is_ours(inner):
+                wrapped = getattr(inner, "__wrapped__", None)
+                return self._refer_to(wrapped, path) if callable(wrapped) else encode_name(inner)
+        return self.visit(inner)
+
+    def _is_ours(self, value: Any) -> bool:
+        if self._track != "deep":
+            return False
+        return _package_of(value) in self._packages or (isinstance(value, FunctionType) and "<" in value.__qualname__)
+
+    def _hold(self, value: Any) -> bytes:
+        """Encode a value that a function holds, now if it cannot change, else at every call."""
+        if type(value) is object:  # a sentinel: what matters is which name it has
+            return b"."
+        if is_constant(value):
+            return encode(value)
+        if isinstance(value, ModuleType):
+            return encode_str(value.__name__)
+        if isinstance(value, FunctionType):
+            if _package_of(value) in self._packages or "<" in value.__qualname__:
+                return self.visit_function(value, with_defaults=True)
+            return encode_name(value)
+        if isinstance(value, type):
+            return self._visit_class(value) if _package_of(value) in self._packages else encode_type(value)
+        self.dynamic.append(value)
+        return b"n"
+
+
+def _functions_of(value: Any) -> list[FunctionType]:
+    """The functions behind an attribute of a class."""
+    if isinstance(value, FunctionType):
+        return [value]
+    if isinstance(value, staticmethod | classmethod | functools.cached_property):
+        inner = value.func if isinstance(value, functools.cached_property) else value.__func__
+        return [inner] if isinstance(inner, FunctionType) else []
+    if isinstance(value, property):
+        return [fn for fn in (value.fget, value.fset, value.fdel) if isinstance(fn, FunctionType)]
+    return []
+
+
+def class_content(cls: type) -> bytes:
+    """Encode what a class made inside a function does, which its name does not tell: code and plain attributes."""
+    content = [encode_name(base) for base in cls.__bases__]
+    for name, value in sorted(vars(cls).items()):
+        functions = _functions_of(value)
+        for fn in functions:
+            content += [encode_str(name), encode_code(fn.__code__)]
+            held = [*map(_content_of, fn.__closure__ or ()), *(fn.__defaults__ or ())]
+            content += [encode(part) for part in held if is_constant(part)]
+        if not functions and is_constant(value) and name not in _NOT_CONTENT:
+            content += [encode_str(name), encode(value)]
+    return combine(b"L", Kind.ORDERED, content)
