@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call, delayed
     from aparallel._ground.cpus import cpu_count
     from aparallel._ground.sharing import Shared
+    from aparallel._memory.function import MemorizedFunction
     from aparallel._memory.hashing import hash  # noqa: A004  # joblib's name
+    from aparallel._memory.memory import Memory
+    from aparallel._memory.results import (
+        Explanation,
+        FunctionStatistics,
+        MemorizedResult,
+        MemoryStatistics,
+        StoredCall,
+        expires_after,
+    )
     from aparallel._parallel.gather import gather_parallel, stream_parallel
     from aparallel._parallel.options import parallel_config
     from aparallel._parallel.pool import Pool
@@ -25,11 +35,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "Explanation",
     "FileInfo",
+    "FunctionStatistics",
+    "MemorizedFunction",
+    "MemorizedResult",
+    "Memory",
+    "MemoryStatistics",
     "Pool",
     "PoolStatistics",
     "ResultStream",
     "Shared",
+    "StoredCall",
     "abc",
     "cpu_count",
     "delayed",
@@ -37,11 +54,12 @@ __all__ = [
     "dump_chunks",
     "dumps",
     "errors",
+    "expires_after",
     "gather_parallel",
+    "hash",
     "inspect",
     "load",
     "loads",
-    "hash",
     "parallel_config",
     "stream_parallel",
 ]
@@ -50,21 +68,29 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Call": "aparallel._ground.call",
+    "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",
+    "FunctionStatistics": "aparallel._memory.results",
+    "MemorizedFunction": "aparallel._memory.function",
+    "MemorizedResult": "aparallel._memory.results",
+    "Memory": "aparallel._memory.memory",
+    "MemoryStatistics": "aparallel._memory.results",
     "Pool": "aparallel._parallel.pool",
     "PoolStatistics": "aparallel._parallel.workforce",
     "ResultStream": "aparallel._parallel.stream",
     "Shared": "aparallel._ground.sharing",
+    "StoredCall": "aparallel._memory.results",
     "cpu_count": "aparallel._ground.cpus",
     "delayed": "aparallel._ground.call",
     "dump": "aparallel._persist.dump",
     "dump_chunks": "aparallel._persist.dump",
     "dumps": "aparallel._persist.dump",
+    "expires_after": "aparallel._memory.results",
     "gather_parallel": "aparallel._parallel.gather",
+    "hash": "aparallel._memory.hashing",
     "inspect": "aparallel._persist.inspection",
     "load": "aparallel._persist.load",
     "loads": "aparallel._persist.load",
-    "hash": "aparallel._memory.hashing",
     "parallel_config": "aparallel._parallel.options",
     "stream_parallel": "aparallel._parallel.gather",
 }

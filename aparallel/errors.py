@@ -25,7 +25,12 @@
     │   └── SignatureError        it was not signed with this key
     ├── UnsupportedFormatError    a file cannot be read here, or not so      (ValueError)
     │   └── NewerVersionError     a later aparallel wrote it
-    └── UnstableValueError        no key can be made of a value              (TypeError)
+    ├── UnstableValueError        no key can be made of a value              (TypeError)
+    ├── UntrustedDirectoryError   others may have written cached results     (PermissionError)
+    ├── RecursiveCallError        a memoized call awaits itself              (RecursionError)
+    └── MissingResultError        a stored result is not there any more      (KeyError)
+
+A warning, not an error: NotStoredWarning (UserWarning), a result could not be stored.
 
 What a call itself raises arrives with its own type, with a :class:`RemoteTraceback` at the end
 of its cause chain. All of them survive pickling with their attributes.
@@ -42,8 +47,11 @@ __all__ = [
     "CorruptFileError",
     "EmptyFileError",
     "InitializerError",
+    "MissingResultError",
     "NewerVersionError",
+    "NotStoredWarning",
     "PoolSaturatedError",
+    "RecursiveCallError",
     "RemoteCallError",
     "RemoteTraceback",
     "SharedMemoryError",
@@ -53,9 +61,10 @@ __all__ = [
     "UnpicklableCallError",
     "UnpicklableObjectError",
     "UnpicklableResultError",
-    "UnsupportedFormatError",
     "UnstableValueError",
+    "UnsupportedFormatError",
     "UnsupportedPlatformError",
+    "UntrustedDirectoryError",
     "UntrustedTypeError",
     "WrongLoopError",
 ]
@@ -229,6 +238,51 @@ class UnstableValueError(AparallelError, TypeError):
             f"Leave the argument out with ignore=[...], or give the class a method __aparallel_key__ "
             f"that returns plain data which is equal for equal objects."
         )
+
+
+class UntrustedDirectoryError(AparallelError, PermissionError):
+    """A memory's directory is not used, because others could have written to it.
+
+    Attributes:
+        path: the directory.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, message: str = "", *, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class RecursiveCallError(AparallelError, RecursionError):
+    """A memoized call awaits itself, or a call that awaits it: it would wait for ever.
+
+    Attributes:
+        call: which one, as text.
+    """
+
+    def __init__(self, message: str = "", *, call: str = "") -> None:
+        super().__init__(message)
+        self.call = call
+
+
+class MissingResultError(AparallelError, KeyError):
+    """A stored result is not there any more: it was cleared, evicted, invalidated, or its file is damaged.
+
+    Attributes:
+        call: whose result it was, as text.
+    """
+
+    def __init__(self, message: str = "", *, call: str = "") -> None:
+        super().__init__(message)
+        self.call = call
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # KeyError's own shows the repr
+
+
+class NotStoredWarning(UserWarning):
+    """A result is returned but could not be stored: it cannot be pickled, or its directory cannot be written."""
 
 
 class RemoteTraceback(Exception):

@@ -30,6 +30,8 @@ _ONE_LOOP = (
     "test_call",
     "test_functions",
     "test_gather",
+    "test_hash",
+    "test_memory_store",
     "test_persist_roundtrip",
     "test_persist_joblib",
     "test_persist_trust",

@@ -384,3 +384,27 @@ def test_every_form_of_callable_has_a_key() -> None:
     keys = [key(make(), 1) for make in forms]
     assert len(set(keys)) == len(forms)
     assert [key(make(), 1) for make in forms] == keys
+
+
+def test_what_a_function_does_to_its_closure_is_its_own_doing() -> None:
+    count = 0
+    total = [0]
+    record: list[int] = []
+    seen: dict[int, int] = {}
+    state = functools.partial(print)
+
+    def fn(x: int) -> int:
+        nonlocal count
+        count += 1
+        record.append(x)
+        seen[x] = x
+        total[0] += x
+        state.last = x  # type: ignore[attr-defined]
+        return max(x for _ in range(3) if not record.append(x))  # type: ignore[func-returns-value]
+
+    maker = KeyMaker(fn, name="fn")
+    before = maker.make((1,), {}).digest
+    fn(1)
+    assert (count, total, record, seen) == (1, [1], [1, 1, 1, 1], {1: 1})
+    assert maker.make((1,), {}).digest == before
+    assert set(maker.fingerprint().unseen) == {"count", "total", "record", "seen", "state"}

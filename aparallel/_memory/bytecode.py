@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _READS_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _WRITES_GLOBAL = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
+_READS_CELL = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+_WRITES_CELL = frozenset({"STORE_DEREF", "DELETE_DEREF"})
+_WRITES_INTO = frozenset({"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "DELETE_ATTR"})
+# Methods by which the usual containers change in place.
+_CHANGES = frozenset(
+    {"add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "move_to_end", "pop"}
+    | {"popitem", "popleft", "put", "put_nowait", "remove", "reverse", "rotate", "set", "setdefault", "sort"}
+    | {"update", "write"}
+)
 
 
 def encode_code(code: CodeType) -> bytes:
@@ -60,6 +69,31 @@ def globals_read(code: CodeType) -> list[tuple[str, ...]]:
                 written.add(step.argval)
         found.update([chain] if chain else [])
     return sorted(chain for chain in found if chain[0] not in written)
+
+
+def cells_written(code: CodeType) -> set[str]:
+    """The closed-over names that *code* assigns to, or visibly changes in place: ``x[k] = …``, ``x.append(…)``.
+
+    What they hold is its own doing, such as a count or a record of calls, and not what its results depend on.
+    """
+    written: set[str] = set()
+    for inner in _with_inner(code):
+        read_at: dict[tuple[int | None, int | None], str] = {}
+        cell: str | None = None
+        for step in dis.get_instructions(inner):
+            place = (step.positions.lineno, step.positions.col_offset) if step.positions is not None else (None, None)
+            if step.opname in _WRITES_CELL:
+                written.add(step.argval)
+            elif step.opname in _READS_ATTRIBUTE and cell is not None and step.argval in _CHANGES:
+                written.add(cell)
+            elif step.opname in _WRITES_INTO and place in read_at:  # the target begins with the name
+                written.add(read_at[place])
+            if step.opname in _READS_CELL:
+                cell = step.argval
+                read_at[place] = step.argval
+            elif step.opname != "CACHE":
+                cell = None
+    return written
 
 
 def _with_inner(code: CodeType) -> Iterator[CodeType]:

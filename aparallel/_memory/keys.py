@@ -25,13 +25,17 @@ class Key:
     Attributes:
         digest: 32 bytes.
         arguments: the encoding of each bound argument, in the order of the binder's names.
+        held: the encoding of what the function closes over and can change in place.
+        fingerprint: the function's, as it was.
     """
 
-    __slots__ = ("arguments", "digest")
+    __slots__ = ("arguments", "digest", "fingerprint", "held")
 
-    def __init__(self, digest: bytes, arguments: list[bytes]) -> None:
+    def __init__(self, digest: bytes, arguments: list[bytes], held: bytes, fingerprint: Fingerprint) -> None:
         self.digest = digest
         self.arguments = arguments
+        self.held = held
+        self.fingerprint = fingerprint
 
 
 class Binder:
@@ -49,7 +53,7 @@ class Binder:
             raise TypeError(f"ignore={ignore!r} is a text. Write ignore=[{ignore!r}].")
         self._ignored = frozenset(ignore)
         try:
-            self._signature = inspect.signature(fn)
+            self._signature = _signature_of(fn)
         except (TypeError, ValueError):  # some built-in functions do not tell theirs
             self._signature = inspect.Signature(
                 [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
@@ -124,6 +128,14 @@ class Binder:
         return values
 
 
+def _signature_of(fn: Callable[..., Any]) -> inspect.Signature:
+    """The signature that *fn* itself has; where it takes anything, the one of the function that it wraps."""
+    own = inspect.signature(fn, follow_wrapped=False)
+    kinds = {parameter.kind for parameter in own.parameters.values()}
+    takes_anything = kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
+    return inspect.signature(fn) if takes_anything else own
+
+
 def _identity(value: object) -> object:
     return _NOTHING if value is _NOTHING else None
 
@@ -195,11 +207,9 @@ class KeyMaker:
                 encodings.append(atom(value))
             else:
                 encodings.append(self._encode_argument(index, value, budget))
-        held = known.dynamic()
-        body = b"".join(encodings)
-        if held:
-            body += self._encode_held(held, budget)
-        return Key(digest(b"%b%b" % (self._prefix, body)), encodings)
+        dynamic = known.dynamic()
+        held = self._encode_held(dynamic, budget) if dynamic else b""
+        return Key(digest(b"%b%b%b" % (self._prefix, b"".join(encodings), held)), encodings, held, known)
 
     def _encode_argument(self, index: int, value: object, budget: int | None) -> bytes:
         if self.binder.is_sentinel(value):

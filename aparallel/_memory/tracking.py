@@ -21,7 +21,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
-from aparallel._memory.bytecode import encode_code, globals_read
+from aparallel._memory.bytecode import cells_written, encode_code, globals_read
 from aparallel._memory.canonical import encode, encode_name, encode_type
 from aparallel._memory.digest import digest
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
@@ -220,7 +220,11 @@ class _Walk:
         return self._reference(fn)
 
     def close_over(self, fn: FunctionType, own: list[bytes]) -> None:
+        written = cells_written(fn.__code__)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            if name in written:
+                self.unseen.add(name)
+                continue
             value = _content_of(cell)
             self.cells.append((cell, value))
             if value is _MISSING:

@@ -1,0 +1,219 @@
+"""The command line: ``aparallel cache ls|show|prune|clear|verify DIR``.
+
+Nothing here unpickles: a directory can be looked at, thinned out and verified without trust in what it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from aparallel._ground.units import parse_bytes, parse_seconds
+from aparallel._memory.beside import verify_value
+from aparallel._memory.directory import DirectoryStore, Listed
+from aparallel._memory.entry import Body, Damaged, NotOurs, secret_of
+from aparallel._memory.eviction import Limits
+from aparallel._memory.memory import stored_call
+from aparallel.errors import AparallelError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what *arguments* say, those of the process by default. Returns the exit code.
+
+    0: done; 1: ``verify`` found damaged entries, ``show`` found nothing; 2: it could not be done.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (AparallelError, OSError, ValueError) as error:
+        sys.stderr.write(f"aparallel: {error}\n")
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aparallel", description="Parallel calls and memoization for asyncio.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    cache = commands.add_parser("cache", help="look after the directory of a Memory")
+    actions = cache.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        found = actions.add_parser(name, help=text, description=text)
+        found.set_defaults(run=run)
+        found.add_argument("directory", metavar="DIR", help="the memory's location")
+        found.add_argument("--json", action="store_true", help="print JSON")
+        found.add_argument("--trust-group", action="store_true", help="the directory's group may write to it")
+        found.add_argument("--signing-key-file", metavar="FILE", help="the file that holds the memory's signing_key")
+        return found
+
+    action("ls", _list, "list the functions and how much is stored of each")
+    show = action("show", _show, "show the entries of a function, or the one of a key")
+    show.add_argument("what", nargs="?", help="a function's name, or the beginning of a key; everything by default")
+    prune = action("prune", _prune, "remove entries, least recently used first")
+    prune.add_argument("--max-bytes", type=parse_bytes, metavar="SIZE", help="until no more is stored, such as 10GB")
+    prune.add_argument("--max-entries", type=int, metavar="N", help="until there are no more")
+    prune.add_argument("--unused-for", type=parse_seconds, metavar="AGE", help="what was not used for so long, as 7d")
+    clear = action("clear", _clear, "remove all entries, or those of one function")
+    clear.add_argument("function", nargs="?", help="its name")
+    verify = action("verify", _verify, "check every entry against its checksum, or its signature")
+    verify.add_argument("--remove", action="store_true", help="remove those that are damaged")
+    return parser
+
+
+def _store(options: argparse.Namespace) -> DirectoryStore:
+    directory = os.path.abspath(options.directory)
+    if not os.path.isdir(os.path.join(directory, "entries")):
+        raise ValueError(f"{directory} is not the directory of a Memory.")
+    key = _signing_key(options)
+    secret = None if key is None else secret_of(key)
+    return DirectoryStore(directory, secret=secret, trust_group=options.trust_group)
+
+
+def _signing_key(options: argparse.Namespace) -> bytes | None:
+    if not options.signing_key_file:
+        return None
+    with open(options.signing_key_file, "rb") as file:
+        return file.read().rstrip(b"\r\n")
+
+
+def _list(options: argparse.Namespace) -> int:
+    store = _store(options)
+    names = {identifier: about.get("name", identifier) for identifier, about in store.functions().items()}
+    rows: dict[str, list[Listed]] = {}
+    for listed in store.listing():
+        rows.setdefault(names.get(listed.place.function, listed.place.function), []).append(listed)
+    functions: list[dict[str, Any]] = [
+        {
+            "function": name,
+            "entries": len(entries),
+            "bytes": sum(listed.size for listed in entries),
+            "oldest": min(listed.created for listed in entries),
+            "last_used": max(listed.used for listed in entries),
+        }
+        for name, entries in sorted(rows.items())
+    ]
+    if options.json:
+        return _print_json(functions)
+    table = [
+        [str(row["function"]), f"{row['entries']:,}", _size(row["bytes"]), _age(row["oldest"]), _age(row["last_used"])]
+        for row in functions
+    ]
+    _print_table(["function", "entries", "size", "oldest", "last used"], table, right=(1, 2, 3, 4))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    store = _store(options)
+    wanted = options.what
+    found = [
+        call
+        for listed in store.listing()
+        if (call := stored_call(store, listed)) is not None
+        and (wanted is None or call.function == wanted or call.key.startswith(wanted))
+    ]
+    if options.json:
+        _print_json([dataclasses.asdict(call) for call in found])
+    else:
+        table = [
+            [
+                *(call.key[:12], call.function, _size(call.size), _age(call.created), _age(call.last_used)),
+                f"{call.seconds:.3g} s",
+                " ".join([*call.tags, *(f"{name}={value}" for name, value in call.arguments.items())]),
+            ]
+            for call in sorted(found, key=lambda call: -call.last_used)
+        ]
+        heads = ["key", "function", "size", "age", "last used", "took", "tags, arguments"]
+        _print_table(heads, table, right=(2, 3, 4, 5))
+    return 0 if found or wanted is None else 1
+
+
+def _prune(options: argparse.Namespace) -> int:
+    limits = Limits(options.max_entries, options.max_bytes)
+    if limits == (None, None) and options.unused_for is None:
+        raise ValueError("Say how far: --max-bytes, --max-entries or --unused-for.")
+    store = _store(options)
+    return _removed(options, store, store.reduce(limits, unused_for=options.unused_for))
+
+
+def _clear(options: argparse.Namespace) -> int:
+    store = _store(options)
+    if options.function is None:
+        return _removed(options, store, store.clear())
+    known = [name for name, about in store.functions().items() if about.get("name") == options.function]
+    if not known:
+        raise ValueError(f"There is no function {options.function} in {store.location}; `ls` lists them.")
+    return _removed(options, store, sum(map(store.clear, known)))
+
+
+def _removed(options: argparse.Namespace, store: DirectoryStore, removed: int) -> int:
+    left = store.totals()
+    if options.json:
+        return _print_json({"removed": removed, "entries": left.entries, "bytes": left.bytes})
+    sys.stdout.write(f"removed {removed:,} entries; {left.entries:,} are left, {_size(left.bytes)}\n")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    store = _store(options)
+    key = _signing_key(options)
+    damaged: list[dict[str, str]] = []
+    checked = 0
+    for listed in list(store.listing()):
+        checked += 1
+        problem = _problem_of(store, listed, key)
+        if problem is not None:
+            damaged.append({"key": listed.place.key.hex(), "problem": problem})
+            if options.remove:
+                store.remove(listed.place)
+    if options.json:
+        _print_json({"checked": checked, "damaged": damaged, "removed": len(damaged) if options.remove else 0})
+    else:
+        for one in damaged:
+            sys.stdout.write(f"{one['key'][:12]}  {one['problem']}\n")
+        sys.stdout.write(f"{checked:,} entries, {len(damaged):,} damaged{' and removed' if options.remove else ''}\n")
+    return 1 if damaged and not options.remove else 0
+
+
+def _problem_of(store: DirectoryStore, listed: Listed, key: bytes | None) -> str | None:
+    try:
+        found = store.read(listed.place)
+        if found is not None and found.entry.body_kind is Body.BESIDE:
+            verify_value(store.beside(listed.place), found.entry.body, key)
+    except (Damaged, NotOurs, OSError, AparallelError) as error:
+        return str(error)
+    return None
+
+
+def _print_json(value: Any) -> int:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    return 0
+
+
+def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int]) -> None:
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(range(len(line)), line, widths, strict=True)
+        text = "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for column, cell, width in cells)
+        sys.stdout.write(text.rstrip() + "\n")
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+def _age(then: float) -> str:
+    seconds = max(0.0, time.time() - then)
+    for size, unit in ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,121 @@
+"""The file of one entry: a head, metadata and a body, under one seal.
+
+::
+
+     0   8  magic: 89 "APM" 0D 0A 1A 0A
+     8   2  version: 1
+    10   1  the body: 1 a pickle of the value, 2 the last 64 bytes of the file beside this one that has the value,
+            3 a pickle of an exception
+    11   1  1 if the seal is signed, else 0
+    12   4  size of the metadata, in bytes
+    16   8  size of the body, in bytes
+    24   8  when the value was computed: seconds since 1970, a double
+    32  32  seal: BLAKE3 over the entry's key and everything in the file but these 32 bytes; keyed, if signed
+    64   …  metadata, JSON in UTF-8; then the body
+
+Integers are unsigned and little-endian. The seal holds for one key: a file that is moved to another name is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from blake3 import blake3
+
+from aparallel._memory.digest import Hasher, keyed_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MAGIC: Final = b"\x89APM\r\n\x1a\n"
+_HEAD = struct.Struct("<8sHBBIQd")
+_SEAL_SIZE = 32
+_START = _HEAD.size + _SEAL_SIZE
+
+
+class Damaged(Exception):
+    """The file is not what was written for this key."""
+
+
+class NotOurs(Exception):
+    """The file is not signed with our key, or signed where we have none."""
+
+
+class Body(IntEnum):
+    """What an entry holds."""
+
+    VALUE = 1
+    BESIDE = 2
+    """The value is in a file beside this one."""
+    ERROR = 3
+
+
+class Entry(NamedTuple):
+    """What is stored of one call.
+
+    Attributes:
+        created: when it was computed, in seconds since 1970.
+        metadata: JSON.
+    """
+
+    body_kind: Body
+    created: float
+    metadata: bytes
+    body: bytes
+
+    def meta(self) -> dict[str, Any]:
+        """Read the metadata."""
+        found: dict[str, Any] = json.loads(self.metadata)
+        return found
+
+
+def metadata_of(parts: Mapping[str, Any]) -> bytes:
+    return json.dumps(parts, separators=(",", ":")).encode()
+
+
+def secret_of(signing_key: bytes) -> bytes:
+    """Derive the 32 bytes that entries are signed with."""
+    secret: bytes = blake3(signing_key, derive_key_context="aparallel 2026 memory entry seal").digest()
+    return secret
+
+
+def pack(key: bytes, entry: Entry, secret: bytes | None) -> bytes:
+    """Return the content of the file of *key*."""
+    is_signed = secret is not None
+    head = _HEAD.pack(_MAGIC, 1, entry.body_kind, is_signed, len(entry.metadata), len(entry.body), entry.created)
+    return b"".join((head, _seal(key, secret, head, entry.metadata, entry.body), entry.metadata, entry.body))
+
+
+def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
+    """Return the entry in *data*, the content of the file of *key*.
+
+    Raises:
+        Damaged, NotOurs: it is not used.
+    """
+    if len(data) < _START:
+        raise Damaged("it is too short")
+    magic, version, kind, is_signed, meta_size, body_size, created = _HEAD.unpack_from(data)
+    if magic != _MAGIC or version != 1 or kind not in (1, 2, 3):
+        raise Damaged("it is no entry of this version")
+    if len(data) != _START + meta_size + body_size:
+        raise Damaged("its size is wrong")
+    if bool(is_signed) != (secret is not None):
+        raise NotOurs("it is not signed" if secret is not None else "it is signed, and there is no signing_key")
+    view = memoryview(data)
+    if _seal(key, secret, view[: _HEAD.size], view[_START:]) != data[_HEAD.size : _START]:
+        raise NotOurs("its signature is not ours") if secret is not None else Damaged("its checksum is wrong")
+    middle = _START + meta_size
+    return Entry(Body(kind), created, data[_START:middle], data[middle:])
+
+
+def _seal(key: bytes, secret: bytes | None, *parts: Any) -> bytes:
+    if secret is not None:
+        return keyed_digest(secret, key, *parts)
+    hasher = Hasher()
+    hasher.update(key)
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()

@@ -1,0 +1,56 @@
+"""Why a result is not there: compared with the stored ones of the same function."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from aparallel._memory.entry import Damaged, NotOurs
+from aparallel._memory.results import Explanation
+
+if TYPE_CHECKING:
+    from aparallel._memory.directory import DirectoryStore, Place
+
+_MOST: Final = 2000
+"""Stored calls that are compared."""
+
+
+def explain_missing(
+    store: DirectoryStore, place: Place, meta: Mapping[str, Any], names: Sequence[str], parts: Mapping[str, str]
+) -> Explanation:
+    """Say how the call at *place*, described by *meta*, differs from the stored one that is most like it.
+
+    *names* are those of its arguments, *parts* the digests of its code's parts by name.
+    """
+    if store.was_evicted(place):
+        return Explanation(hit=False, reason="evicted")
+    best: tuple[int, tuple[str, ...], str] | None = None
+    for other in itertools.islice(_stored(store, place.function), _MOST):
+        theirs = other.get("arguments", [])
+        differing = tuple(
+            name
+            for name, a, b in itertools.zip_longest(names, meta["arguments"], theirs)
+            if a != b and name is not None
+        )
+        distance = len(differing) + (other.get("code") != meta["code"])
+        if distance and (best is None or distance < best[0]):
+            best = (distance, differing, other.get("code", ""))
+    if best is None:
+        return Explanation(hit=False, reason="never computed")
+    _, differing, code = best
+    changed: tuple[str, ...] = ()
+    if code != meta["code"]:
+        known = store.about_function(f"{place.function}.{code}").get("parts", {})
+        changed = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
+    reason = "code changed" if code != meta["code"] and not differing else "argument differs"
+    return Explanation(hit=False, reason=reason, arguments=differing, code=changed)
+
+
+def _stored(store: DirectoryStore, function: str) -> Iterator[dict[str, Any]]:
+    for listed in store.listing(function):
+        with contextlib.suppress(OSError, Damaged, NotOurs, ValueError):
+            found = store.read(listed.place)
+            if found is not None:
+                yield found.entry.meta()

@@ -1,0 +1,185 @@
+"""What a memory tells about its results, and the small stand-in for one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from aparallel._memory.directory import Place
+    from aparallel._memory.memory import Memory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a call would be a hit or a miss.
+
+    Attributes:
+        hit: whether its result is stored and good.
+        reason: ``"hit"``, ``"never computed"``, ``"argument differs"``, ``"code changed"``, ``"expired"``,
+            ``"evicted"``, ``"invalidated"`` (by a tag), ``"damaged"``, ``"not signed"``, ``"refused"`` (``validate``)
+            or ``"not cached"`` (``location=None``).
+        arguments: which arguments differ from the stored call that is most alike.
+        code: which functions or constants' readers differ from it.
+        unseen: globals that the code reads whose content is not part of the key.
+    """
+
+    hit: bool
+    reason: str
+    arguments: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.hit:
+            text = "hit"
+        else:
+            differences = [f"argument {name} differs" for name in self.arguments]
+            differences += [f"code of {name} changed" for name in self.code]
+            text = f"miss: {', '.join(differences) or self.reason}"
+        if self.unseen:
+            text += f" (not part of the key: {', '.join(self.unseen)})"
+        return text
+
+
+@dataclass(slots=True)
+class FunctionStatistics:
+    """What a memoized function did in this process, since it was decorated.
+
+    Attributes:
+        hits: calls that a stored result answered.
+        memory_hits: those of them that did not touch the disk.
+        misses: calls that computed their result.
+        shared: calls that waited for the computation of another one.
+        stored: results written.
+        not_stored: results that could not be written.
+    """
+
+    hits: int = 0
+    memory_hits: int = 0
+    misses: int = 0
+    shared: int = 0
+    stored: int = 0
+    not_stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStatistics:
+    """What a memory holds.
+
+    Attributes:
+        entries, bytes: on disk, of all functions and processes.
+        memory_entries, memory_bytes: in this process.
+    """
+
+    entries: int
+    bytes: int
+    memory_entries: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """One entry of a memory.
+
+    Attributes:
+        function: the name of the function.
+        key: 64 hexadecimal digits.
+        created: when it was computed, in seconds since 1970.
+        last_used: when it was last used, to about a second, in seconds since 1970.
+        size: bytes on disk.
+        seconds: how long the computation took.
+        tags: its tags.
+        arguments: the arguments, as text, by name; empty unless the memory has ``store_arguments=True``.
+    """
+
+    function: str
+    key: str
+    created: float
+    last_used: float
+    size: int
+    seconds: float
+    tags: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+class MemorizedResult(Generic[T]):
+    """A stored result by name: small, picklable, and loaded when asked for.
+
+    Attributes:
+        function: the name of the function.
+        key: 64 hexadecimal digits.
+    """
+
+    def __init__(self, memory: Memory, function: str, place: Place, mmap_mode: str | None) -> None:
+        self.function = function
+        self.key = place.key.hex()
+        self._memory = memory
+        self._place = place
+        self._mmap_mode = mmap_mode
+
+    async def get(self) -> T:
+        """Load the result.
+
+        Raises:
+            MissingResultError: it is not there any more.
+        """
+        result: T = await self._memory._get(self._place, self.function, self._mmap_mode)
+        return result
+
+    async def clear(self) -> None:
+        """Remove the result from the memory."""
+        await self._memory._forget(self._place)
+
+    def __repr__(self) -> str:
+        return f"<MemorizedResult of {self.function}, {self.key[:12]}…>"
+
+
+class ShelvedValue(MemorizedResult[T]):
+    """A result that is not stored: it carries its value."""
+
+    def __init__(self, function: str, value: T) -> None:
+        self.function = function
+        self.key = ""
+        self._value: T | None = value
+
+    async def get(self) -> T:
+        """Return the result."""
+        return self._value  # type: ignore[return-value]
+
+    async def clear(self) -> None:
+        """Let go of the result."""
+        self._value = None
+
+    def __repr__(self) -> str:
+        return f"<MemorizedResult of {self.function}, not stored>"
+
+
+def expires_after(
+    days: float = 0,
+    seconds: float = 0,
+    microseconds: float = 0,
+    milliseconds: float = 0,
+    minutes: float = 0,
+    hours: float = 0,
+    weeks: float = 0,
+) -> Callable[[Mapping[str, Any]], bool]:
+    """Return a ``validate`` callback that accepts results up to an age, the sum of the amounts given.
+
+    ``ttl=`` does the same, and cheaper: the memory can then serve from memory and sweep what has expired.
+    """
+    limit = timedelta(days, seconds, microseconds, milliseconds, minutes, hours, weeks).total_seconds()
+    return _Expiry(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expiry:
+    seconds: float
+
+    def __call__(self, metadata: Mapping[str, Any]) -> bool:
+        return bool(-60.0 <= time.time() - metadata["time"] <= self.seconds)

@@ -1,0 +1,77 @@
+"""Values as bytes. The one place that knows how a result is written and read.
+
+A small one is a pickle inside its entry: one read gives it. A large one, and one whose arrays are to be mapped, is a
+file of its own beside the entry, in the format of ``dump`` and ``load``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any, Final
+
+import cloudpickle
+
+from aparallel._memory.plain import ATOMS
+
+if TYPE_CHECKING:
+    from pickle import PickleBuffer
+
+SMALL: Final = 256 << 10  # bytes of a pickle that stands inside its entry
+_SMALL_BUFFER = 64 << 10
+_SMALL_COMPRESSED = 4 << 10
+
+
+class _Large(Exception):
+    pass
+
+
+class _Bounded(io.BytesIO):
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._limit:
+            raise _Large
+        return super().write(data)
+
+
+def pickle_small(value: object, *, compressed: bool, mapped: bool) -> bytes | None:
+    """Return the pickle of *value*, or None if it belongs in a file of its own.
+
+    That is so if it is large, if arrays in it are to be *mapped*, and if the standard pickle cannot take it.
+    """
+    limit = _SMALL_COMPRESSED if compressed else SMALL
+    buffer_limit = 0 if mapped else min(limit, _SMALL_BUFFER)
+
+    def keep_inside(buffer: PickleBuffer) -> bool:
+        with buffer.raw() as raw:
+            if raw.nbytes > buffer_limit:
+                raise _Large
+        return True
+
+    file = _Bounded(limit)
+    try:
+        pickle.Pickler(file, 5, buffer_callback=keep_inside).dump(value)
+    except Exception:  # too large, or cloudpickle may know better; whoever writes the file finds out
+        return None
+    return file.getvalue()
+
+
+def pickle_error(error: BaseException) -> bytes:
+    """Return the pickle of an exception, with its attributes and without its traceback."""
+    data: bytes = cloudpickle.dumps(error, 5)
+    return data
+
+
+def unpickle(body: bytes) -> Any:
+    return pickle.loads(body)
+
+
+def is_frozen(value: object) -> bool:
+    """Whether nobody can change *value*: it may be given to everyone who asks."""
+    kind = type(value)
+    if kind in ATOMS:
+        return True
+    return (kind is tuple or kind is frozenset) and all(map(is_frozen, value))  # type: ignore[call-overload]

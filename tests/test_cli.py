@@ -1,0 +1,144 @@
+"""``aparallel cache``: what people do to a memory's directory by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from memory_support import files_of
+
+from aparallel import Memory
+from aparallel._cli import main
+
+
+def small(x: int) -> int:
+    return x
+
+
+def large(n: int) -> object:
+    return np.arange(n)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> str:
+    location = str(tmp_path / "cache")
+    memory = Memory(location, store_arguments=True)
+
+    async def fill() -> None:
+        for x in range(5):
+            await memory.cache(small, tags=["numbers"])(x)
+        await memory.cache(large)(200_000)
+
+    asyncio.run(fill())
+    return location
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(["cache", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_ls_tells_functions_sizes_and_ages(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "ls", filled)
+    assert code == 0
+    head, *rows = (line.split() for line in out.splitlines())
+    assert head[:3] == ["function", "entries", "size"]
+    assert [row[:2] for row in rows] == [["test_cli.large", "1"], ["test_cli.small", "5"]]
+    assert rows[0][2:4] == ["1.5", "MB"]
+    _, out, _ = run(capsys, "ls", filled, "--json")
+    (first, second) = json.loads(out)
+    assert (first["function"], first["entries"], second["entries"]) == ("test_cli.large", 1, 5)
+    assert first["bytes"] > 1_600_000
+    assert abs(first["oldest"] - time.time()) < 60
+
+
+def test_show_tells_entries_and_arguments(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "show", filled, "test_cli.small")
+    assert code == 0
+    assert len(out.splitlines()) == 6
+    assert "numbers x=3" in out
+    _, out, _ = run(capsys, "show", filled, "--json")
+    entries = json.loads(out)
+    assert len(entries) == 6
+    _, out, _ = run(capsys, "show", filled, entries[0]["key"][:20], "--json")
+    assert json.loads(out) == entries[:1]
+    assert run(capsys, "show", filled, "nothing")[0] == 1
+
+
+def test_prune_and_clear_remove(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "prune", filled, "--max-bytes", "1MB", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["removed"] >= 1
+    assert told["bytes"] <= 1 << 20
+    code, out, _ = run(capsys, "prune", filled, "--max-entries", "2")
+    assert (code, len([path for path in files_of(filled) if path.suffix == ""])) == (0, min(2, told["entries"]))
+    assert "are left" in out
+    assert (
+        run(capsys, "prune", filled, "--unused-for", "1d", "--json")[1]
+        == run(capsys, "prune", filled, "--unused-for", "1d", "--json")[1]
+    )
+    assert run(capsys, "clear", filled)[0] == 0
+    assert files_of(filled) == []
+
+
+def test_clear_removes_one_function(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "clear", filled, "test_cli.small", "--json")
+    assert (code, json.loads(out)["removed"], json.loads(out)["entries"]) == (0, 5, 1)
+    code, _, err = run(capsys, "clear", filled, "no.such")
+    assert code == 2
+    assert "no function no.such" in err
+
+
+def test_verify_finds_damage_in_entries_and_in_files_beside(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "verify", filled)[:2] == (0, "6 entries, 0 damaged\n")
+    small_one = next(path for path in files_of(filled) if path.suffix == "" and not Path(f"{path}.apl").exists())
+    beside = next(path for path in files_of(filled) if path.suffix == ".apl")
+    for path in (small_one, beside):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + b"\xff\xfe" + data[len(data) // 2 + 2 :])
+    code, out, _ = run(capsys, "verify", filled)
+    assert code == 1
+    assert "6 entries, 2 damaged" in out
+    code, out, _ = run(capsys, "verify", filled, "--remove", "--json")
+    assert code == 0
+    assert (json.loads(out)["removed"], len(json.loads(out)["damaged"])) == (2, 2)
+    assert run(capsys, "verify", filled)[1] == "4 entries, 0 damaged\n"
+
+
+def test_a_signed_directory_is_verified_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location, key = str(tmp_path / "cache"), tmp_path / "key"
+    key.write_text("secret\n")
+    asyncio.run(Memory(location, signing_key="secret").cache(large)(200_000))
+    assert run(capsys, "verify", location)[0] == 1
+    assert run(capsys, "verify", location, "--signing-key-file", str(key))[0] == 0
+
+
+def test_what_cannot_be_done_says_why(filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not the directory of a Memory" in run(capsys, "ls", str(tmp_path))[2]
+    assert "Say how far" in run(capsys, "prune", filled)[2]
+    os.chmod(filled, 0o777)
+    code, _, err = run(capsys, "ls", filled)
+    assert code == 2
+    assert "everybody may write" in err
+
+
+def test_it_is_a_command_and_a_module(filled: str) -> None:
+    module = [sys.executable, "-m", "aparallel"]
+    command = [str(Path(sys.executable).parent / "aparallel")]
+    outputs = [
+        subprocess.run([*start, "cache", "show", filled, "--json"], capture_output=True, text=True, check=True).stdout
+        for start in (module, *([command] if Path(command[0]).exists() else []))
+    ]
+    assert all(len(json.loads(output)) == 6 for output in outputs)
+    run = subprocess.run([*module, "cache", "frobnicate", filled], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "invalid choice" in run.stderr

@@ -1,0 +1,864 @@
+"""Memory: what is computed once, what is remembered, and what nobody may lose by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import inspect
+import itertools
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import memory_support
+import numpy as np
+import pytest
+from memory_support import Recorder, files_of, until
+
+from aparallel import Memory, Pool, delayed, errors, gather_parallel
+from aparallel._memory import directory, function, single_flight, tier
+from aparallel._memory.locks import ByteLocks, FileLocks
+
+
+@pytest.fixture(autouse=True)
+def flush_recency_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test ends when its threads have, and the one that flushes waits for company."""
+    monkeypatch.setattr(directory, "_TOUCH_DELAY", 0.01)
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+@pytest.fixture
+def memory(location: str) -> Memory:
+    return Memory(location)
+
+
+# Remembering
+
+
+async def test_a_result_is_computed_once_and_then_remembered(memory: Memory, location: str) -> None:
+    recorder = Recorder()
+    cached = memory.cache(recorder)
+    assert await cached(1) == await cached(x=1) == await Memory(location).cache(recorder)(1) == [1]
+    assert await cached(1.0) == [1.0]
+    assert [repr(x) for x in recorder.calls] == ["1", "1.0"]
+
+
+class Shape:
+    def __init__(self, width: int, record: list[Any]) -> None:
+        self.width = width
+        self._record = record
+
+    def __aparallel_key__(self) -> int:
+        return self.width
+
+    def area(self, height: int) -> int:
+        """Return the area."""
+        self._record.append((self.width, height))
+        return self.width * height
+
+
+async def test_methods_are_bound_and_count_their_object(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = memory.cache(Shape.area)
+    monkeypatch.setattr(Shape, "area", cached)
+    record: list[Any] = []
+    one, two = Shape(1, record), Shape(2, record)
+    assert [await one.area(3), await two.area(3), await one.area(height=3)] == [3, 6, 3]
+    assert record == [(1, 3), (2, 3)]
+    method: Any = one.area
+    assert method.__doc__ == "Return the area."
+    assert inspect.iscoroutinefunction(type(method).__call__)
+    assert await method.check_call_in_cache(3)
+    assert (await method.explain(3)).hit
+    assert await method.forget(3)
+    assert not await method.check_call_in_cache(3)
+    assert await method.refresh(3) == 3
+    assert await (await method.call_and_shelve(3)).get() == 3
+    assert method.statistics() == cached.statistics()
+    assert await method.clear() == 2
+
+
+async def test_every_form_of_function_can_be_memoized(memory: Memory) -> None:
+    async def coroutine(x: float) -> float:
+        return x * 2
+
+    class Static:
+        @staticmethod
+        @memory.cache
+        def double(x: float) -> float:
+            return x * 2
+
+    class Doubler:
+        def __call__(self, x: float) -> float:
+            return x * 2
+
+        async def later(self, x: float) -> float:
+            return x * 2
+
+        def __reduce__(self) -> Any:
+            return Doubler, ()
+
+    def multiply(a: float, x: float) -> float:
+        return a * x
+
+    async def multiply_later(a: float, x: float) -> float:
+        return a * x
+
+    @functools.wraps(multiply)
+    def decorated(x: float) -> float:
+        return multiply(2, x)
+
+    forms: list[Any] = [
+        coroutine,
+        lambda x: x * 2,
+        Doubler(),
+        Doubler().later,
+        functools.partial(multiply, 2),
+        functools.partial(multiply_later, 2),
+        decorated,
+        (2.0).__mul__,
+        functools.lru_cache(lambda x: x * 2),
+    ]
+    for form in forms:
+        cached = memory.cache(form)
+        assert await cached(4.0) == await cached(4.0) == 8.0
+        assert cached.statistics().misses == 1, form
+        assert inspect.iscoroutinefunction(cached) or sys.version_info < (3, 12)
+        assert asyncio.iscoroutinefunction(cached)
+    assert await Static.double(4.0) == 8.0
+    assert await memory.cache(math.sqrt)(4) == 2.0
+    assert await memory.cache(dict)(a=1) == {"a": 1}
+    assert await memory.eval(max, 1, 2) == 2
+
+
+def test_what_cannot_be_memoized_is_refused_with_words(memory: Memory) -> None:
+    def generator() -> Iterator[int]:
+        yield 1
+
+    async def later() -> Any:
+        yield 1
+
+    for form in (generator, later, functools.partial(generator)):
+        with pytest.raises(TypeError, match=r"is a generator function.*Return a list"):
+            memory.cache(form)
+    with pytest.raises(TypeError, match="takes a function, got 3"):
+        memory.cache(3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="below @staticmethod"):
+        memory.cache(staticmethod(len))
+
+
+async def test_a_plain_function_that_returns_a_coroutine_says_what_to_do(memory: Memory) -> None:
+    async def inner() -> int:
+        return 1
+
+    with pytest.raises(TypeError, match="Make it `async def`"):
+        await memory.cache(lambda: inner())()  # noqa: PLW0108  # it must be a plain function
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mmap_mode": "r+"}, "mmap_mode='r\\+'"),
+        ({"mmap_mode": "r", "compress": "zlib"}, "exclude each other"),
+        ({"max_entries": 0}, "max_entries=0"),
+        ({"max_bytes": "1 furlong"}, "furlong"),
+        ({"ttl": -1}, "-1"),
+        ({"signing_key": b""}, "signing_key is empty"),
+        ({"track": "all"}, "track='all'"),
+        ({"pool": 3}, "pool=3"),
+    ],
+)
+def test_bad_options_are_refused(options: Any, message: str, location: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        Memory(location, **options)
+    assert not os.path.exists(location)
+
+
+async def test_without_a_location_nothing_is_cached_and_all_else_works() -> None:
+    recorder = Recorder()
+    memory = Memory(None)
+    cached = memory.cache(recorder)
+    assert [await cached(1), await cached(1), await cached.refresh(1)] == [[1]] * 3
+    assert recorder.calls == [1, 1, 1]
+    assert not await cached.check_call_in_cache(1)
+    assert (await cached.explain(1)).reason == "not cached"
+    assert await (await cached.call_and_shelve(2)).get() == [2]
+    assert await cached.clear() == await memory.clear() == await memory.reduce_size(items_limit=1) == 0
+    assert [entry async for entry in memory.entries()] == []
+    assert (await memory.statistics()).entries == 0
+    await memory.invalidate(["a"])
+    assert await memory.cache(lambda x: x)(threading.Lock()) is not None  # there are no keys
+
+
+async def test_refresh_forget_and_clear(memory: Memory) -> None:
+    numbers = itertools.count()
+    hidden = {"numbers": numbers}
+
+    def draw(x: int) -> int:
+        hidden["last"] = x
+        return next(hidden["numbers"])
+
+    cached = memory.cache(draw)
+    assert [await cached(0), await cached(0), await cached.refresh(0), await cached(0)] == [0, 0, 1, 1]
+    assert await cached.call(0) == 2
+    assert await cached.forget(0)
+    assert not await cached.forget(0)
+    assert await cached(0) == 3
+    assert await cached(1) == 4
+    assert await cached.clear() == 2
+    assert await cached(0) == 5
+    assert await memory.clear() == 1
+    assert (await memory.statistics()).entries == 0
+
+
+async def test_a_shelved_result_is_small_and_travels(memory: Memory) -> None:
+    cached = memory.cache(np.ones)
+    shelved = await cached.call_and_shelve(300_000)
+    data = pickle.dumps(shelved)
+    assert len(data) < 2000
+    copy = pickle.loads(data)
+    assert (await copy.get()).sum() == 300_000
+    await copy.clear()
+    with pytest.raises(errors.MissingResultError, match="Call the function again") as caught:
+        await shelved.get()
+    assert pickle.loads(pickle.dumps(caught.value)).call == caught.value.call
+    assert not await cached.check_call_in_cache(300_000)
+
+
+# One computation for all
+
+
+async def test_concurrent_equal_calls_compute_once_and_share_no_object(memory: Memory) -> None:
+    calls: list[int] = []
+
+    @memory.cache
+    async def fn(x: int) -> list[int]:
+        calls.append(x)
+        await asyncio.sleep(0.05)
+        return [x]
+
+    results = await asyncio.gather(*(fn(1) for _ in range(64)))
+    assert results == [[1]] * 64
+    assert calls == [1]
+    results[0].append(2)
+    assert results[1:] == [[1]] * 63
+    assert await fn(1) == [1]
+    assert len({id(result) for result in results}) == 64
+
+
+async def test_equal_calls_of_a_plain_function_compute_once(memory: Memory) -> None:
+    calls: list[int] = []
+    # An event is no content; it hides in a dict that the function changes itself, which is not part of the key.
+    held: dict[str, Any] = {"release": threading.Event()}
+
+    @memory.cache
+    def fn(x: int) -> int:
+        calls.append(x)
+        held["seen"] = x
+        assert held["release"].wait(10)
+        return x
+
+    tasks = [asyncio.ensure_future(fn(1)) for _ in range(20)]
+    await until(lambda: calls, *tasks)
+    held["release"].set()
+    assert await asyncio.gather(*tasks) == [1] * 20
+    assert calls == [1]
+
+
+async def test_a_cancelled_caller_leaves_the_others_unharmed(memory: Memory) -> None:
+    calls: list[int] = []
+    gates: dict[str, asyncio.Event] = {}
+
+    @memory.cache
+    async def fn(x: int) -> int:
+        calls.append(x)
+        gates["started"] = gates["started"]
+        gates["started"].set()
+        await gates["go"].wait()
+        return x
+
+    gates.update(started=asyncio.Event(), go=asyncio.Event())
+    first, second = (asyncio.ensure_future(fn(1)) for _ in range(2))
+    await until(lambda: any(len(flight.waiters) == 2 for flight in single_flight._flights.values()), first, second)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    gates["go"].set()
+    assert await second == 1
+    assert calls == [1]
+
+
+async def test_the_last_to_leave_cancels_a_coroutine_and_frees_its_key(memory: Memory) -> None:
+    events: list[str] = []
+    gates: dict[str, asyncio.Event] = {}
+
+    @memory.cache
+    async def fn(x: int) -> int:
+        events.append("started")
+        gates["started"] = gates["started"]
+        gates["started"].set()
+        try:
+            await gates["go"].wait()
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+        return x
+
+    gates.update(started=asyncio.Event(), go=asyncio.Event())
+    tasks = [asyncio.ensure_future(fn(1)) for _ in range(3)]
+    await until(gates["started"].is_set, *tasks)
+    await until(lambda: any(len(flight.waiters) == 3 for flight in single_flight._flights.values()), *tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    await until(lambda: events[-1] == "cancelled")
+    gates["go"].set()
+    assert await fn(1) == 1
+    assert events == ["started", "cancelled", "started"]
+
+
+async def test_a_thread_that_nobody_waits_for_finishes_and_stores(memory: Memory) -> None:
+    calls: list[int] = []
+    held: dict[str, Any] = {}
+
+    @memory.cache
+    def fn(x: int) -> int:
+        calls.append(x)
+        held["go"] = held["go"]
+        assert held["go"].wait(10)
+        return x
+
+    held["go"] = threading.Event()
+    task = asyncio.ensure_future(fn(1))
+    await until(lambda: calls, task)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    held["go"].set()
+    await until(lambda: fn.statistics().stored)
+    assert await fn(1) == 1
+    assert calls == [1]
+
+
+def test_loops_in_many_threads_compute_once(location: str) -> None:
+    calls: list[int] = []
+    memory = Memory(location)
+    start = threading.Barrier(8)
+
+    @memory.cache
+    def slow(x: int) -> list[int]:
+        calls.append(x)
+        time.sleep(0.1)
+        return [x]
+
+    @memory.cache
+    async def slow_coroutine(x: int) -> list[int]:
+        calls.append(-x)
+        await asyncio.sleep(0.1)
+        return [x]
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(slow(1), slow_coroutine(1), slow(1), slow_coroutine(1))
+
+    results: list[Any] = []
+
+    def run() -> None:
+        start.wait()
+        results.append(asyncio.run(both()))
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[[1]] * 4] * 8
+    assert sorted(calls) == [-1, 1]
+
+
+def test_a_loop_that_ends_hands_its_computation_on(location: str) -> None:
+    memory = Memory(location)
+    events: dict[str, Any] = {"started": threading.Event(), "waiting": threading.Event()}
+    calls: list[str] = []
+
+    @memory.cache
+    async def fn(x: int) -> int:
+        calls.append(threading.current_thread().name)
+        events["last"] = x
+        events["started"].set()
+        if len(calls) == 1:
+            await asyncio.sleep(60)
+        return x
+
+    async def begin() -> None:
+        task = asyncio.ensure_future(fn(1))
+        while not await asyncio.to_thread(events["waiting"].wait, 0.01):
+            pass
+        assert not task.done()
+
+    first = threading.Thread(target=lambda: asyncio.run(begin()), name="first")
+    first.start()
+    assert events["started"].wait(10)
+
+    async def follow() -> int:
+        task = asyncio.ensure_future(fn(1))
+        await until(lambda: any(len(flight.waiters) == 2 for flight in single_flight._flights.values()), task)
+        events["waiting"].set()
+        return await task
+
+    assert asyncio.run(follow()) == 1
+    first.join()
+    assert calls == ["first", "MainThread"]
+
+
+async def test_a_function_that_awaits_its_own_key_raises(memory: Memory) -> None:
+    table: dict[str, Any] = {}
+
+    @memory.cache
+    async def direct(x: int) -> Any:
+        table["last"] = x
+        return await table["direct"](x)
+
+    @memory.cache
+    async def ping(x: int) -> Any:
+        table["last"] = x
+        return await asyncio.gather(table["pong"](x))
+
+    @memory.cache
+    async def pong(x: int) -> Any:
+        table["last"] = x
+        return await asyncio.create_task(table["ping"](x))
+
+    @memory.cache
+    def from_thread(x: int) -> Any:
+        import anyio.from_thread
+
+        table["last"] = x
+        return anyio.from_thread.run(table["from_thread"], x)
+
+    table.update(direct=direct, ping=ping, pong=pong, from_thread=from_thread)
+    async with asyncio.timeout(20):
+        for fn in (direct, ping, from_thread):
+            with pytest.raises(errors.RecursiveCallError, match="awaits its own result"):
+                await fn(1)
+        # Two that begin at the same moment and wait for each other.
+        outcomes = await asyncio.gather(ping(2), pong(2), return_exceptions=True)
+        assert any(isinstance(outcome, errors.RecursiveCallError) for outcome in outcomes)
+    assert not single_flight._flights
+
+
+async def test_recursion_with_other_arguments_works(memory: Memory) -> None:
+    table: dict[str, Any] = {}
+
+    @memory.cache
+    async def fibonacci(n: int) -> int:
+        table["last"] = n
+        return n if n < 2 else sum(await asyncio.gather(table["f"](n - 1), table["f"](n - 2)))
+
+    @memory.cache
+    def factorial(n: int) -> int:
+        import anyio.from_thread
+
+        table["last"] = n
+        return n * anyio.from_thread.run(table["g"], n - 1) if n else 1
+
+    table.update(f=fibonacci, g=factorial)
+    async with asyncio.timeout(60):
+        assert await fibonacci(25) == 75025
+        assert await factorial(40) == math.factorial(40)  # deeper than there are threads for others
+    assert fibonacci.statistics().misses == 26
+
+
+PROCESS = """
+import asyncio, os, sys, time
+from aparallel import Memory
+
+memory = Memory({location!r})
+
+@memory.cache
+def work(x):
+    with open({log!r}, "a") as file:
+        file.write(f"{{x}}\\n")
+    time.sleep(0.2)
+    return {{"x": x}}
+
+async def main():
+    results = await asyncio.gather(*(work(x) for x in (1, 2, 1)))
+    assert results == [{{"x": 1}}, {{"x": 2}}, {{"x": 1}}], results
+
+asyncio.run(main())
+"""
+
+
+def run_processes(count: int, script: str) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    for process in processes:
+        _, stderr = process.communicate(timeout=100)
+        assert process.returncode == 0, stderr
+
+
+def test_processes_on_one_directory_compute_once(location: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run_processes(6, PROCESS.format(location=location, log=str(log)))
+    assert sorted(log.read_text().split()) == ["1", "2"]
+
+
+@pytest.mark.soak
+def test_two_hundred_processes_compute_once(location: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run_processes(200, PROCESS.format(location=location, log=str(log)))
+    assert sorted(log.read_text().split()) == ["1", "2"]
+
+
+HOLDER = """
+import asyncio, sys, time
+from aparallel import Memory
+
+memory = Memory(sys.argv[1])
+
+@memory.cache(track="none")
+def work(x):
+    print("computing", flush=True)
+    if sys.argv[2] == "hold":
+        time.sleep(60)
+    return x
+
+print(asyncio.run(work(1)), flush=True)
+"""
+
+
+def test_a_lock_dies_with_its_holder(location: str) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, location, "hold"], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "computing\n"
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, location, "go"], stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(1.5)
+    holder.kill()
+    out, _ = other.communicate(timeout=20)
+    assert out == "computing\n1\n"
+    holder.wait()
+    holder.stdout.close()
+
+
+@pytest.mark.parametrize("make", [ByteLocks, FileLocks])
+def test_locks_exclude_each_other_within_a_process_and_between(make: Any, tmp_path: Path) -> None:
+    locks, others = make(str(tmp_path / "locks")), make(str(tmp_path / "locks"))
+    assert locks.try_acquire(5)
+    assert not locks.try_acquire(5)
+    assert not others.try_acquire(5)
+    assert others.try_acquire(6)
+    locks.release(5)
+    assert others.try_acquire(5)
+    others.release(5)
+    others.release(6)
+    assert locks.try_acquire(6)
+    locks.release(6)
+    others.release(6)  # not held: nothing happens
+
+
+@pytest.mark.parametrize("make", [ByteLocks, FileLocks])
+def test_a_forked_child_does_not_keep_its_parents_locks(make: Any, tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from aparallel._memory.locks import ByteLocks, FileLocks
+locks = {kind}({path!r})
+assert locks.try_acquire(1)
+if os.fork() == 0:
+    print("ready", flush=True)
+    time.sleep(60)
+    os._exit(0)
+sys.stdin.read()
+os._exit(0)
+""".format(kind=make.__name__, path=str(tmp_path / "locks"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    locks = make(str(tmp_path / "locks"))
+    assert not locks.try_acquire(1)
+    process.stdin.close()
+    process.wait(10)
+    try:
+        assert locks.try_acquire(1)
+        locks.release(1)
+    finally:
+        process.stdout.close()
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+# The memory tier
+
+
+async def test_no_caller_can_change_what_another_gets(memory: Memory, location: str) -> None:
+    makers: list[Callable[[int], Any]] = [
+        lambda n: [n],
+        lambda n: {"a": [n]},
+        lambda n: np.full(3, n),
+        lambda n: np.full(300_000, n),
+        lambda n: {"array": np.full(300_000, n)},
+    ]
+
+    def first_of(value: Any) -> Any:
+        inner = value.get("a", value.get("array")) if isinstance(value, dict) else value
+        return inner[0]
+
+    def spoil(value: Any) -> None:
+        inner = value.get("a", value.get("array")) if isinstance(value, dict) else value
+        inner[0] = 99
+
+    for make in makers:
+        cached = memory.cache(make)
+        for _ in range(4):
+            value = await cached(5)
+            assert first_of(value) == 5
+            spoil(value)
+        again = Memory(location).cache(make)
+        value = await again(5)
+        spoil(value)
+        assert first_of(await again(5)) == 5
+
+
+async def test_a_repeated_hit_does_not_touch_the_disk(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = memory.cache(lambda x: [x])
+    await cached(1)
+
+    async def no_hop(*args: Any) -> Any:
+        raise AssertionError("a hop to a thread")
+
+    monkeypatch.setattr(tier, "TRUSTED_FOR", 60)
+    monkeypatch.setattr(function, "TRUSTED_FOR", 60)
+    monkeypatch.setattr(function, "in_thread", no_hop)
+    assert await cached(1) == [1]
+    assert cached.statistics().memory_hits == 1
+
+
+@pytest.mark.parametrize("removal", ["forget", "clear", "evict", "refresh"])
+async def test_another_process_sees_a_removal_within_a_second(location: str, removal: str) -> None:
+    values = {"now": 1}
+
+    def fn(x: int) -> int:
+        values["last"] = x
+        return values["now"]
+
+    ours, theirs = Memory(location), Memory(location)
+    cached, other = ours.cache(fn), theirs.cache(fn)
+    assert await cached(0) == 1
+    assert await cached(0) == 1
+    values["now"] = 2
+    if removal == "forget":
+        await other.forget(0)
+    elif removal == "clear":
+        await other.clear()
+    elif removal == "evict":
+        await theirs.reduce_size(items_limit=0)
+    else:
+        await other.refresh(0)
+    removed = time.monotonic()
+    while await cached(0) == 1:
+        assert time.monotonic() < removed + 1.0
+        await asyncio.sleep(0.01)
+
+
+async def test_the_memory_tier_is_bounded(location: str) -> None:
+    memory = Memory(location, memory_bytes="100KB")
+    cached = memory.cache(lambda x: "x" * 10_000 + str(x))
+    for x in range(40):
+        await cached(x)
+    statistics = await memory.statistics()
+    assert statistics.entries == 40
+    assert 5 <= statistics.memory_entries <= 10
+    assert statistics.memory_bytes <= 102_400
+
+
+# Everywhere
+
+
+async def test_it_pickles(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(location, ttl=5, max_entries=7)
+    copy = pickle.loads(pickle.dumps(memory))
+    assert (copy.location, copy._options) == (memory.location, memory._options)
+    local = memory.cache(lambda x: [x])
+    assert await pickle.loads(pickle.dumps(local))(1) == [1]
+    assert await local.check_call_in_cache(1)
+    named = memory.cache(memory_support.files_of)
+    monkeypatch.setattr(memory_support, "files_of", named)
+    assert pickle.loads(pickle.dumps(named)) is named
+
+
+async def test_it_runs_in_the_workers_of_a_pool(location: str) -> None:
+    memory = Memory(location)
+
+    @memory.cache
+    def square(x: int) -> tuple[int, int]:
+        return x * x, os.getpid()
+
+    @memory.cache
+    async def factorial(n: int) -> int:
+        return n * await factorial(n - 1) if n else 1
+
+    async with Pool(n_jobs=2) as pool:
+        first = await pool.gather(delayed(square)(x) for x in (1, 2, 3, 1, 2, 3))
+        assert [value for value, _ in first] == [1, 4, 9, 1, 4, 9]
+        assert os.getpid() not in {pid for _, pid in first}
+        assert first[:3] == first[3:]
+        assert [await square(x) for x in (1, 2, 3)] == first[:3]
+        assert await pool.run(factorial, 5) == 120
+
+
+async def test_misses_are_computed_on_the_pool(location: str) -> None:
+    async with Pool(n_jobs=1) as pool:
+        memory = Memory(location, pool=pool)
+        cached = memory.cache(lambda x, y=1: (x, y, os.getpid()))
+        x, y, pid = await cached(1, y=2)
+        assert (x, y) == (1, 2)
+        assert pid != os.getpid()
+        assert await cached(1, 2) == (1, 2, pid)
+        here = Memory(location).cache(ignore=["x"])(lambda x: os.getpid())
+        assert await here(1) == os.getpid()
+
+
+async def test_the_last_to_leave_stops_a_pools_worker(location: str, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+
+    def endless(path: str) -> None:
+        Path(path).write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.01)
+
+    async with Pool(n_jobs=1) as pool:
+        cached = Memory(location, pool=pool).cache(endless)
+        task = asyncio.ensure_future(cached(str(started)))
+        await until(lambda: started.exists() and started.read_text(), task)
+        pid = int(started.read_text())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert await pool.run(abs, -1) == 1
+
+
+async def test_gather_parallel_takes_memoized_functions(memory: Memory) -> None:
+    cached = memory.cache(lambda x: x + 1)
+    assert await gather_parallel((delayed(cached)(x) for x in range(5)), n_jobs=2) == [1, 2, 3, 4, 5]
+    assert (await memory.statistics()).entries == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_goes_on_with_its_own(location: str) -> None:
+    script = """
+import asyncio, os, sys, numpy as np
+from aparallel import Memory
+memory = Memory(sys.argv[1])
+cached = memory.cache(np.sum)
+array = np.ones(3_000_000)
+asyncio.run(cached(array))
+child = os.fork()
+if child == 0:
+    try:
+        assert asyncio.run(cached(array)) == 3_000_000
+        assert asyncio.run(cached(array + 1)) == 6_000_000
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert asyncio.run(cached(array + 1)) == 6_000_000
+assert cached.statistics().misses == 1
+print(code)
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, location], capture_output=True, text=True, timeout=60
+    )
+    assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
+
+
+async def test_a_slow_file_system_does_not_hold_the_loop(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(location, max_entries=5, ttl=100)
+    cached = memory.cache(tags=["a"])(lambda x: [x])
+    await cached(-1)
+    loop_thread = threading.get_ident()
+    touched: list[str] = []
+
+    def slow(name: str, real: Any) -> Any:
+        @functools.wraps(real)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == loop_thread:
+                touched.append(name)
+            else:
+                time.sleep(0.005)
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "stat", "replace", "unlink", "utime", "listdir", "scandir", "mkdir", "pread", "pwrite"):
+            patch.setattr(os, name, slow(name, getattr(os, name)))
+        patch.setattr("builtins.open", slow("builtins.open", open))
+        for x in range(7):
+            assert await cached(x) == [x]
+            assert await cached(x) == [x]
+        other = Memory(location).cache(cached.__wrapped__)
+        await other(6)
+        await other.explain(99)
+        await other.forget(6)
+        await memory.invalidate("a")
+        await memory.reduce_size(items_limit=2)
+        await (await cached.call_and_shelve(3)).get()
+        assert [entry async for entry in memory.entries()]
+        await memory.clear()
+        await memory.statistics()
+    assert touched == []
+
+
+async def test_verbose_tells_what_is_computed(location: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cached = Memory(location, verbose=1).cache(files_of)
+    await cached(location)
+    await cached(location)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "files_of: computed in" in lines[0]
+
+
+async def test_nothing_remains_of_a_memory_that_is_dropped(location: str) -> None:
+    memory = Memory(location)
+    cached = memory.cache(lambda x: [x])
+    await asyncio.gather(*(cached(x % 3) for x in range(30)))
+    with contextlib.suppress(OSError):
+        assert not [fd for fd in os.listdir("/proc/self/fd") if location in _target(fd)]
+    del memory, cached
+    gc.collect()
+    assert not single_flight._flights
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def test_metadata_is_json(location: str) -> None:
+    asyncio.run(Memory(location).cache(len)([1]))
+    (path,) = Path(location, "functions").glob("????????????????????????.json")
+    assert json.loads(path.read_text()) == {"name": "len", "ttl": None}

@@ -1,0 +1,655 @@
+"""Memory's directory: validity, bounds, durability and trust."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import pickle
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_support import files_of, until
+
+from aparallel import Memory, errors, expires_after
+from aparallel._memory import directory
+
+
+@pytest.fixture(autouse=True)
+def flush_recency_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test ends when its threads have, and the one that flushes waits for company."""
+    monkeypatch.setattr(directory, "_TOUCH_DELAY", 0.01)
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+@pytest.fixture
+def memory(location: str) -> Memory:
+    return Memory(location)
+
+
+# What is not remembered
+
+
+async def test_exceptions_are_not_remembered_unless_asked_for(memory: Memory) -> None:
+    calls: list[int] = []
+
+    def fails(x: int) -> int:
+        calls.append(x)
+        raise ValueError(x)
+
+    async def fails_later(x: int) -> int:
+        calls.append(x)
+        raise KeyError(x)
+
+    for fn, kind in ((fails, ValueError), (fails_later, KeyError)):
+        calls.clear()
+        cached = memory.cache(fn)
+        for _ in range(2):
+            with pytest.raises(kind):
+                await cached(1)
+        assert calls == [1, 1]
+        keeping = memory.cache(cache_errors=kind)(fn)
+        for _ in range(3):
+            with pytest.raises(kind, match="7"):
+                await keeping(7)
+        assert calls == [1, 1, 7]
+        other = memory.cache(cache_errors=(OSError,))(fn)
+        with pytest.raises(kind):
+            await other(8)
+        assert not await other.check_call_in_cache(8)
+
+
+async def test_a_result_that_cannot_be_pickled_is_returned_with_one_warning(memory: Memory, location: str) -> None:
+    cached = memory.cache(lambda n: (n, threading.Lock()))
+    with pytest.warns(errors.NotStoredWarning, match=r"not stored.*lock") as caught:
+        assert (await cached(1))[0] == (await cached(1))[0] == (await cached(2))[0] - 1 == 1
+    assert len(caught) == 1
+    assert files_of(location) == []
+    assert os.listdir(os.path.join(location, "tmp")) == []
+
+
+async def test_what_has_no_stable_content_names_the_argument(memory: Memory) -> None:
+    cached = memory.cache(lambda session: 1)
+    with pytest.raises(errors.UnstableValueError, match="Argument 'session' of"):
+        await cached(threading.Lock())
+    assert await memory.cache(ignore=["session"])(lambda session: 1)(threading.Lock()) == 1
+
+
+# Validity
+
+
+async def test_results_expire(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(location, ttl="1h")
+    calls: list[int] = []
+    cached = memory.cache(lambda x: calls.append(x) or len(calls))
+    longer = memory.cache(ttl="2h", track="none")(lambda x, y: calls.append(x) or len(calls))
+    assert [await cached(0), await cached(0), await longer(0, 0)] == [1, 1, 2]
+    clock = time.time() + 5400
+    monkeypatch.setattr(time, "time", lambda: clock)
+    assert (await cached.explain(0)).reason == "expired"
+    assert [await cached(0), await longer(0, 0)] == [3, 2]
+
+
+async def test_a_clock_that_jumps_makes_nothing_immortal(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    memory = Memory(location, ttl="1h", max_entries=5)
+    cached = memory.cache(lambda x: calls.append(x) or x)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e8)
+    for x in range(5):
+        await cached(x)
+    for path in files_of(location):
+        os.utime(path, (now + 1e8, now + 1e8))
+    monkeypatch.setattr(time, "time", lambda: now)  # and back
+    assert await cached(0) == 0
+    assert calls == [0, 1, 2, 3, 4, 0]
+    for x in range(10, 14):
+        await cached(x)
+    for x in (0, 10, 11, 12, 13):
+        assert await cached.check_call_in_cache(x), "those of the wrong clock leave first"
+    assert (await memory.statistics()).entries <= 5
+
+
+async def test_a_stale_result_is_served_while_a_new_one_is_computed(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    memory = Memory(location)
+
+    @memory.cache(ttl=10, stale_while_revalidate=100)
+    async def fn(x: int) -> int:
+        calls.append(x)
+        return len(calls)
+
+    assert await fn(0) == 1
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 50)
+    assert await fn(0) == 1
+    await until(lambda: fn.statistics().stored == 2)
+    assert await fn(0) == 2
+    monkeypatch.setattr(time, "time", lambda: now + 500)
+    assert await fn(0) == 3
+    assert len(calls) == 3
+
+
+async def test_validation_decides_on_every_hit(memory: Memory) -> None:
+    told: list[Any] = []
+
+    def validate(metadata: Any) -> bool:
+        told.append(dict(metadata))
+        return len(told) <= 2
+
+    calls: list[int] = []
+    cached = memory.cache(cache_validation_callback=validate)(lambda x: calls.append(x) or len(calls))
+    assert [await cached(0) for _ in range(4)] == [1, 1, 1, 2]
+    assert set(told[0]) == {"duration", "time", "input_args"}
+    assert abs(told[0]["time"] - time.time()) < 60
+    with pytest.raises(TypeError, match="Give one"):
+        memory.cache(validate=validate, cache_validation_callback=validate)
+
+
+async def test_expires_after_is_joblibs(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    cached = memory.cache(validate=expires_after(minutes=1, seconds=30))(lambda x: calls.append(x) or len(calls))
+    assert [await cached(0), await cached(0)] == [1, 1]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 91)
+    assert await cached(0) == 2
+    assert pickle.loads(pickle.dumps(expires_after(weeks=1))) == expires_after(days=7)
+
+
+async def test_tags_invalidate_and_reach_what_is_being_computed(memory: Memory, location: str) -> None:
+    calls: list[int] = []
+    gates: dict[str, Any] = {}
+
+    @memory.cache(tags=["users"])
+    async def users(x: int) -> int:
+        calls.append(x)
+        gates["last"] = x
+        if "go" in gates:
+            gates["started"].set()
+            await gates["go"].wait()
+        return len(calls)
+
+    plain = memory.cache(tags=lambda x: [f"item {x}"])(lambda x: calls.append(x) or len(calls))
+    assert [await users(0), await plain(1), await plain(2)] == [1, 2, 3]
+    await memory.invalidate("users")
+    assert (await users.explain(0)).reason == "invalidated"
+    assert [await users(0), await plain(1)] == [4, 2]
+    await memory.invalidate(["item 1"])
+    assert [await plain(1), await plain(2)] == [5, 3]
+    gates.update(started=asyncio.Event(), go=asyncio.Event())
+    computing = asyncio.ensure_future(users(9))
+    await until(gates["started"].is_set, computing)
+    await Memory(location).invalidate(["users"])
+    gates["go"].set()
+    assert await computing == 6
+    assert not await users.check_call_in_cache(9)
+
+
+async def test_code_changes_make_new_entries_and_leave_the_old(location: str) -> None:
+    def version(number: int) -> Any:
+        source = f"def f(x):\n    return x + {number}\n"
+        namespace: dict[str, Any] = {"__name__": "program"}
+        exec(source, namespace)
+        return Memory(location).cache(namespace["f"])
+
+    assert [await version(1)(0), await version(2)(0)] == [1, 2]
+    one, two = version(1), version(2)
+    assert [await one(0), await two(0)] == [1, 2]
+    assert one.statistics().hits == two.statistics().hits == 1
+    assert (await Memory(location).statistics()).entries == 2
+
+
+# Explaining
+
+
+async def test_explain_says_why(location: str) -> None:
+    memory = Memory(location, max_entries=3)
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec("def g(x): return x\nTABLE = {}\ndef f(x, y=0): return g(x), len(TABLE)", namespace)
+    cached = memory.cache(namespace["f"])
+    assert (await cached.explain(1)).reason == "never computed"
+    await cached(1)
+    told = await cached.explain(1)
+    assert told.hit
+    assert str(told) == "hit (not part of the key: TABLE)"
+    told = await cached.explain(2)
+    assert (told.hit, told.reason, told.arguments, told.code) == (False, "argument differs", ("x",), ())
+    assert str(told).startswith("miss: argument x differs")
+    assert (await cached.explain(2, y=1)).arguments == ("x", "y")
+    exec("def g(x): return -x", namespace)
+    told = await cached.explain(1)
+    assert (told.reason, told.code) == ("code changed", ("program.g",))
+    assert "code of program.g changed" in str(told)
+    for x in range(10, 20):
+        await cached(x)
+    assert (await cached.explain(10)).reason == "evicted"
+    path = next(path for path in files_of(location) if path.stat().st_size)
+    for path in files_of(location):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert (await Memory(location).cache(namespace["f"]).explain(19)).reason == "damaged"
+
+
+# Bounds
+
+
+async def test_the_least_recently_used_leave_first(location: str) -> None:
+    memory = Memory(location, max_entries=5)
+    cached = memory.cache(lambda x: x)
+    now = time.time()
+    for x in range(5):
+        await cached(x)
+    assert memory._store is not None
+    memory._store.flush()
+    for listed in memory._store.listing():
+        value = memory._load(listed.place, memory._store.read(listed.place).entry, None)  # type: ignore[union-attr]
+        path = memory._store._entry_path(listed.place)
+        os.utime(path, (now - 100 + value, os.stat(path).st_mtime))
+    await cached(0)  # the oldest, used again
+    for x in (5, 6):
+        await cached(x)
+    assert [x for x in range(7) if await cached.check_call_in_cache(x)] == [0, 3, 4, 5, 6]
+
+
+async def test_bounds_in_bytes_hold(location: str) -> None:
+    memory = Memory(location, max_bytes="200KB")
+    cached = memory.cache(lambda x: os.urandom(5000))
+    for x in range(120):
+        await cached(x)
+        assert (await memory.statistics()).bytes <= 1.1 * 200 * 1024
+    real = sum(path.stat().st_size for path in files_of(location))
+    assert real == (await memory.statistics()).bytes
+    assert real >= 0.8 * 200 * 1024
+
+
+async def test_reduce_size_and_entries(memory: Memory) -> None:
+    cached = memory.cache(lambda x: x)
+    for x in range(30):
+        await cached(x)
+    assert await memory.reduce_size(items_limit=20) == 10
+    assert await memory.reduce_size(items_limit=20) == 0
+    entries = [entry async for entry in memory.entries()]
+    assert len(entries) == 20
+    assert await memory.reduce_size(bytes_limit=sum(entry.size for entry in entries) // 2) >= 10
+    assert await memory.reduce_size(age_limit="1h") == 0
+    assert memory._store is not None
+    left = list(memory._store.listing())
+    for listed in left[:4]:
+        path = memory._store._entry_path(listed.place)
+        os.utime(path, (time.time() - 7200, time.time()))
+    assert await memory.reduce_size(age_limit="1h") == 4
+    assert (await memory.statistics()).entries == len(left) - 4
+
+
+WRITER = """
+import asyncio, sys
+from aparallel import Memory
+
+memory = Memory({location!r}, max_entries={limit})
+
+@memory.cache
+def work(name, x):
+    return b"x" * 100
+
+async def main():
+    highest = 0
+    for x in range({calls}):
+        await work(sys.argv[1], x)
+        highest = max(highest, (await memory.statistics()).entries)
+    print(highest)
+
+asyncio.run(main())
+"""
+
+
+def check_constant_writing(location: str, processes: int, calls: int, limit: int) -> None:
+    script = WRITER.format(location=location, limit=limit, calls=calls)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(number)], stdout=subprocess.PIPE, text=True)
+        for number in range(processes)
+    ]
+    highest = [int(writer.communicate(timeout=300)[0]) for writer in writers]
+    assert all(writer.returncode == 0 for writer in writers)
+    assert max(highest) <= 1.1 * limit
+    assert 0.85 * limit <= len(files_of(location)) <= 1.1 * limit
+
+
+def test_bounds_hold_while_several_processes_write(location: str) -> None:
+    check_constant_writing(location, processes=3, calls=250, limit=200)
+
+
+@pytest.mark.soak
+def test_bounds_hold_while_two_hundred_processes_write(location: str) -> None:
+    check_constant_writing(location, processes=200, calls=50, limit=1000)
+
+
+@pytest.mark.parametrize("moment", ["writing", "evicting"])
+def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -> None:
+    script = textwrap.dedent("""
+        import asyncio, os, signal, sys
+        from aparallel import Memory
+        from aparallel._memory import directory
+
+        memory = Memory(sys.argv[1], max_entries=20)
+        work = memory.cache(track="none")(int)
+
+        def die(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def main():
+            for x in range(20):
+                await work(x)
+            if sys.argv[2] == "writing":
+                directory._rename = die
+            else:
+                directory._remove = die
+            await work(99)
+
+        asyncio.run(main())
+    """)
+    run = subprocess.run([sys.executable, "-c", script, location, moment])
+    assert run.returncode == -signal.SIGKILL
+
+    async def look() -> None:
+        memory = Memory(location, max_entries=20)
+        work = memory.cache(track="none")(int)
+        for x in range(20):
+            assert await work(x) == x
+        assert work.statistics().misses == 0
+        assert await work(99) == 99
+        for x in range(100, 120):
+            await work(x)
+        assert (await memory.statistics()).entries <= 22
+        assert memory._store is not None
+        for name in os.listdir(os.path.join(location, "tmp")):
+            os.utime(os.path.join(location, "tmp", name), (0, 0))
+        await memory.reduce_size()
+        assert os.listdir(os.path.join(location, "tmp")) == []
+        assert len(files_of(location)) == (await memory.statistics()).entries
+
+    asyncio.run(look())
+
+
+# Durability
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_damaged_entry_is_a_logged_miss_and_is_replaced(
+    location: str, large: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fn(x: int) -> Any:
+        return np.full(300_000 if large else 10, x)
+
+    await Memory(location).cache(fn)(7)
+    whole = {path: path.read_bytes() for path in files_of(location)}
+    assert len(whole) == 1 + large
+    for path, data in whole.items():
+        damages = [b"", data[:-1], data[: len(data) // 2], data + b"x"]
+        damages += [data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :] for at in (0, 20, 70, len(data) // 2)]
+        for damage in damages:
+            caplog.clear()
+            path.write_bytes(damage)
+            cached = Memory(location).cache(fn)
+            with caplog.at_level(logging.WARNING, "aparallel.memory"):
+                assert (await cached(7))[0] == 7
+            assert cached.statistics().misses == 1, (path, damage[:20])
+            assert "damaged" in caplog.text
+            again = Memory(location).cache(fn)
+            assert (await again(7))[0] == 7
+            assert again.statistics().misses == 0
+
+
+async def test_an_entry_moved_to_another_key_is_not_believed(memory: Memory, location: str) -> None:
+    cached = memory.cache(lambda x: x)
+    await cached(1)
+    (one,) = files_of(location)
+    await cached(2)
+    (two,) = set(files_of(location)) - {one}
+    two.write_bytes(one.read_bytes())
+    assert await Memory(location).cache(cached.__wrapped__)(2) == 2
+
+
+async def test_readers_are_safe_while_others_clear(location: str) -> None:
+    cached = Memory(location).cache(lambda x: np.full(20_000, x))
+    others = Memory(location)
+    end = time.monotonic() + 0.5
+
+    async def read() -> None:
+        while time.monotonic() < end:
+            assert [(await cached(x))[0] for x in range(3)] == [0, 1, 2]
+
+    async def clear() -> None:
+        while time.monotonic() < end:
+            await others.clear()
+            await others.reduce_size(items_limit=1)
+
+    await asyncio.gather(read(), read(), clear())
+
+
+async def test_a_full_disk_costs_a_warning_and_no_result(
+    memory: Memory, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = memory.cache(lambda x: [x])
+    assert await cached(0) == [0]
+
+    def full(fd: int, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_write_all", full)
+        with pytest.warns(errors.NotStoredWarning, match="No space left") as caught:
+            assert [await cached(1), await cached(2), await cached(0)] == [[1], [2], [0]]
+        assert len(caught) == 1
+    assert os.listdir(os.path.join(location, "tmp")) == []
+    assert await cached(1) == [1]
+    assert cached.statistics().not_stored == 2
+
+
+async def test_a_directory_that_vanishes_is_made_again(memory: Memory, location: str) -> None:
+    import shutil
+
+    cached = memory.cache(lambda x: [x])
+    await cached(0)
+    shutil.rmtree(location)
+    assert await cached(1) == [1]
+    assert len(files_of(location)) == 1
+
+
+async def test_a_location_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cached = Memory(tmp_path / "file" / "cache").cache(lambda x: [x])
+    with pytest.warns(errors.NotStoredWarning):
+        assert [await cached(1), await cached(1)] == [[1], [1]]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_read_only_directory_still_gives_hits(memory: Memory, location: str) -> None:
+    cached = memory.cache(lambda x: [x])
+    await cached(0)
+    for folder, _, _ in os.walk(location):
+        os.chmod(folder, 0o500)
+    try:
+        other = Memory(location).cache(cached.__wrapped__)
+        assert await other(0) == [0]
+        with pytest.warns(errors.NotStoredWarning):
+            assert await other(1) == [1]
+    finally:
+        for folder, _, _ in os.walk(location):
+            os.chmod(folder, 0o700)
+
+
+async def test_odd_names_and_deep_paths_work(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath("dé ep\n'%", *["d" * 100] * 15)
+    namespace: dict[str, Any] = {"__name__": "modülé/../x", "calls": []}
+    name = "ÄÖ" + "x" * 500
+    exec(f"def {name}(a): return a", namespace)
+    namespace[name].__qualname__ = f"../{name}"
+    cached = Memory(deep).cache(namespace[name])
+    assert [await cached("\ud800"), await cached("\ud800")] == ["\ud800"] * 2
+    assert cached.statistics().misses == 1
+
+
+# Trust
+
+
+async def test_the_directory_is_its_owners_alone(memory: Memory, location: str) -> None:
+    await memory.cache(lambda x: x)(1)
+    assert stat.S_IMODE(os.stat(location).st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in files_of(location))
+
+
+@pytest.mark.parametrize(("mode", "word"), [(0o777, "everybody"), (0o770, "group")])
+async def test_a_directory_that_others_may_write_is_refused(location: str, mode: int, word: str) -> None:
+    os.mkdir(location)
+    os.chmod(location, mode)
+    calls: list[int] = []
+    fn = calls.append
+    with pytest.raises(errors.UntrustedDirectoryError, match=f"{word} may write") as caught:
+        await Memory(location).cache(fn)(1)
+    assert (caught.value.path, calls) == (location, [])
+    assert isinstance(caught.value, PermissionError)
+    await Memory(location, signing_key="secret").cache(fn)(1)
+    assert calls == [1]
+    if mode == 0o770:
+        await Memory(location, trust_group=True).cache(fn)(2)
+
+
+async def test_a_directory_of_someone_else_is_refused(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkdir(location, 0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(errors.UntrustedDirectoryError, match="belongs to user"):
+        await Memory(location).cache(lambda x: x)(1)
+
+
+async def test_a_shared_group_can_write(location: str) -> None:
+    await Memory(location, trust_group=True).cache(lambda x: x)(1)
+    assert stat.S_IMODE(os.stat(location).st_mode) == 0o2770
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o060 == 0o060 for path in files_of(location))
+
+
+class Bomb:
+    exploded = False
+
+    def __reduce__(self) -> Any:
+        return exec, ("import test_memory_store; test_memory_store.Bomb.exploded = True",)
+
+
+async def test_an_entry_placed_by_someone_else_is_a_miss_and_never_run(location: str, tmp_path: Path) -> None:
+    sys.modules.setdefault("test_memory_store", sys.modules[__name__])
+    calls: list[int] = []
+
+    def fn(x: int) -> Any:
+        calls.append(x)
+        return "good"
+
+    signed = Memory(location, signing_key=b"ours").cache(fn)
+    assert await signed(1) == "good"
+    (path,) = files_of(location)
+    good = path.read_bytes()
+    for key in (None, b"theirs"):
+        elsewhere = str(tmp_path / repr(key))
+        await Memory(elsewhere, signing_key=key).cache(track="none")(lambda x: Bomb())(1)
+        from aparallel._memory.entry import Body, Entry, pack, secret_of
+
+        entry = Entry(Body.VALUE, time.time(), b"{}", pickle.dumps(Bomb()))
+        path.write_bytes(pack(bytes.fromhex(path.name), entry, secret_of(key) if key else None))
+        calls.clear()
+        fresh = Memory(location, signing_key=b"ours").cache(fn)
+        assert (await fresh.explain(1)).reason == "not signed"
+        assert await fresh(1) == "good"
+        assert calls == [1]
+    assert not Bomb.exploded
+    path.write_bytes(good)
+    assert await Memory(location, signing_key=b"ours").cache(fn).check_call_in_cache(1)
+    assert not await Memory(location).cache(fn).check_call_in_cache(1)
+
+
+async def test_arguments_are_stored_only_if_asked_for(location: str, tmp_path: Path) -> None:
+    fn = lambda password: 1  # noqa: E731
+    await Memory(location).cache(fn)("hunter2 secret")
+    everything = b"".join(path.read_bytes() for path in Path(location).rglob("*") if path.is_file())
+    assert b"hunter2" not in everything
+    memory = Memory(tmp_path / "other", store_arguments=True)
+    await memory.cache(fn)("hunter2 secret")
+    (entry,) = [entry async for entry in memory.entries()]
+    assert entry.arguments == {"password": "'hunter2 secret'"}
+
+
+# Arrays and compression
+
+
+async def test_array_results_are_mapped_and_nobody_can_change_the_pages(location: str) -> None:
+    def make(n: int) -> dict[str, Any]:
+        return {"array": np.arange(n), "n": n}
+
+    cached = Memory(location, mmap_mode="r").cache(make)
+    assert (await cached(1000))["n"] == 1000
+    first, second = (await cached(1000))["array"], (await cached(1000))["array"]
+    assert type(first) is type(second) is np.memmap
+    assert first.sum() == 499500
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+    copied = (await Memory(location).cache(mmap_mode="c")(make)(1000))["array"]
+    copied[0] = 7
+    assert (await cached(1000))["array"][0] == 0
+
+    alone = Memory(location, mmap_mode="r").cache(np.arange)
+    await alone(1000)
+    one, two = await alone(1000), await alone(1000)
+    assert one is not two
+    assert np.shares_memory(one, two)
+    one.shape = (10, 100)
+    assert (await alone(1000)).shape == (1000,)
+
+
+async def test_a_mapped_result_outlives_its_entry(location: str) -> None:
+    memory = Memory(location, mmap_mode="r")
+    cached = memory.cache(np.arange)
+    await cached(100_000)
+    mapped = await cached(100_000)
+    await memory.clear()
+    assert mapped.sum() == 4999950000
+
+
+async def test_large_values_are_compressed(location: str, tmp_path: Path) -> None:
+    sizes = []
+    for name, compress in (("plain", None), ("small", "zlib")):
+        memory = Memory(tmp_path / name, compress=compress)
+        cached = memory.cache(np.zeros)
+        assert (await cached(200_000)).sum() == 0
+        again = Memory(tmp_path / name).cache(np.zeros)
+        assert (await again(200_000)).sum() == 0
+        assert again.statistics().misses == 0
+        sizes.append((await memory.statistics()).bytes)
+    assert sizes[0] > 1_600_000
+    assert sizes[1] < 100_000
+    with pytest.raises(ValueError, match="zap"):
+        Memory(location, compress="zap")
+
+
+async def test_a_signed_file_beside_an_entry_is_bound_to_it(location: str) -> None:
+    memory = Memory(location, signing_key="secret")
+    cached = memory.cache(np.full)
+    await cached(200_000, 1)
+    (one,) = [path for path in files_of(location) if path.suffix == ".apl"]
+    await cached(200_000, 2)
+    (two,) = [path for path in files_of(location) if path.suffix == ".apl" and path != one]
+    two.write_bytes(one.read_bytes())
+    again = Memory(location, signing_key="secret").cache(np.full)
+    assert (await again(200_000, 2))[0] == 2
+    assert again.statistics().misses == 1
