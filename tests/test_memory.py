@@ -793,6 +793,30 @@ print(code)
     assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
 
 
+async def test_memoized_functions_are_content_too(memory: Memory, location: str) -> None:
+    @memory.cache
+    async def helper(x: int) -> int:
+        return x + 1
+
+    @memory.cache
+    async def recursive(n: int) -> int:
+        return n + await recursive(n - 1) if n else await helper(0)
+
+    @memory.cache
+    async def apply(fn: Any, x: int) -> int:
+        return await fn(x)  # type: ignore[no-any-return]
+
+    assert await recursive(5) == 16
+    hops = recursive.statistics().misses
+    assert [await recursive(5), await apply(helper, 1), await apply(helper, 1)] == [16, 2, 2]
+    assert (recursive.statistics().misses, apply.statistics().misses, hops) == (6, 1, 6)
+    assert recursive._keys.make((5,), {}, 50).digest  # quickly, on the loop
+    shelved = await helper.call_and_shelve(7)
+    take = memory.cache(lambda result: result.key)
+    assert await take(shelved) == await take(pickle.loads(pickle.dumps(shelved))) == shelved.key
+    assert take.statistics().misses == 1
+
+
 async def test_a_slow_file_system_does_not_hold_the_loop(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(location, max_entries=5, ttl=100)
     cached = memory.cache(tags=["a"])(lambda x: [x])

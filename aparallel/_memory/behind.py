@@ -6,10 +6,11 @@ import atexit
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING
+
+from aparallel._memory.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,12 +22,12 @@ class Behind:
     """Runs functions later, in a thread of its own that lives while any are due."""
 
     def __init__(self) -> None:
-        self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+        self.after_fork()
+        renew_after_fork(self)
         atexit.register(self.run_all)
 
-    def _reset(self) -> None:
+    def after_fork(self) -> None:
+        """Leave to the parent what it has to do."""
         self._changed = threading.Condition()
         # Due times with their work; guarded by _changed. A thread runs while this is not empty.
         self._due: list[tuple[float, int, Callable[[], object]]] = []

@@ -34,6 +34,7 @@ from aparallel._memory.counts import SLOTS, Counts
 from aparallel._memory.digest import digest
 from aparallel._memory.entry import Entry, pack, unpack
 from aparallel._memory.eviction import SAMPLE, Candidate, Limits, Totals, age, choose
+from aparallel._memory.forks import renew_after_fork
 from aparallel._memory.locks import acquire_soon, open_locks
 from aparallel._memory.trust import check_directory, make_directory
 
@@ -112,6 +113,12 @@ class DirectoryStore:
         self._mutex = threading.Lock()
         self._touched: dict[Place, float] = {}
         self._next_sweep = 0.0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave to the parent what it has to write down."""
+        self._mutex = threading.Lock()
+        self._touched = {}
 
     # Reading
 

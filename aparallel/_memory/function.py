@@ -109,7 +109,9 @@ class _Computed(NamedTuple):
     value: Any
     is_error: bool
     is_shareable: bool
-    problem: str
+    problem: str = ""
+    warned_as: str = ""
+    """What has a problem: this function's results, or the directory."""
 
 
 class _Call:
@@ -241,7 +243,7 @@ class MemorizedFunction(Generic[P, T]):
                 if look.state is State.HIT:
                     return _given(look)
         elif computed.problem:
-            memory._warn_once(self._identifier, f"The results of {self._name} are not stored: {computed.problem}")
+            memory._warn_once(computed.warned_as, f"The results of {self._name} are not stored: {computed.problem}")
         if computed.is_error:
             raise computed.value
         return computed.value
@@ -362,9 +364,9 @@ class MemorizedFunction(Generic[P, T]):
         """Store the result and give the lock back. What goes wrong with storing is told, never raised."""
         self._statistics.misses += 1
         self._say(1, f"computed in {seconds:.3g} s")
-        is_stored, problem = self._store_result(call, value, seconds, is_error=False)
-        is_shareable = is_frozen(value) or not is_stored
-        return Outcome(End.VALUE, _Computed(value, False, is_shareable, problem))
+        problem, warned_as = self._store_result(call, value, seconds, is_error=False)
+        is_shareable = is_frozen(value) or bool(problem)
+        return Outcome(End.VALUE, _Computed(value, False, is_shareable, problem, warned_as))
 
     def _failed(self, call: _Call, error: BaseException, seconds: float) -> Outcome:
         """Store the exception if that is asked for, and give the lock back."""
@@ -374,21 +376,23 @@ class MemorizedFunction(Generic[P, T]):
         if not isinstance(error, kinds):
             self._unlock(call)
             return Outcome(End.ERROR, error)
-        _, problem = self._store_result(call, error, seconds, is_error=True)
-        return Outcome(End.VALUE, _Computed(error, True, True, problem))
+        problem, warned_as = self._store_result(call, error, seconds, is_error=True)
+        return Outcome(End.VALUE, _Computed(error, True, True, problem, warned_as))
 
-    def _store_result(self, call: _Call, value: Any, seconds: float, *, is_error: bool) -> tuple[bool, str]:
-        problem = ""
+    def _store_result(self, call: _Call, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
+        """Store, and return what went wrong, if anything did, and what with: the directory or this function."""
         try:
             self._write(call, value, seconds, is_error=is_error)
-            self._statistics.stored += 1
         except Exception as error:
             self._statistics.not_stored += 1
-            problem = f"{type(error).__name__}: {error}"
-            _logger.info("A result of %s is not stored: %s", self._name, problem)
+            _logger.info("A result of %s is not stored: %r", self._name, error)
+            warned_as = "the directory" if isinstance(error, OSError) else self._identifier
+            return f"{type(error).__name__}: {error}", warned_as
+        else:
+            self._statistics.stored += 1
+            return "", ""
         finally:
             self._unlock(call)
-        return not problem, problem
 
     def _write(self, call: _Call, value: Any, seconds: float, *, is_error: bool) -> None:
         memory = self._memory
@@ -634,6 +638,9 @@ class MemorizedFunction(Generic[P, T]):
     def __reduce__(self) -> Any:
         return reduce_function(self)
 
+    def __aparallel_key__(self) -> Any:
+        return self.__wrapped__
+
     def _options_to_send(self) -> FunctionOptions:
         return replace(self._options, pool=None)  # a pool belongs to its process
 
@@ -693,6 +700,9 @@ class BoundMemorizedFunction(Generic[P, T]):
         """See :meth:`MemorizedFunction.statistics`."""
         return self.__func__.statistics()
 
+    def __aparallel_key__(self) -> Any:
+        return self.__wrapped__
+
     def __repr__(self) -> str:
         return f"<bound {self.__func__!r}>"
 
@@ -748,7 +758,7 @@ def _given(look: Look) -> Any:
 
 
 def _shared(look: Look) -> _Computed:
-    return _Computed(look.value, look.is_error, is_frozen(look.value) or look.is_error, "")
+    return _Computed(look.value, look.is_error, is_frozen(look.value) or look.is_error)
 
 
 def _code_of(key: Key) -> str:

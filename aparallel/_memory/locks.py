@@ -14,8 +14,9 @@ import os
 import struct
 import threading
 import time
-import weakref
 from typing import Final, Protocol
+
+from aparallel._memory.forks import renew_after_fork
 
 try:
     import fcntl
@@ -54,19 +55,6 @@ def acquire_soon(locks: Locks, number: int, seconds: float) -> bool:
     return True
 
 
-# After a fork the child has the parent's descriptors, which would keep the parent's locks alive beyond its end.
-_all_locks: weakref.WeakSet[ByteLocks | FileLocks] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for locks in list(_all_locks):
-        locks.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 class ByteLocks:
     """Each lock is the byte of that number in one file, which is open while any is held."""
 
@@ -75,7 +63,7 @@ class ByteLocks:
         self._mutex = threading.Lock()
         self._fd = -1
         self._held: set[int] = set()
-        _all_locks.add(self)
+        renew_after_fork(self)
 
     def try_acquire(self, number: int) -> bool:
         with self._mutex:
@@ -103,7 +91,8 @@ class ByteLocks:
                 fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, number, 1, 0))
             self._close_if_unused()
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
+        """Let go of the parent's locks, which the child's descriptors would keep alive beyond its end."""
         self._mutex = threading.Lock()
         self._held.clear()
         self._close_if_unused()
@@ -121,7 +110,7 @@ class FileLocks:
         self._folder = folder
         self._mutex = threading.Lock()
         self._held: dict[int, int] = {}
-        _all_locks.add(self)
+        renew_after_fork(self)
 
     def try_acquire(self, number: int) -> bool:
         path = self._path_of(number)
@@ -152,7 +141,8 @@ class FileLocks:
                     os.unlink(self._path_of(number))
                 os.close(fd)
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
+        """Let go of the parent's locks, which the child's descriptors would keep alive beyond its end."""
         self._mutex = threading.Lock()
         held, self._held = self._held, {}
         for fd in held.values():

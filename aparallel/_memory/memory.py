@@ -381,6 +381,9 @@ class Memory:
             self._warned.add(what)
             warnings.warn(f"{message}. The function works as without a memory.", NotStoredWarning, stacklevel=2)
 
+    def __aparallel_key__(self) -> Any:
+        return self.location
+
     def __reduce__(self) -> Any:
         return _same_memory, (self.location, self._options)
 

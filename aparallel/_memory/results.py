@@ -136,6 +136,9 @@ class MemorizedResult(Generic[T]):
         """Remove the result from the memory."""
         await self._memory._forget(self._place)
 
+    def __aparallel_key__(self) -> Any:
+        return self.function, self.key
+
     def __repr__(self) -> str:
         return f"<MemorizedResult of {self.function}, {self.key[:12]}…>"
 
@@ -155,6 +158,9 @@ class ShelvedValue(MemorizedResult[T]):
     async def clear(self) -> None:
         """Let go of the result."""
         self._value = None
+
+    def __aparallel_key__(self) -> Any:
+        return self.function, self._value
 
     def __repr__(self) -> str:
         return f"<MemorizedResult of {self.function}, not stored>"

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
+from aparallel._memory.forks import renew_after_fork
 from aparallel._memory.values import is_frozen, unpickle
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ class Tier:
         self._mutex = threading.Lock()
         # Oldest first. `_bytes` is the sum of their sizes. Both are guarded by the mutex, but single reads are not.
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._bytes = 0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Start empty: a thread of the parent may have been half-way through a change."""
+        self._mutex = threading.Lock()
+        self._kept = OrderedDict()
         self._bytes = 0
 
     def get(self, key: bytes) -> Kept | None:

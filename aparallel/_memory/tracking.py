@@ -324,6 +324,9 @@ class _Walk:
             return encode_name(value)
         if isinstance(value, type):
             return self._visit_class(value) if _package_of(value) in self._packages else encode_type(value)
+        inner, held = _unbind(value) if callable(value) else (value, [])
+        if isinstance(inner, FunctionType) and not held:  # such as a memoized function
+            return self._hold(inner)
         self.dynamic.append(value)
         return b"n"
 

@@ -1,0 +1,31 @@
+"""What a forked child must make anew: at the fork a lock may be held by a thread that the child does not have."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Forked(Protocol):
+    """Something that a child cannot use as it is."""
+
+    def after_fork(self) -> None:
+        """Make it usable in the child."""
+
+
+_all: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def renew_after_fork(thing: Forked) -> None:
+    """Call ``thing.after_fork()`` in every child that is forked while it lives."""
+    _all.add(thing)
+
+
+def _in_child() -> None:
+    for thing in list(_all):
+        thing.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
