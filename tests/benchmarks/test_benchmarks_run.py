@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import run
 from suite.baseline import Baseline
+from suite.cache_contender import CacheContender, Memoized
 from suite.contender import A, Contender, NotOffered, R
-from suite.contenders import FILES, PARALLEL, Entry
+from suite.contenders import CACHES, FILES, PARALLEL, Entry
 from suite.file_contender import FileContender
 from suite.lag import PERIOD, Lag, LagMeter, summarise
 from suite.memory import PeakMemory
@@ -31,6 +32,7 @@ TINY = Setting(SCALES["tiny"], n_jobs=2)
 # The cold start of a whole script takes long by nature; one contender tries it below, through run.py.
 QUICK_WORKS = [name for name, work in WORKS.items() if isinstance(work, ParallelWork) and name != "cold_start"]
 FILE_WORKS = [name for name, work in WORKS.items() if isinstance(work, FileWork)]
+CACHE_WORKS = [name for name, work in WORKS.items() if work.contenders is CACHES]
 
 # ray takes seconds to start, for each work.
 QUICK_CONTENDERS = [entry for entry in PARALLEL if entry.name != "ray"]
@@ -123,6 +125,55 @@ class Forgetful(FileContender):
 def test_files_with_something_else_are_never_measured(work: str) -> None:
     with pytest.raises(WrongResult):
         asyncio.run(WORKS[work].measure(Forgetful(), TINY))
+
+
+@pytest.mark.parametrize("entry", CACHES, ids=lambda entry: entry.name)
+def test_cache_does_every_work_or_says_why_not(entry: Entry[CacheContender]) -> None:
+    if not entry.is_installed:
+        pytest.skip(f"{entry.package} is not installed")
+
+    turns = take_in_process(CACHE_WORKS, entry.name, TINY)
+
+    assert [turn.work for turn in turns] == CACHE_WORKS
+    for turn in turns:
+        assert not turn.failed, turn.reason
+        if turn.measurement is None:
+            assert entry.name != "aparallel"
+            assert turn.reason
+        else:
+            assert list(turn.measurement.figures) == [figure.name for figure in WORKS[turn.work].figures]
+            assert all(math.isfinite(value) and value > 0 for value in turn.measurement.figures.values())
+
+
+class ForgetfulCache(CacheContender):
+    """A cache that remembers nothing, and one that remembers too much."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.answer = answer
+
+    async def open(self, directory: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def memoize(self, fn: Callable[[Any], Any]) -> Memoized:
+        async def memoized(arg: Any) -> Any:
+            return fn(arg) if self.answer is None else self.answer
+
+        return memoized
+
+    memoize_mapped = memoize
+
+
+@pytest.mark.parametrize("contender", [ForgetfulCache(), ForgetfulCache({"number": -5})], ids=["forgetful", "wrong"])
+@pytest.mark.parametrize("work", ["cache_small", "cache_big_argument", "cache_big_result", "cache_mapped_result"])
+def test_a_cache_that_computes_again_or_gives_something_else_is_never_measured(
+    work: str, contender: CacheContender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SUITE_RUNS", raising=False)
+    with pytest.raises((WrongResult, TypeError)):
+        asyncio.run(WORKS[work].measure(contender, TINY))
 
 
 @pytest.mark.parametrize("work", QUICK_WORKS)

@@ -80,6 +80,7 @@ class Unit(Enum):
     MICROSECONDS_PER_CALL = "µs/call"
     SECONDS = "s"
     MEGABYTES = "MB"
+    TIMES = "times"
 
 
 @dataclass(frozen=True, slots=True)

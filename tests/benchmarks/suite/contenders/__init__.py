@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata, util
 from typing import Generic, TypeVar, cast
 
+from suite.cache_contender import CacheContender
 from suite.contender import Contender
 from suite.file_contender import FileContender
 
@@ -70,4 +71,13 @@ FILES: tuple[Entry[FileContender], ...] = (
     Entry("pickle", "files", "Pickle"),
     Entry("np.save", "files", "NumpyFile", "numpy"),
     Entry("safetensors", "files", "Safetensors", "safetensors"),
+)
+
+CACHES: tuple[Entry[CacheContender], ...] = (
+    Entry("aparallel", "caches", "AparallelMemory", "aparallel"),
+    Entry("joblib", "caches", "JoblibMemory", "joblib"),
+    Entry("joblib in a thread", "caches", "JoblibInThread", "joblib"),
+    Entry("joblib coroutine", "caches", "JoblibCoroutine", "joblib"),
+    Entry("diskcache", "caches", "DiskCache", "diskcache"),
+    Entry("cashews", "caches", "Cashews", "cashews"),
 )

@@ -7,6 +7,15 @@ from typing import Any
 
 from suite.work import Work
 from suite.works.arrays import ArrayResults, ArrayTraffic, OneArray, SharedArray
+from suite.works.caches import (
+    CacheBigArgument,
+    CacheBigResult,
+    CacheCallers,
+    CacheMany,
+    CacheMappedResult,
+    CacheProcesses,
+    CacheSmall,
+)
 from suite.works.cold_start import ColdStart, PoolStart
 from suite.works.long_stream import LongStream
 from suite.works.mixed_calls import MixedCalls
@@ -41,5 +50,12 @@ WORKS: Mapping[str, Work[Any]] = {
         SmallArraysFile(),
         ForestFile(),
         FrameFile(),
+        CacheSmall(),
+        CacheBigArgument(),
+        CacheBigResult(),
+        CacheMappedResult(),
+        CacheCallers(),
+        CacheProcesses(),
+        CacheMany(),
     )
 }

@@ -1,0 +1,100 @@
+"""Memory with a million entries. ``pytest -m soak -s`` tells the times."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from aparallel import Memory
+from aparallel._memory.directory import DirectoryStore, Place
+from aparallel._memory.entry import Body, Entry, metadata_of
+from aparallel._memory.eviction import Totals
+from aparallel._memory.values import pickle_small
+
+
+def value_of(x: int) -> dict[str, int]:
+    return {"x": x}
+
+
+def fill(memory: Memory, entries: int) -> None:
+    """Store the results of value_of for 0, 1, ... as calls would, without the calls' own cost."""
+    store = memory._store
+    assert isinstance(store, DirectoryStore)
+    cached = memory.cache(value_of)
+    store.prepare()
+    counts: dict[int, Totals] = {}
+    for x in range(entries):
+        key = cached._keys.make((x,), {}).digest
+        body = pickle_small(value_of(x), compressed=False, mapped=False)
+        assert body is not None
+        data = _packed(store, key, Entry(Body.VALUE, time.time(), metadata_of({"seconds": 0.0}), body))
+        path = Path(store._entry_path(Place(cached._identifier, key)))
+        try:
+            path.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        before = counts.get(key[0], Totals(0, 0))
+        counts[key[0]] = Totals(before.entries + 1, before.bytes + len(data))
+    for slot, totals in counts.items():
+        store._counts.set(slot, totals)
+
+
+def _packed(store: DirectoryStore, key: bytes, entry: Entry) -> bytes:
+    from aparallel._memory.entry import pack
+
+    return pack(key, entry, store._secret)
+
+
+async def times(location: str, entries: int) -> dict[str, float]:
+    """Microseconds of hits, misses (at the bound, so with eviction) and pruning, with so many entries there."""
+    await asyncio.to_thread(fill, Memory(location), entries)
+    memory = Memory(location, max_entries=entries)
+    cached = memory.cache(value_of)
+    await cached(0)
+
+    async def each(numbers: Any) -> list[float]:
+        taken = []
+        for x in numbers:
+            started = time.perf_counter()
+            assert await cached(x) == {"x": x}
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    hits = await each(random.sample(range(1, entries), min(500, entries - 1)))
+    assert cached.statistics().misses == 0
+    misses = await each(range(entries, entries + 1000))
+    started = time.perf_counter()
+    removed = await memory.reduce_size(items_limit=entries - 2000)
+    pruning = (time.perf_counter() - started) / removed
+    totals = await memory.statistics()
+    assert 0.9 * entries - 2000 <= totals.entries <= entries - 2000
+    return {"hit": median(hits) * 1e6, "miss": sum(misses) / len(misses) * 1e6, "prune, per entry": pruning * 1e6}
+
+
+async def compare(location: str, few: int, many: int) -> None:
+    small = await times(f"{location}/few", few)
+    large = await times(f"{location}/many", many)
+    for name, value in large.items():
+        print(f"{name}: {small[name]:.0f} µs with {few:,} entries, {value:.0f} with {many:,}")
+    assert large["hit"] < 3 * small["hit"]
+    assert large["miss"] < 3 * small["miss"]
+    assert large["prune, per entry"] < 3 * small["prune, per entry"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_million_entries_cost_no_more_than_a_few_thousand(tmp_path: Path, anyio_backend: str) -> None:
+    await compare(os.fspath(tmp_path), 10_000, int(os.environ.get("APARALLEL_SOAK_ENTRIES", "1000000")))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_bound_holds_and_hits_stay_hits_with_many_entries(tmp_path: Path, anyio_backend: str) -> None:
+    await times(os.fspath(tmp_path / "cache"), 4_000)
