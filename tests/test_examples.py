@@ -57,6 +57,15 @@ STDOUT = {
         r"^refused: builtins\.print$",
         r"^ChecksumError: one bit of 16 MB was wrong\n\Z",
     ],
+    "memoize": [
+        r"^100,000: (?:hit|miss: .+)$",
+        r"^first time: \d+\.\d ms$",
+        r"^second time: \d+\.\d ms$",
+        r"^below 100,000 the longest way to 1 has 350 steps, from 77,031$",
+        r"^below 200,000 the longest way to 1 has 382 steps, from 156,159$",
+        r"^[02] computed, \d+ remembered, \d+ shared$",
+        r"^100,000: hit$",
+    ],
     "cancel_and_timeout": [
         r"^timeout=0\.2: .*spin.*0\.2",
         r"^asyncio\.timeout: the gather of 100 calls is over$",

@@ -58,6 +58,8 @@ async def times(location: str, entries: int) -> dict[str, float]:
     await asyncio.to_thread(fill, Memory(location), entries)
     memory = Memory(location, max_entries=entries)
     cached = memory.cache(value_of)
+    store = memory._store
+    assert store is not None
     await cached(0)
 
     async def each(numbers: Any) -> list[float]:
@@ -68,7 +70,12 @@ async def times(location: str, entries: int) -> dict[str, float]:
             taken.append(time.perf_counter() - started)
         return taken
 
-    hits = await each(random.sample(range(1, entries), min(500, entries - 1)))
+    # The disk's own slowness is not the question: what is looked at is in the file system's cache.
+    sample = random.sample(range(1, entries), min(500, entries - 1))
+    await asyncio.to_thread(lambda: sum(1 for _ in store.listing()))
+    await each(sample)
+    memory._tier.clear()
+    hits = await each(sample)
     assert cached.statistics().misses == 0
     misses = await each(range(entries, entries + 1000))
     started = time.perf_counter()

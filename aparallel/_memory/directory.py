@@ -328,12 +328,8 @@ class DirectoryStore:
         is_urgent = totals.entries > _URGENT * (self.limits.entries or totals.entries) or (
             totals.bytes > _URGENT * (self.limits.bytes or totals.bytes)
         )
-        if not acquire_soon(self._locks, _EVICTION_LOCK, 5.0 if is_urgent else 0.0):
-            return 0  # someone else is at it
-        try:
-            return self._evict(self.limits)
-        finally:
-            self._locks.release(_EVICTION_LOCK)
+        with self._locked(_EVICTION_LOCK, 5.0 if is_urgent else 0.0) as is_ours:
+            return self._evict(self.limits) if is_ours else 0  # someone else is at it
 
     def reduce(self, limits: Limits, *, unused_for: float | None = None) -> int:
         """Remove what was not used for so many seconds, and what is over *limits*. Return how many entries went."""
@@ -423,17 +419,23 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _slot(self, slot: int) -> Iterator[bool]:
-        """Hold the lock of a slot; gives whether it is held. Work that must be done is done without it too."""
-        number = _SLOT_LOCKS + slot
+        """Hold the lock of a slot; gives whether it is ours. Work that must be done is done without it too."""
+        with self._locked(_SLOT_LOCKS + slot, _SLOT_PATIENCE) as is_ours:
+            yield is_ours
+
+    @contextlib.contextmanager
+    def _locked(self, number: int, patience: float) -> Iterator[bool]:
+        """Hold a lock that is never held for long; gives whether it is ours. Where there are no locks, it is."""
         try:
-            is_locked = acquire_soon(self._locks, number, _SLOT_PATIENCE)
+            is_held = is_ours = acquire_soon(self._locks, number, patience)
         except OSError:
-            is_locked = False
+            is_held, is_ours = False, True
         try:
-            yield is_locked
+            yield is_ours
         finally:
-            if is_locked:
-                self._locks.release(number)
+            if is_held:
+                with contextlib.suppress(OSError):
+                    self._locks.release(number)
 
     def _slots(self) -> list[int]:
         return [int(name, 16) for name in _names(self._path("entries")) if len(name) == 2]

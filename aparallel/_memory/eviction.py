@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 SAMPLE: Final = 64
 """Entries to choose among, at least: slots are added to the sample until it has so many."""
 
+# Of a sample, that much goes at least: more of a small sample of many, so that few are looked at for each one that
+# goes; less of a large part of everything, so that a small store stays full.
 _SHARE = 0.05
+_SHARE_OF_MANY = 0.2
+_MANY = 4
 # An entry used "later" than this many seconds from now was used under a clock that was wrong.
 _CLOCK_SLACK = 60.0
 
@@ -73,11 +77,13 @@ def choose(candidates: Iterable[Candidate], excess: Totals, left: Totals, now: f
     """Choose what of a sample is evicted, least recently used first.
 
     *left* is everything that has not been looked at yet, this sample included. From it the share
-    is taken that must go to free *excess*, and at least 5 %, so that the next eviction is a while off.
+    is taken that must go to free *excess*, and at least 5 %, or 20 % of a small sample, so that the next eviction is a
+    while off.
     """
     by_age = sorted(candidates, key=lambda candidate: -age(candidate.used, now))
-    entries = math.ceil(_share(excess.entries, left.entries) * len(by_age))
-    size = _share(excess.bytes, left.bytes) * sum(candidate.size for candidate in by_age)
+    least = _SHARE_OF_MANY if left.entries > _MANY * len(by_age) else _SHARE
+    entries = math.ceil(_share(excess.entries, left.entries, least) * len(by_age))
+    size = _share(excess.bytes, left.bytes, least) * sum(candidate.size for candidate in by_age)
     chosen: list[Candidate] = []
     freed = 0
     for candidate in by_age:
@@ -88,7 +94,7 @@ def choose(candidates: Iterable[Candidate], excess: Totals, left: Totals, now: f
     return chosen
 
 
-def _share(excess: int, left: int) -> float:
+def _share(excess: int, left: int, least: float) -> float:
     if excess <= 0:
         return 0.0
-    return min(1.0, max(_SHARE, excess / left)) if left > 0 else 1.0
+    return min(1.0, max(least, excess / left)) if left > 0 else 1.0

@@ -164,10 +164,8 @@ class MemorizedFunction(Generic[P, T]):
         self.__module__ = module = str(getattr(named, "__module__", None))
         self.__qualname__ = qualname = getattr(named, "__qualname__", None) or type(named).__qualname__
         self.__name__ = qualname.rpartition(".")[2]
-        # joblib's and asyncio's ways to ask what this is.
-        self.func = fn
-        self._is_coroutine_mark = getattr(inspect, "_is_coroutine_mark", None)
-        self._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
+        self.func = fn  # joblib's name
+        _mark_as_coroutine_function(self)
         self._name = qualname if module in ("__main__", "None", "builtins") else f"{module}.{qualname}"
         self._identifier = digest(f"{module}\0{qualname}".encode("utf-8", "surrogatepass")).hex()[:24]
         self._is_async = _is_coroutine_function(fn)
@@ -365,6 +363,9 @@ class MemorizedFunction(Generic[P, T]):
         self._statistics.misses += 1
         self._say(1, f"computed in {seconds:.3g} s")
         problem, warned_as = self._store_result(call, value, seconds, is_error=False)
+        if not problem and self._options.mmap_mode is not None and not is_frozen(value):
+            look = self._look(call)  # mapped from the first call on: everyone shares the pages
+            value = look.value if look.state is State.HIT else value
         is_shareable = is_frozen(value) or bool(problem)
         return Outcome(End.VALUE, _Computed(value, False, is_shareable, problem, warned_as))
 
@@ -663,8 +664,7 @@ class BoundMemorizedFunction(Generic[P, T]):
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
         self.__doc__ = function.__doc__
-        self._is_coroutine = function._is_coroutine
-        self._is_coroutine_mark = function._is_coroutine_mark
+        _mark_as_coroutine_function(self)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """See :meth:`MemorizedFunction.__call__`."""
@@ -725,6 +725,14 @@ def _named(fn: Any) -> Any:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return fn if getattr(fn, "__qualname__", None) else type(fn)
+
+
+def _mark_as_coroutine_function(thing: Any) -> None:
+    """Answer frameworks that ask whether *thing* is to be awaited: from Python 3.12 on inspect, before it asyncio."""
+    mark = getattr(inspect, "_is_coroutine_mark", None)
+    if mark is not None:
+        thing._is_coroutine_marker = mark
+    thing._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
 
 
 def _is_coroutine_function(fn: Any) -> bool:

@@ -122,7 +122,8 @@ class Binder:
         fits = len(args) <= len(names) or self._rest is not None
         given_twice = any(name in left for name in names[self._positional_only : len(args)])
         if _NOTHING in map(_identity, values) or not fits or given_twice or (left and self._keywords is None):
-            self._signature.bind(*args, **kwargs)  # raises what Python would
+            self._signature.bind(*args, **kwargs)  # raises what Python would, but for bugs of Python 3.13.0
+            raise TypeError(f"The arguments do not fit the signature {self._signature}.")
         if self._keywords is not None:
             values.append({name: value for name, value in left.items() if name not in self._ignored_keywords})
         return values

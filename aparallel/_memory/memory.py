@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import warnings
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Span = "str | float | timedelta"
+_logger = logging.getLogger("aparallel.memory")
 
 _TIER_BYTES = "64MB"
 
@@ -421,8 +422,8 @@ def _same_memory(location: str | None, options: dict[str, Any]) -> Memory:
 async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
     try:
         await doing
-    except Exception:  # it is raised to the next caller who waits for it
-        return
+    except Exception:
+        _logger.warning("Computing a stale result anew failed; the old one is served on.", exc_info=True)
 
 
 def stored_call(store: DirectoryStore, listed: Listed) -> StoredCall | None:
