@@ -18,7 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from aparallel._ground.call import Call
-from aparallel._ground.hop import in_thread
+from aparallel._ground.hop import import_anyio, in_thread
 from aparallel._memory.behind import behind
 from aparallel._memory.canonical import TooLarge
 from aparallel._memory.digest import digest
@@ -253,6 +253,7 @@ class MemorizedFunction(Generic[P, T]):
         pool = self._options.pool
         if pool is not None:
             return await pool.run(Call(RawFunction(self), *args, **kwargs))
+        await import_anyio()
         from anyio import to_thread
 
         call = functools.partial(self._call_here, args, kwargs)
