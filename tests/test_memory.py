@@ -27,7 +27,7 @@ import pytest
 from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
-from aparallel._memory import directory, function, single_flight, tier
+from aparallel._memory import computation, directory, function, single_flight, tier
 from aparallel._memory.locks import ByteLocks, FileLocks
 
 
@@ -649,7 +649,7 @@ async def test_a_repeated_hit_does_not_touch_the_disk(memory: Memory, monkeypatc
 
     monkeypatch.setattr(tier, "TRUSTED_FOR", 60)
     monkeypatch.setattr(function, "TRUSTED_FOR", 60)
-    monkeypatch.setattr(function, "in_thread", no_hop)
+    monkeypatch.setattr(computation, "in_thread", no_hop)
     assert await cached(1) == [1]
     assert cached.statistics().memory_hits == 1
 
@@ -810,7 +810,7 @@ async def test_memoized_functions_are_content_too(memory: Memory, location: str)
     hops = recursive.statistics().misses
     assert [await recursive(5), await apply(helper, 1), await apply(helper, 1)] == [16, 2, 2]
     assert (recursive.statistics().misses, apply.statistics().misses, hops) == (6, 1, 6)
-    assert recursive._keys.make((5,), {}, 50).digest  # quickly, on the loop
+    assert recursive._computation.keys.make((5,), {}, 50).digest  # quickly, on the loop
     shelved = await helper.call_and_shelve(7)
     take = memory.cache(lambda result: result.key)
     assert await take(shelved) == await take(pickle.loads(pickle.dumps(shelved))) == shelved.key

@@ -31,11 +31,11 @@ def fill(memory: Memory, entries: int) -> None:
     store.prepare()
     counts: dict[int, Totals] = {}
     for x in range(entries):
-        key = cached._keys.make((x,), {}).digest
+        key = cached._computation.keys.make((x,), {}).digest
         body = pickle_small(value_of(x), compressed=False, mapped=False)
         assert body is not None
         data = _packed(store, key, Entry(Body.VALUE, time.time(), metadata_of({"seconds": 0.0}), body))
-        path = Path(store._entry_path(Place(cached._identifier, key)))
+        path = Path(store._entry_path(Place(cached._computation.identifier, key)))
         try:
             path.write_bytes(data)
         except FileNotFoundError:

@@ -18,7 +18,8 @@ from aparallel._memory.beside import read_value, write_value
 from aparallel._memory.directory import DirectoryStore, Place
 from aparallel._memory.entry import Body, Damaged, Entry, NotOurs, secret_of
 from aparallel._memory.eviction import Limits
-from aparallel._memory.function import FunctionOptions, MemorizedFunction
+from aparallel._memory.function import MemorizedFunction
+from aparallel._memory.lookup import FunctionOptions
 from aparallel._memory.results import MemoryStatistics, StoredCall
 from aparallel._memory.tier import Tier
 from aparallel._memory.values import unpickle

@@ -1,0 +1,224 @@
+"""Looking for the result of a call: in memory, then on disk. All of it happens in a thread."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aparallel._memory.directory import Mark, Place
+from aparallel._memory.entry import Body, Damaged, Entry, NotOurs
+from aparallel._memory.eviction import age
+from aparallel._memory.keys import Key, KeyMaker
+from aparallel._memory.results import FunctionStatistics
+from aparallel._memory.tier import Kept, copy_of, keepable, size_of
+from aparallel._memory.values import is_frozen
+from aparallel.errors import UntrustedDirectoryError
+
+if TYPE_CHECKING:
+    from aparallel._memory.memory import Memory
+    from aparallel._memory.tracking import Track
+
+_logger = logging.getLogger("aparallel.memory")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionOptions:
+    """How one function is memoized. Times are in seconds."""
+
+    ignore: tuple[str, ...] = ()
+    ttl: float | None = None
+    stale_while_revalidate: float = 0.0
+    tags: tuple[str, ...] | Callable[..., Iterable[str]] = ()
+    mmap_mode: str | None = None
+    validate: Callable[[Mapping[str, Any]], bool] | None = None
+    depends_on: tuple[Any, ...] = ()
+    track: Track = "deep"
+    cache_errors: bool | tuple[type[BaseException], ...] = False
+    pool: Any = None
+    verbose: int = 0
+
+
+class State(Enum):
+    """What a look for a call's result found."""
+
+    HIT = "hit"
+    STALE = "stale"
+    """Expired, but good enough to be served while a new one is computed."""
+    MISSING = "missing"
+    EXPIRED = "expired"
+    INVALIDATED = "invalidated"
+    REFUSED = "refused"
+    DAMAGED = "damaged"
+    NOT_SIGNED = "not signed"
+
+
+class Look(NamedTuple):
+    """What a look for a call's result found, and the result if it is good."""
+
+    state: State
+    value: Any = None
+    is_error: bool = False
+
+
+class PendingCall:
+    """A call on its way: its parts, and whether its key's lock is held."""
+
+    __slots__ = (
+        "args",
+        "deadline",
+        "is_abandoned",
+        "is_locked",
+        "is_refresh",
+        "key",
+        "kwargs",
+        "mutex",
+        "place",
+        "tags",
+    )
+
+    def __init__(self, place: Place, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.place = place
+        self.key = key
+        self.args = args
+        self.kwargs = kwargs
+        self.tags: dict[str, str] = {}
+        self.is_refresh = False
+        self.deadline = math.inf
+        # Guarded by the mutex: a thread takes the lock while the task that asked for it may be cancelled.
+        self.mutex = threading.Lock()
+        self.is_locked = False
+        self.is_abandoned = False
+
+
+class Lookup:
+    """Finds the stored results of one function.
+
+    Attributes:
+        identifier: what the function's entries are kept under.
+        is_plain: a kept result may be used with no more than a look at its age.
+    """
+
+    def __init__(
+        self, memory: Memory, fn: Callable[..., Any], options: FunctionOptions, name: str, identifier: str
+    ) -> None:
+        self.memory = memory
+        self.fn = fn
+        self.options = options
+        self.name = name
+        self.identifier = identifier
+        self.keys = KeyMaker(fn, name=name, ignore=options.ignore, track=options.track, depends_on=options.depends_on)
+        self.statistics = FunctionStatistics()
+        self.is_plain = options.validate is None
+
+    @property
+    def _store(self) -> Any:
+        return self.memory._store
+
+    def call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PendingCall:
+        key = self.keys.make(args, kwargs)
+        return PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
+
+    def find(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PendingCall, Look]:
+        """Make the key, if it is not made yet, and look for its result: one hop for both."""
+        if key is None:
+            key = self.keys.make(args, kwargs)
+        call = PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
+        return call, self.look_for(call)
+
+    def look_for(self, call: PendingCall) -> Look:
+        """Look for the result, in memory and then on disk. What cannot be read is missing."""
+        place = call.place
+        tier = self.memory._tier
+        try:
+            kept = tier.get(place.key)
+            if kept is not None and self.is_plain and self._store.mark(place) == kept.mark:
+                state = self._state_of(kept.created, kept.tags)
+                if state is State.HIT:
+                    kept.checked = time.monotonic()
+                    tier.used(place.key)
+                    self._store.touch(place)
+                    self.statistics.memory_hits += 1
+                    return Look(state, kept.value(), kept.is_error)
+            tier.drop(place.key)
+            return self._read(place)
+        except UntrustedDirectoryError:
+            raise
+        except OSError as error:
+            _logger.warning("A result of %s cannot be read: %s", self.name, error)
+            return Look(State.MISSING)
+
+    def _read(self, place: Place) -> Look:
+        try:
+            found = self._store.read(place)
+            if found is None:
+                return Look(State.MISSING)
+            entry: Entry = found.entry
+            meta = entry.meta() if b'"tags"' in entry.metadata or self.options.validate is not None else {}
+            state = self._state_of(entry.created, meta.get("tags"))
+            if state is State.HIT and self.options.validate is not None and not self._is_valid(entry, meta):
+                state = State.REFUSED
+            if state not in (State.HIT, State.STALE):
+                return Look(state)
+            value = self.memory._load(place, entry, self.options.mmap_mode)
+        except Damaged as error:
+            _logger.warning("A stored result of %s is damaged and will be replaced: %s", self.name, error)
+            return Look(State.DAMAGED)
+        except NotOurs as error:
+            _logger.warning("A stored result of %s is not used: %s", self.name, error)
+            return Look(State.NOT_SIGNED)
+        is_error = entry.body_kind is Body.ERROR
+        if state is State.HIT:
+            self._keep(place, found.mark, entry, value, is_error=is_error, tags=meta.get("tags"))
+            self._store.touch(place)
+        self._say(10, "found")
+        return Look(state, value, is_error)
+
+    def _keep(
+        self, place: Place, mark: Mark, entry: Entry, value: Any, *, is_error: bool, tags: dict[str, str] | None
+    ) -> None:
+        """Put a result into the memory tier."""
+        tier = self.memory._tier
+        if is_error or (entry.body_kind is not Body.BESIDE and not is_frozen(value)):
+            tier.put(Kept(place, mark, entry.created, body=entry.body, is_error=is_error, tags=tags))
+        elif keepable(value):
+            tier.put(Kept(place, mark, entry.created, value=copy_of(value), size=size_of(value), tags=tags))
+
+    def _state_of(self, created: float, tags: dict[str, str] | None) -> State:
+        if tags and self._store.tag_states(tags) != tags:
+            return State.INVALIDATED
+        ttl = self.options.ttl
+        if ttl is None:
+            return State.HIT
+        old = age(created, time.time())
+        if old <= ttl:
+            return State.HIT
+        return State.STALE if old <= ttl + self.options.stale_while_revalidate else State.EXPIRED
+
+    def _is_valid(self, entry: Entry, meta: dict[str, Any]) -> bool:
+        assert self.options.validate is not None
+        told = {"duration": meta.get("seconds"), "time": entry.created, "input_args": meta.get("values", {})}
+        return bool(self.options.validate(told))
+
+    def _tag_states(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+        tags = self.options.tags
+        if callable(tags):
+            tags = tuple(tags(*args, **kwargs))
+        return dict(self._store.tag_states(tags)) if tags else {}
+
+    def _say(self, level: int, what: str) -> None:
+        if self.options.verbose >= level:
+            sys.stderr.write(f"[memory] {self.name}: {what}\n")
+
+
+def given(look: Look) -> Any:
+    """Return the result that was found, or raise it."""
+    if look.is_error:
+        raise look.value
+    return look.value
