@@ -1001,7 +1001,7 @@ class TestPieces:
         assert done.stdout == "clear\n", done.stderr
 
     def test_an_argument_memory_that_is_dropped_leaves_no_known_content(self) -> None:
-        memory = ArgumentMemory()
+        memory = ArgumentMemory(lambda: None)
         before = descriptors_here()
         array = np.ones(1000)
         parts, written = memory.place([memoryview(array).cast("B")], None, "r", None, False)
