@@ -278,6 +278,14 @@ async def test_bounds_in_bytes_hold(location: str) -> None:
     assert real >= 0.8 * 200 * 1024
 
 
+async def test_what_is_larger_than_the_bound_is_returned_and_not_stored(location: str) -> None:
+    cached = Memory(location, max_bytes="10KB").cache(os.urandom)
+    await cached(100)
+    with pytest.warns(errors.NotStoredWarning, match="max_bytes is 10240"):
+        assert len(await cached(20_000)) == 20_000
+    assert await cached.check_call_in_cache(100)
+
+
 async def test_reduce_size_and_entries(memory: Memory) -> None:
     cached = memory.cache(lambda x: x)
     for x in range(30):
@@ -346,7 +354,7 @@ def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -
         from aparallel import Memory
         from aparallel._memory import directory
 
-        memory = Memory(sys.argv[1], max_entries=20)
+        memory = Memory(sys.argv[1], max_entries=20 if sys.argv[2] == "evicting" else 30)
         work = memory.cache(track="none")(int)
 
         def die(*args, **kwargs):

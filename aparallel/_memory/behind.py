@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import heapq
 import itertools
@@ -43,8 +44,9 @@ class Behind:
                 return
             self._has_thread = True
         try:
-            threading.Thread(target=self._run, name="aparallel-behind", daemon=True).start()
-        except RuntimeError:  # the interpreter is shutting down
+            # threading.Thread.start waits until the thread runs, which the loop cannot afford.
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:  # there are too many, or the interpreter is shutting down: atexit does the work
             self._has_thread = False
 
     def run_all(self) -> None:

@@ -49,7 +49,8 @@ _SLOT_LOCKS = 1 << 62
 _EVICTION_LOCK = _SLOT_LOCKS + SLOTS
 
 _SLOT_PATIENCE = 2.0  # seconds; beyond, the count stays as it is until someone looks through the slot
-_URGENT = 1.05  # of a limit: from there on, writers wait until there is room
+_NEAR = 0.9  # of a limit: from there on, writers take turns
+_TURN_PATIENCE = 10.0  # seconds; beyond, an entry is published without room for it
 _TOUCH_DELAY = 0.25  # seconds
 _SWEEP_EVERY = 5.0  # seconds
 _LITTER_AGE = 3600.0  # seconds without a write after which a file in tmp has lost its writer
@@ -180,6 +181,7 @@ class DirectoryStore:
 
         Raises:
             UntrustedDirectoryError: the directory is not to be believed.
+            ValueError: it is larger than everything together may be.
             OSError: it could not be stored.
         """
         self.prepare()
@@ -195,15 +197,14 @@ class DirectoryStore:
             fd = self._create(temporary)
             try:
                 _write_all(fd, data)
-                mark = self._publish(place, temporary, size, fd, has_beside=write_beside is not None)
+                with self._room_for(size):
+                    return self._publish(place, temporary, size, fd, has_beside=write_beside is not None)
             finally:
                 os.close(fd)
         except BaseException:
             _remove(temporary)
             _remove(temporary + BESIDE)
             raise
-        self.enforce_limits()
-        return mark
 
     def _publish(self, place: Place, temporary: str, size: int, fd: int, *, has_beside: bool) -> Mark:
         """Rename what was written into its place, and count it."""
@@ -317,19 +318,26 @@ class DirectoryStore:
 
     # Bounds
 
-    def enforce_limits(self) -> int:
-        """Evict what is over the limits, about least recently used first. Return how many entries went."""
-        if self.limits == (None, None):
-            return 0
-        totals = self._counts.total()
-        excess = self.limits.excess(totals)
-        if not excess:
-            return 0
-        is_urgent = totals.entries > _URGENT * (self.limits.entries or totals.entries) or (
-            totals.bytes > _URGENT * (self.limits.bytes or totals.bytes)
-        )
-        with self._locked(_EVICTION_LOCK, 5.0 if is_urgent else 0.0) as is_ours:
-            return self._evict(self.limits) if is_ours else 0  # someone else is at it
+    @contextlib.contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """Make room for an entry of *size* bytes, which is published inside the block.
+
+        From close below the limits on, writers take turns, in all processes: each makes its room and fills it.
+
+        Raises:
+            ValueError: it is larger than everything together may be.
+        """
+        if self.limits.bytes is not None and size > self.limits.bytes:
+            raise ValueError(f"it has {size} bytes, and max_bytes is {self.limits.bytes}")
+        wanted = self.limits.less(1, size)
+        if self.limits == (None, None) or not wanted.scaled(_NEAR).excess(self._counts.total()):
+            yield
+            return
+        with self._locked(_EVICTION_LOCK, _TURN_PATIENCE) as is_ours:
+            if is_ours and wanted.excess(self._counts.total()):
+                with contextlib.suppress(OSError):
+                    self._evict(wanted)
+            yield
 
     def reduce(self, limits: Limits, *, unused_for: float | None = None) -> int:
         """Remove what was not used for so many seconds, and what is over *limits*. Return how many entries went."""

@@ -31,6 +31,20 @@ class Limits(NamedTuple):
     entries: int | None = None
     bytes: int | None = None
 
+    def less(self, entries: int, size: int) -> Limits:
+        """Return what may be there before so much is added."""
+        return Limits(
+            None if self.entries is None else max(0, self.entries - entries),
+            None if self.bytes is None else max(0, self.bytes - size),
+        )
+
+    def scaled(self, share: float) -> Limits:
+        """Return that share of the limits."""
+        return Limits(
+            None if self.entries is None else int(share * self.entries),
+            None if self.bytes is None else int(share * self.bytes),
+        )
+
     def excess(self, totals: Totals) -> Totals:
         """Return by how much *totals* are over, 0 where they are not."""
         return Totals(
