@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aparallel import Memory
+from aparallel._memory import directory
 from aparallel._memory.directory import DirectoryStore, Place
 from aparallel._memory.entry import Body, Entry, metadata_of
 from aparallel._memory.eviction import Totals
@@ -91,9 +92,31 @@ async def compare(location: str, few: int, many: int) -> None:
     large = await times(f"{location}/many", many)
     for name, value in large.items():
         print(f"{name}: {small[name]:.0f} µs with {few:,} entries, {value:.0f} with {many:,}")
+    # The file system itself takes longer in a larger tree: unlinking alone four times, with 200,000 entries on ext4.
     assert large["hit"] < 3 * small["hit"]
-    assert large["miss"] < 3 * small["miss"]
-    assert large["prune, per entry"] < 3 * small["prune, per entry"]
+    assert large["miss"] < 5 * small["miss"]
+    assert large["prune, per entry"] < 15 * small["prune, per entry"]
+
+
+@pytest.mark.parametrize("entries", [1_000, 4_000])
+def test_what_is_looked_at_depends_on_what_goes_and_not_on_what_is_there(
+    tmp_path: Path, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(tmp_path / "cache")
+    fill(memory, entries)
+    looked_at = 0
+    scan_folder = directory._scan_folder
+
+    def counting(folder: str, function: str) -> Any:
+        nonlocal looked_at
+        for candidate in scan_folder(folder, function):
+            looked_at += 1
+            yield candidate
+
+    monkeypatch.setattr(directory, "_scan_folder", counting)
+    removed = asyncio.run(memory.reduce_size(items_limit=entries - 50))
+    assert 50 <= removed <= 80
+    assert looked_at <= 7 * removed
 
 
 @pytest.mark.soak
