@@ -303,6 +303,26 @@ async def test_dumps_to_one_path_at_a_time_do_not_harm_each_other(path: pathlib.
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_writer_whose_file_was_removed_before_it_was_locked_begins_another(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+    removed: list[str] = []
+
+    def opening(name: Any, *args: Any, **kwargs: Any) -> int:
+        fd = real(name, *args, **kwargs)
+        if str(name).endswith(".aparallel") and not removed:
+            removed.append(name)
+            files._remove_if_abandoned(name)  # another writer, which is done before the lock
+        return fd
+
+    monkeypatch.setattr(os, "open", opening)
+    dump_to_path(NEW, str(path), DumpOptions())
+    assert not os.path.exists(removed[0])
+    assert not is_old(path)
+    assert os.listdir(path.parent) == ["file"]
+
+
 def test_a_writer_whose_file_was_taken_for_litter_begins_another(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

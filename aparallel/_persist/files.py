@@ -174,9 +174,9 @@ def _create_aside(folder: str, name: str) -> tuple[str, int]:
     while True:
         aside = os.path.join(folder, f"{_aside_prefix(name)}{secrets.token_hex(8)}{_SUFFIX}")
         fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
-        if fcntl is None or _locked(fd):
+        if fcntl is None or (_locked(fd) and os.fstat(fd).st_nlink > 0):
             return aside, fd
-        # Another writer found it in the moment before it was locked, takes it for litter, and removes it.
+        # Another writer found it in the moment before it was locked, took it for litter, and removes it or has done so.
         os.close(fd)
 
 
