@@ -279,12 +279,28 @@ class ArgumentMemory:
         return Reference(self._use(known, origin, user), mode)
 
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
+        self._reclaim(self.lender.size_for(sources))
         hashers = [xxhash.xxh3_128() for _ in sources]
         hold, offsets, fed = self.lender.write(sources, folder, hashers)
         return [
             Content(hold, offset, source.nbytes, hasher.digest() if fed else None)
             for source, offset, hasher in zip(sources, offsets, hashers, strict=True)
         ]
+
+    def _reclaim(self, size: int) -> None:
+        """Give up what is remembered for no gather that still runs, if its memory is what *size* bytes need.
+
+        To write it again costs little more than to compare it, and new memory five times as much.
+        """
+        if self.lender.has_free(size):
+            return
+        for known in self._known.copy().values():
+            segment = known.content.segment
+            if not known.is_in_use and segment.lent == 0 and self.lender.fits(segment, size):
+                self._forget(known)
+                del known
+                if self.lender.has_free(size):  # nobody else held it
+                    return
 
     # What is known
 

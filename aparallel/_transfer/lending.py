@@ -233,6 +233,23 @@ class Lender:
         except OSError as error:
             errors.append(error)
 
+    @staticmethod
+    def size_for(sources: Iterable[Source]) -> int:
+        """The bytes that *sources* take in a segment."""
+        return sum(aligned(source.nbytes) for source in sources)
+
+    @staticmethod
+    def fits(segment: Segment, size: int) -> bool:
+        """Whether a segment is large enough for *size* bytes, and not much larger."""
+        return size <= segment.size <= _capacity(size) * _WASTE
+
+    def has_free(self, size: int) -> bool:
+        """Whether a segment is free that fits. It may be taken by another thread at once."""
+        return any(
+            segment.is_free and not segment.spoiled and self.fits(segment, size)
+            for segment in list(self.segments.values())
+        )
+
     def _note_free(self, segment: Segment) -> None:
         self._returned.append(segment)
         if self._on_unused is not None:

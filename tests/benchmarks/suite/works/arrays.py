@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 
 import numpy as np
@@ -30,7 +30,7 @@ def numbers_in(megabytes: float, setting: Setting) -> int:
 class ArrayWork(ParallelWork):
     contenders = ROSTER
 
-    most_repetitions = 5
+    most_repetitions = 3
 
     def repetitions(self, setting: Setting) -> int:
         return max(1, round(self.most_repetitions * setting.scale.share))
@@ -51,25 +51,25 @@ class OneArray(ArrayWork):
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         array = np.random.default_rng(0).random(numbers_in(200, setting))
         taken: dict[str, list[float]] = {"from a list": [], "from a generator": [], "unchanged, again": []}
+        # Made before and freed after: both would hold the loop.
+        fresh = [array.copy() for _ in range(2 * self.repetitions(setting))]
         async with warm(contender, setting.n_jobs):
-            await self.do(contender, array, as_list=True)
+            calls = await affordable(lambda calls: self.do(contender, array, calls, as_list=True), setting)
             with SystemMemory() as memory:
                 async with LagMeter() as meter:
-                    for _ in range(self.repetitions(setting)):
-                        fresh = array.copy()
-                        taken["from a list"].append(await self.do(contender, fresh, as_list=True))
-                        taken["unchanged, again"].append(await self.do(contender, fresh, as_list=True))
-                        fresh = array.copy()
-                        taken["from a generator"].append(await self.do(contender, fresh, as_list=False))
-                        del fresh
+                    for first, second in zip(fresh[::2], fresh[1::2], strict=True):
+                        taken["from a list"].append(await self.do(contender, first, calls, as_list=True))
+                        taken["unchanged, again"].append(await self.do(contender, first, calls, as_list=True))
+                        taken["from a generator"].append(await self.do(contender, second, calls, as_list=False))
             peak = memory.growth
-        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, CALLS)
+        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, calls)
 
-    async def do(self, contender: Contender, array: Array, *, as_list: bool) -> float:
-        tasks = [(array, number) for number in range(CALLS)]
+    async def do(self, contender: Contender, array: Array, calls: int, *, as_list: bool) -> float:
+        """The seconds that 20 calls take, from those that fewer took if they are many."""
+        tasks = [(array, number) for number in range(calls)]
         seconds, results = await timed((contender.map_list if as_list else contender.map)(probe, tasks))
         check(results, array)
-        return seconds
+        return seconds * CALLS / calls
 
 
 class SharedArray(ArrayWork):
@@ -79,18 +79,26 @@ class SharedArray(ArrayWork):
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         array = np.random.default_rng(0).random(numbers_in(200, setting))
-        taken = []
-        async with warm(contender, setting.n_jobs), LagMeter() as meter:
-            for _ in range(self.repetitions(setting)):
-                fresh = array.copy()
-                seconds, results = await timed(self.do(contender, fresh))
-                check(results, fresh)
-                taken.append(seconds)
-        return Measurement({"20 calls": median(taken)}, meter.lag, CALLS)
+        fresh = [array.copy() for _ in range(self.repetitions(setting))]
+        async with warm(contender, setting.n_jobs):
+            calls = await affordable(lambda calls: self.do(contender, array, calls), setting)
+            async with LagMeter() as meter:
+                taken = [await self.do(contender, one, calls) for one in fresh]
+        return Measurement({"20 calls": median(taken)}, meter.lag, calls)
 
-    async def do(self, contender: Contender, array: Array) -> Sequence[float]:
-        async with contender.share(array) as shared:
-            return await contender.map_shared(probe, shared, range(CALLS))
+    async def do(self, contender: Contender, array: Array, calls: int) -> float:
+        async def share_and_map() -> Sequence[float]:
+            async with contender.share(array) as shared:
+                return await contender.map_shared(probe, shared, range(calls))
+
+        seconds, results = await timed(share_and_map())
+        check(results, array)
+        return seconds * CALLS / calls
+
+
+async def affordable(do: Callable[[int], Awaitable[float]], setting: Setting) -> int:
+    """How many of the calls a contender is measured with: all, or two if it would take too long for all."""
+    return CALLS if await do(2) < setting.scale.patience else 2
 
 
 class ArrayResults(ArrayWork):
@@ -177,5 +185,5 @@ class OwnArrays(Sequence[tuple[Array, int]]):
 
 
 def check(results: Sequence[float], array: Array) -> None:
-    if list(results) != [expected(array, number) for number in range(CALLS)]:
+    if list(results) != [expected(array, number) for number in range(len(results))]:
         raise WrongResult("the calls did not see the array that they were given")
