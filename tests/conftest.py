@@ -31,10 +31,12 @@ _ONE_LOOP = (
     "test_functions",
     "test_gather",
     "test_hash",
+    "test_memory",
     "test_memory_store",
     "test_persist_roundtrip",
     "test_persist_joblib",
     "test_persist_trust",
+    "test_stream",
 )
 
 

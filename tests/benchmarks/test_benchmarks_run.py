@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ CACHE_WORKS = [name for name, work in WORKS.items() if work.contenders is CACHES
 QUICK_CONTENDERS = [entry for entry in PARALLEL if entry.name != "ray"]
 
 
+def entries(roster: Sequence[Entry[Any]]) -> list[Any]:
+    """One peer beside aparallel for every run of the suite; the others take part in the soak tests."""
+    return [
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.soak] if place > 1 else [])
+        for place, entry in enumerate(roster)
+    ]
+
+
 class Inline(Contender):
     """The least that a contender must have. It runs calls on the spot."""
 
@@ -67,7 +75,7 @@ class Unwilling(Inline):
         raise NotOffered("not today")
 
 
-@pytest.mark.parametrize("entry", QUICK_CONTENDERS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", entries(QUICK_CONTENDERS))
 def test_contender_does_every_work_or_says_why_not(entry: Entry[Contender]) -> None:
     if not entry.is_installed:
         pytest.skip(f"{entry.package} is not installed")
@@ -94,7 +102,7 @@ def assert_is_sound(work: str, measurement: Measurement) -> None:
     assert 0 <= measurement.lag.p50 <= measurement.lag.p99 <= measurement.lag.max
 
 
-@pytest.mark.parametrize("entry", FILES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", entries(FILES))
 def test_contender_keeps_every_object_in_a_file_or_says_why_not(entry: Entry[FileContender]) -> None:
     if not entry.is_installed:
         pytest.skip(f"{entry.package} is not installed")
@@ -127,7 +135,7 @@ def test_files_with_something_else_are_never_measured(work: str) -> None:
         asyncio.run(WORKS[work].measure(Forgetful(), TINY))
 
 
-@pytest.mark.parametrize("entry", CACHES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", entries(CACHES))
 def test_cache_does_every_work_or_says_why_not(entry: Entry[CacheContender]) -> None:
     if not entry.is_installed:
         pytest.skip(f"{entry.package} is not installed")

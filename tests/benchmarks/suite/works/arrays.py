@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 
@@ -123,7 +122,6 @@ class ArrayResults(ArrayWork):
         return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag)
 
     async def do(self, contender: Contender, calls: int, size: int) -> float:
-        gc.collect()
         seconds, results = await timed(contender.map_list(fill, [(size, float(number)) for number in range(calls)]))
         for number, result in enumerate(results):
             if result.shape != (size,) or result[0] != number or result[-1] != number:
@@ -143,12 +141,13 @@ class ArrayTraffic(ArrayWork):
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         calls = setting.scale.calls(1_000)
         own = np.arange(140_000.0)
+        large = np.ones(numbers_in(100, setting))  # made before: it would hold the loop
         async with warm(contender, setting.n_jobs):
             await self.there_and_back(contender, np.ones(numbers_in(2, setting)), 1)
             with SystemMemory() as memory:
                 async with LagMeter() as meter:
                     many, results = await timed(contender.map(probe, OwnArrays(own, calls)))
-                    back = await self.there_and_back(contender, np.ones(numbers_in(100, setting)), 10)
+                    back = await self.there_and_back(contender, large, 10)
             peak = memory.growth
         for number, result in enumerate(results):
             if result != expected(own + number, number):
