@@ -31,10 +31,13 @@ ALIGNMENT = 64
 _LONG_BYTES = 4 * 1024 * 1024
 _FREEING_SECONDS = 0.01
 
-# From <sys/mman.h>; the same on Linux and macOS but for the last, which only Linux has.
+# Page tables are changed for so many bytes at a time.
+_PIECE = 2 * 1024 * 1024
+
+# From <sys/mman.h>; the same on Linux and macOS.
 _PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
-_MAP_POPULATE = 0x8000 if sys.platform == "linux" else 0
+_POPULATE_WRITE = 23  # Linux 5.14
 
 
 def aligned(size: int) -> int:
@@ -125,16 +128,18 @@ class Mapping:
         protection = _PROT_READ if mode == "r" else _PROT_READ | _PROT_WRITE
         flags = _MAP_PRIVATE if mode == "c" else _MAP_SHARED
         self.size = 0
-        address = _libc().mmap(None, size, protection, flags | (_MAP_POPULATE if populate else 0), fd, 0)
+        address = _libc().mmap(None, size, protection, flags, fd, 0)
         if address is None or address == ctypes.c_void_p(-1).value:
             code = ctypes.get_errno()
             raise OSError(code, f"{size:,} bytes of shared memory could not be mapped: {os.strerror(code)}")
         self.address: int = address
         self.size = size
+        if populate and sys.platform == "linux":
+            _in_pieces(_libc().madvise, address, size, _POPULATE_WRITE)
 
     def __del__(self) -> None:
         if self.size:
-            in_background(self.size, _libc().munmap, self.address, self.size)
+            in_background(self.size, _in_pieces, _libc().munmap, self.address, self.size)
 
     def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:
         """Return an array of *size* unsigned bytes from *offset* on. It keeps the mapping, and *keep*, alive."""
@@ -163,6 +168,12 @@ class Window:
         }
 
 
+def _in_pieces(fn: Callable[..., object], address: int, size: int, *more: object) -> None:
+    """Call *fn* for a part of the memory at a time: while it runs, no other thread of this process can map any."""
+    for start in range(0, size, _PIECE):
+        fn(address + start, min(_PIECE, size - start), *more)
+
+
 @functools.cache
 def _libc() -> Any:
     import ctypes
@@ -172,6 +183,7 @@ def _libc() -> Any:
     libc.mmap.restype = pointer
     libc.mmap.argtypes = (pointer, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
     libc.munmap.argtypes = (pointer, size)
+    libc.madvise.argtypes = (pointer, size, ctypes.c_int)
     return libc
 
 
