@@ -36,6 +36,7 @@ _ONE_LOOP = (
     "test_persist_roundtrip",
     "test_persist_joblib",
     "test_persist_trust",
+    "test_pool",
     "test_stream",
 )
 

@@ -579,7 +579,15 @@ print(dumped, peak() - before - size // 2**20)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory cannot be read here")
-@pytest.mark.parametrize("what", ["contiguous", "view", "fortran", "bytes"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "contiguous",
+        pytest.param("view", marks=pytest.mark.soak),
+        pytest.param("fortran", marks=pytest.mark.soak),
+        "bytes",
+    ],
+)
 def test_a_plain_file_of_any_size_takes_little_memory(what: str, tmp_path: pathlib.Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "file"), what], capture_output=True, text=True, timeout=100
