@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import sys
-from array import array
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aparallel._wire import frames
+from aparallel._wire import descriptors, frames
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,10 +19,6 @@ if TYPE_CHECKING:
 
 _RECEIVE_BYTES = 256 * 1024
 _SEND_PARTS = 64
-
-# Windows has neither; there, starting a worker is refused.
-_ONE_DESCRIPTOR = socket.CMSG_SPACE(4) if hasattr(socket, "CMSG_SPACE") else 0
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class Channel:
@@ -131,7 +125,7 @@ class Channel:
             return self._socket.sendmsg(parts)
         frame, fd = self._passing[0]
         if parts[0] is frame:
-            sent = self._socket.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))])
+            sent = self._socket.sendmsg([frame], descriptors.outgoing(fd))
             self._passing.popleft()
             return sent
         before = next((position for position, part in enumerate(parts) if part is frame), len(parts))
@@ -165,14 +159,14 @@ class Channel:
                 return self._receive_large()
             with memoryview(self._buffer) as view:
                 received, ancillary, flags, _ = self._socket.recvmsg_into(
-                    [view[self._filled :]], _ONE_DESCRIPTOR, _CLOEXEC
+                    [view[self._filled :]], descriptors.ROOM, descriptors.RECEIVE_FLAGS
                 )
         except BlockingIOError:
             return None
         except OSError:
             return 0
         if ancillary or flags & socket.MSG_CTRUNC:
-            self.descriptors.append(_descriptor(ancillary))
+            self.descriptors.append(descriptors.incoming(ancillary))
         self._filled += received
         self._take_frames()
         return received
@@ -211,13 +205,3 @@ class Channel:
         if start and rest:
             self._buffer[:rest] = data[start : self._filled]
         self._filled = rest
-
-
-def _descriptor(ancillary: list[Any]) -> int | None:
-    """The descriptor that came along; None if it was lost for want of room."""
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= 4:
-            fd = int.from_bytes(data[:4], sys.byteorder)
-            os.set_inheritable(fd, False)
-            return fd
-    return None

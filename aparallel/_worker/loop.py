@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket
 import os
 import sys
 from _pickle import dumps, loads
@@ -13,7 +12,7 @@ from types import ModuleType
 
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
 from aparallel._transfer.pickling import pickle
-from aparallel._wire import frames
+from aparallel._wire import descriptors, frames
 from aparallel._wire.outbox import (
     CAPACITY,
     CLAIMED,
@@ -51,8 +50,7 @@ _PATIENCE_NS = 1_000_000
 # An outcome larger than this travels in a frame of its own.
 _LARGE = 32 * 1024
 
-_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
-_ONE_DESCRIPTOR = _socket.CMSG_SPACE(4)
+_HEADER_FLAGS = MSG_WAITALL | descriptors.RECEIVE_FLAGS
 
 # The flags of an outcome whose large buffers are in a segment: no outcome is a pickle and a failure.
 _IN_SEGMENT = frames.FAILURE | frames.PICKLED
@@ -65,11 +63,11 @@ _Coroutine = type(_example := _coroutine())
 _example.close()
 
 
-def main(descriptors: list[int]) -> None:
-    """Serve the parent until it hangs up. *descriptors*: socket, lifeline, outbox."""
-    for fd in descriptors:
+def main(inherited: list[int]) -> None:
+    """Serve the parent until it hangs up. *inherited*: the descriptors of socket, lifeline and outbox."""
+    for fd in inherited:
         os.set_inheritable(fd, False)
-    connection, line, memory = descriptors
+    connection, line, memory = inherited
     lifeline.hold(line)
     outbox = Outbox(memory)
     os.close(memory)
@@ -136,14 +134,14 @@ class _Worker:
         """Read a frame; take note of a verdict and of shared memory. Return None when the parent has hung up."""
         while True:
             header = bytearray(frames.TO_WORKER.size)
-            received, ancillary, _, _ = self.connection.recvmsg_into([header], _ONE_DESCRIPTOR, MSG_WAITALL | _CLOEXEC)
+            received, ancillary, _, _ = self.connection.recvmsg_into([header], descriptors.ROOM, _HEADER_FLAGS)
             if not received or not self._receive_into(memoryview(header)[received:]):
                 return None
             kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
             control = loads(self._receive(control_size))
             if kind == frames.SEGMENT:
                 number, size = control
-                self._memory().borrower.introduce(number, size, _descriptor(ancillary), keep=True)
+                self._memory().borrower.introduce(number, size, descriptors.incoming(ancillary), keep=True)
             elif kind == frames.MEMORY:
                 self._memory().update(*control)
                 self._tell_memory()
@@ -418,8 +416,7 @@ class _Outgoing:
         if fd is None:
             self.connection.sendall(frame)
             return
-        rights = _socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)
-        sent = self.connection.sendmsg([frame], [rights])
+        sent = self.connection.sendmsg([frame], descriptors.outgoing(fd))
         self.connection.sendall(frame[sent:])
 
     def introduce(self, segment: Segment) -> None:
@@ -433,16 +430,6 @@ class _Outgoing:
             self.connection.sendall(header)
             self.connection.sendall(body)
         self.now = self.busy_since = monotonic_ns()
-
-
-def _descriptor(ancillary: list[Any]) -> int | None:
-    """The descriptor that came with a frame; None if there was no room for it."""
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= 4:
-            fd = int.from_bytes(data[:4], sys.byteorder)
-            os.set_inheritable(fd, False)
-            return fd
-    return None
 
 
 def _leave_forked_copy() -> None:
