@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.bars import load_tqdm
 from aparallel._ground.call import close_coroutines
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.batching import calls_ahead, parse_batch_size, parse_pre_dispatch
-from aparallel._parallel.progress import Reporter, load_tqdm
+from aparallel._parallel.progress import Reporter
 from aparallel._parallel.queues import Queue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel.abc import Batch

@@ -6,7 +6,9 @@ import math
 import operator
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
+
+from aparallel._ground.bars import load_tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +56,7 @@ class Reporter:
         self._done = 0
         self._total = total
         self._lines = _Lines(name, n_jobs, verbose, stream, clock) if checked_verbose(verbose) else None
-        self._bar = _open_bar(name, total, stream) if progress is True else None
+        self._bar = load_tqdm()(desc=name, total=total, file=stream) if progress is True else None
         self._function = _Function(progress) if callable(progress) else None
         if not (isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a function of (done, total), got {progress!r}.")
@@ -179,36 +181,3 @@ def format_span(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:4.1f}min"
     return f"{seconds / 3600:6.1f}h"
-
-
-class Bar(Protocol):
-    """What we use of tqdm's bar, which ships no types."""
-
-    total: int | None
-
-    def update(self, n: int) -> object: ...
-    def refresh(self) -> object: ...
-    def close(self) -> object: ...
-
-
-def load_tqdm() -> Callable[..., Bar]:
-    """Import tqdm's bar for this surrounding, a terminal or a notebook.
-
-    The first time takes about 100 ms: not on the event loop.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message says how to.
-    """
-    try:
-        import tqdm.auto
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "progress=True shows tqdm's bar, and tqdm is not installed. "
-            "Run pip install 'aparallel[progress]', or pass a function of (done, total) as progress=.",
-            name=error.name,
-        ) from error
-    return cast("Callable[..., Bar]", tqdm.auto.tqdm)
-
-
-def _open_bar(name: str, total: int | None, stream: TextIO | None) -> Bar:
-    return load_tqdm()(desc=name, total=total, file=stream)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from aparallel._ground.bars import load_tqdm
 from aparallel._ground.hop import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aparallel._ground.bars import Bar
 
     ProgressOption = bool | Callable[[int, int | None], object]
 
@@ -49,7 +52,7 @@ class Progress:
     and as the last ones, if the run succeeds, ``(n, n)``.
     """
 
-    def __init__(self, fn: Callable[[int, int | None], object] | None, bar: Any) -> None:
+    def __init__(self, fn: Callable[[int, int | None], object] | None, bar: Bar | None) -> None:
         self._fn = fn
         self._bar = bar
         self._given: tuple[int, int | None] = (0, None)
@@ -64,7 +67,7 @@ class Progress:
         """
         if not isinstance(checked(progress), bool):
             return cls(progress, None)  # type: ignore[arg-type]
-        return cls(None, (await in_thread(_load_tqdm))(desc=name, unit="B", unit_scale=True) if progress else None)
+        return cls(None, (await in_thread(load_tqdm))(desc=name, unit="B", unit_scale=True) if progress else None)
 
     def watching(self, meter: Meter) -> Callable[[], None] | None:
         """Return a function that advances to where *meter* is, or None if nobody wants to know."""
@@ -100,15 +103,3 @@ class Progress:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _load_tqdm() -> Any:
-    try:
-        import tqdm.auto
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "progress=True shows tqdm's bar, and tqdm is not installed. "
-            "Run pip install 'aparallel[progress]', or pass a function of (done, total) as progress=.",
-            name=error.name,
-        ) from error
-    return tqdm.auto.tqdm
