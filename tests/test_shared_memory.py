@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from aparallel import Pool, delayed
-from aparallel._ground.memory import Room, parse_available
+from aparallel._ground.room import Room, parse_available
 from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.lending import Hold, Lender, NoDescriptorError, Raw

@@ -6,7 +6,6 @@ was written, by a hash (xxh3, 128 bits; a third of the time that a copy takes), 
 
 from __future__ import annotations
 
-import os
 import weakref
 from pickle import loads
 from time import monotonic
@@ -16,13 +15,14 @@ import numpy as np
 import xxhash
 
 from aparallel._ground.hop import pause
-from aparallel._ground.memory import Room
+from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import Reference, Strided, memmap_in, owner_of
-from aparallel._transfer.lending import Hold, Lender, Raw, Segment
+from aparallel._transfer.contents import Content, SharedContent
+from aparallel._transfer.lending import Lender, Raw, Segment, fits
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
-from aparallel._transfer.shared_memory import Mapping, Window
+from aparallel._transfer.shared_memory import Window, aligned
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -40,80 +40,6 @@ _RECURRING_PART = 8
 
 # Arrays that were forgotten and are recognised as recurring if they come again.
 _FORGOTTEN_COUNT = 4096
-
-
-class Content:
-    """Bytes in a segment, as they were when they were written. Nobody changes them.
-
-    While it exists, its segment is not used for anything else.
-    """
-
-    __slots__ = ("_digest", "hold", "nbytes", "offset")
-
-    is_shared = False
-
-    def __init__(self, hold: Hold, offset: int, nbytes: int, digest: bytes | None = None) -> None:
-        self.hold = hold
-        self.offset = offset
-        self.nbytes = nbytes
-        self._digest = digest
-
-    @property
-    def segment(self) -> Segment:
-        return self.hold.segment
-
-    def digest(self) -> bytes:
-        if self._digest is None:
-            mapping = self.segment.mapping or Mapping(self.segment.fd, self.segment.size, "r")
-            self._digest = xxhash.xxh3_128_digest(mapping.view(self.offset, self.nbytes, readonly=True))
-        return self._digest
-
-
-class SharedContent(Content):
-    """The content of an array that the user shared, and has mapped.
-
-    Attributes:
-        mode: how workers map it.
-        address: where it lies in this process.
-        closed: workers get it no more.
-    """
-
-    __slots__ = ("__weakref__", "address", "closed", "mode")
-
-    is_shared = True
-
-    def __init__(self, content: Content, mode: Mode) -> None:
-        super().__init__(content.hold, content.offset, content.nbytes)
-        self.mode = mode
-        self.address = 0
-        self.closed = False
-
-    def map(self) -> Any:
-        """Map it here, as an array of bytes that keeps it."""
-        mapping = Mapping(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
-        self.address = mapping.address + self.offset
-        _mapped.add(self)
-        return mapping.view(self.offset, self.nbytes, readonly=self.mode != "r+", keep=self)
-
-    def check_open(self) -> None:
-        if self.closed:
-            raise SharingError(
-                "The array of a closed Shared object was passed to a call. "
-                "Close it when the calls are done, or pass a copy."
-            )
-
-
-# A forked copy of this process has them mapped, too, and nobody hears when it lets go of them.
-_mapped: weakref.WeakSet[SharedContent] = weakref.WeakSet()
-
-
-def _spoil() -> None:
-    for content in list(_mapped):
-        content.segment.spoiled = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_spoil)
 
 
 def digest_of(source: Any) -> bytes:
@@ -279,7 +205,7 @@ class ArgumentMemory:
         return Reference(self._use(known, origin, user), mode)
 
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
-        self._reclaim(self.lender.size_for(sources))
+        self._reclaim(sum(aligned(source.nbytes) for source in sources))
         hashers = [xxhash.xxh3_128() for _ in sources]
         hold, offsets, fed = self.lender.write(sources, folder, hashers)
         return [
@@ -296,7 +222,7 @@ class ArgumentMemory:
             return
         for known in self._known.copy().values():
             segment = known.content.segment
-            if not known.is_in_use and segment.lent == 0 and self.lender.fits(segment, size):
+            if not known.is_in_use and segment.lent == 0 and fits(segment.size, size):
                 self._forget(known)
                 del known
                 if self.lender.has_free(size):  # nobody else held it

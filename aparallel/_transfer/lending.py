@@ -13,7 +13,7 @@ from _thread import allocate_lock
 from collections import deque
 from time import monotonic
 
-from aparallel._ground.memory import Room
+from aparallel._ground.room import Room
 from aparallel._transfer.shared_memory import Mapping, aligned, create_in_file, create_in_memory, in_background
 from aparallel.errors import SharedMemoryError
 
@@ -175,7 +175,7 @@ class Lender:
         self._numbers = itertools.count()
         self._room = Room()
         # Segments that threads write just now. Nobody else closes them: the descriptor might be another file's by then.
-        self._written: set[Segment] = set()
+        self._being_written: set[Segment] = set()
         self._is_closed = False
         # Held while a segment is chosen, never while one is dropped: a finaliser must not wait for it.
         self._lock = allocate_lock()
@@ -190,10 +190,8 @@ class Lender:
         Raises:
             SharedMemoryError: there is no room for them, neither in memory nor in *folder*.
         """
-        offsets, size = [], 0
-        for source in sources:
-            offsets.append(size)
-            size += aligned(source.nbytes)
+        offsets = list(itertools.accumulate((aligned(source.nbytes) for source in sources), initial=0))
+        size = offsets.pop()
         errors: list[OSError] = []
         feeds: Sequence[Hasher | None] = hashers or [None] * len(sources)
         for segment in self._candidates(size, folder, errors):
@@ -206,13 +204,13 @@ class Lender:
                 self._finish(segment)
                 return hold, offsets, all(fed)
             del hold
-            self._written.discard(segment)
+            self._being_written.discard(segment)
             self.drop([segment])
         raise _no_room(size, errors)
 
     def _finish(self, segment: Segment) -> None:
         with self._lock:
-            self._written.discard(segment)
+            self._being_written.discard(segment)
             closed = self._is_closed
         if closed:  # while it was written: nobody wants it any more
             self.drop([segment])
@@ -233,20 +231,10 @@ class Lender:
         except OSError as error:
             errors.append(error)
 
-    @staticmethod
-    def size_for(sources: Iterable[Source]) -> int:
-        """The bytes that *sources* take in a segment."""
-        return sum(aligned(source.nbytes) for source in sources)
-
-    @staticmethod
-    def fits(segment: Segment, size: int) -> bool:
-        """Whether a segment is large enough for *size* bytes, and not much larger."""
-        return size <= segment.size <= _capacity(size) * _WASTE
-
     def has_free(self, size: int) -> bool:
         """Whether a segment is free that fits. It may be taken by another thread at once."""
         return any(
-            segment.is_free and not segment.spoiled and self.fits(segment, size)
+            segment.is_free and not segment.spoiled and fits(segment.size, size)
             for segment in list(self.segments.values())
         )
 
@@ -260,13 +248,13 @@ class Lender:
             while self._returned:
                 segment = self._returned.popleft()
                 self._free.setdefault(segment.size, []).append(segment)
-            for fitting in sorted(found for found in self._free if size <= found <= _capacity(size) * _WASTE):
+            for fitting in sorted(found for found in self._free if fits(found, size)):
                 segments = self._free[fitting]
                 while segments:
                     segment = segments.pop()  # the one used last: it is mapped, and in the caches
                     if segment.is_free and not segment.spoiled and segment.number in self.segments:
                         segment.held = True
-                        self._written.add(segment)
+                        self._being_written.add(segment)
                         return segment
                 del self._free[fitting]
         return None
@@ -274,7 +262,7 @@ class Lender:
     def _add(self, fd: int, size: int) -> Segment:
         number = next(self._numbers)
         segment = self.segments[number] = Segment(number, fd, size, self._note_free)
-        self._written.add(segment)
+        self._being_written.add(segment)
         return segment
 
     def trim(self, unused_since: float) -> list[Segment]:
@@ -304,7 +292,7 @@ class Lender:
         """Close all segments; one that a thread is writing to, when that is done."""
         with self._lock:
             self._is_closed = True
-            idle = [segment for segment in self.segments.values() if segment not in self._written]
+            idle = [segment for segment in self.segments.values() if segment not in self._being_written]
         self.drop(idle)
 
 
@@ -325,6 +313,11 @@ def _no_room(size: int, errors: list[OSError]) -> SharedMemoryError:
         f"or name a folder with room (temp_folder=...); max_nbytes=None sends data through sockets instead.",
         nbytes=size,
     )
+
+
+def fits(found: int, size: int) -> bool:
+    """Whether a segment of *found* bytes is large enough for *size*, and not much larger."""
+    return size <= found <= _capacity(size) * _WASTE
 
 
 def _capacity(size: int) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aparallel._transfer.arguments import ArgumentMemory, Content
+    from aparallel._transfer.arguments import ArgumentMemory
+    from aparallel._transfer.contents import Content
     from aparallel._transfer.lending import Segment
     from aparallel._transfer.shared_memory import Mode
 
