@@ -65,6 +65,11 @@ def total(array: Any) -> float:
 
 
 @by_value
+def divide_by_first(array: Any) -> float:
+    return 1 // int(array[0])
+
+
+@by_value
 def worker_state() -> tuple[int, int]:
     """Our mappings and descriptors of shared memory in a worker."""
     with open("/proc/self/maps") as maps:
@@ -208,6 +213,40 @@ class TestResults:
                     await asyncio.sleep(0.01)
             finally:
                 gc.enable()
+
+    async def test_the_arguments_of_a_failed_run_are_let_go_of_without_the_garbage_collector(self) -> None:
+        async def attempt(pool: Pool) -> Any:
+            array = np.zeros(50_000)
+            with pytest.raises(ZeroDivisionError):
+                await pool.run(divide_by_first, array)
+            return weakref.ref(array)
+
+        async with Pool(1, max_nbytes=1000) as pool:
+            await attempt(pool)
+            gc.collect()
+            gc.disable()
+            try:
+                arrays = [await attempt(pool) for _ in range(5)]
+                deadline = time.monotonic() + 5
+                while any(array() is not None for array in arrays):
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.01)
+                memory = pool._backend._memory.get()  # type: ignore[attr-defined]
+                assert all(segment.is_free for segment in memory.lender.segments.values())
+            finally:
+                gc.enable()
+
+    async def test_gathers_of_ever_new_arrays_write_into_the_memory_of_the_last(self) -> None:
+        async with Pool(1, max_nbytes=1000) as pool:
+            memory = pool._backend._memory.get()  # type: ignore[attr-defined]
+            arrays = [np.full(MB // 8, float(value)) for value in range(20)]
+            for value, array in enumerate(arrays):
+                assert await pool.gather([delayed(total)(array) for _ in range(3)]) == [value * MB // 8] * 3
+                await pool.run(same, 0)  # by then the worker has given it back
+            assert len(memory.lender.segments) <= 3
+            # What was written for an earlier one is not taken for it again.
+            for value, array in enumerate(arrays):
+                assert await pool.run(total, array) == value * MB // 8
 
     async def test_one_segment_serves_one_result_after_the_other(self) -> None:
         """Memory that was given back is used again: fresh pages cost ten times what the copy does."""
@@ -449,6 +488,27 @@ class TestPrograms:
         while shmem() > before + 64 * MB:
             assert time.monotonic() < deadline, "memory remains"
             time.sleep(0.05)
+
+    def test_a_result_that_outlives_the_module_that_mapped_it_ends_quietly(self) -> None:
+        script = """
+            import asyncio, os, sys
+            import numpy as np
+            from aparallel import Pool
+
+            async def main():
+                async with Pool(1) as pool:
+                    result = await pool.run(np.ones, 1_000_000)
+                # Modules that something refers to are emptied when the interpreter ends, the oldest last.
+                os.kept = [result, os, sys.modules["aparallel._transfer.shared_memory"]]
+                sys.kept = os.kept[1:]
+
+            asyncio.run(main())
+            print("done")
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
     def test_a_program_that_ends_with_results_alive_ends_quietly(self, tmp_path: Path) -> None:
         script = tmp_path / "program.py"

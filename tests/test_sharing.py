@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from aparallel import Pool, delayed, gather_parallel
+from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.lending import Lender
 from aparallel.errors import ClosedPoolError
 
@@ -104,6 +106,25 @@ class TestWrittenOnce:
         async with Pool(1, max_nbytes=1000) as pool:
             assert await pool.run(total_of, [array, array[:], {"same": array}["same"]]) == 3 * SIZE
         assert writes.take() == 1
+
+    async def test_only_the_first_call_of_a_list_leaves_the_loop_for_its_array(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hops: list[Any] = []
+        original = ProcessEncoder.encode_large
+
+        async def encode_large(encoder: ProcessEncoder, call: Any, index: int | None) -> Any:
+            hops.append(index)
+            return await original(encoder, call, index)
+
+        monkeypatch.setattr(ProcessEncoder, "encode_large", encode_large)
+        array = ones()
+        async with Pool(2, max_nbytes=1000) as pool:
+            assert await pool.gather([delayed(total)(array) for _ in range(20)]) == [SIZE] * 20
+            assert hops == [0]
+            hops.clear()
+            assert await pool.gather(delayed(total)(array) for _ in range(20)) == [SIZE] * 20
+            assert hops == list(range(20))  # it might have changed
 
     async def test_a_shared_array_is_written_by_share_alone(self, writes: Writes) -> None:
         array = ones()
@@ -445,6 +466,18 @@ class TestShare:
                     await pool.share(value, mode="r+")
             with pytest.raises(ValueError, match="mode='w'"):
                 pool.share(ones(), mode="w")  # type: ignore[arg-type]
+
+    async def test_what_lies_in_a_file_is_not_shared_writable_through_memory(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "numbers.npy", ones())
+        mapped = np.load(tmp_path / "numbers.npy", mmap_mode="r+")
+        async with Pool(1, max_nbytes=1000) as pool:
+            for value in (np.asarray(mapped), np.asarray(mapped)[10:]):
+                with pytest.raises(TypeError, match=r"in a file.*mmap_mode='r\+'"):
+                    await pool.share(value, mode="r+")
+            async with pool.share(np.array(mapped), mode="r+") as shared:
+                await pool.run(add, shared, 1)
+                assert shared.array.sum() == 2 * SIZE
+        assert mapped.sum() == SIZE
 
     async def test_a_read_only_share_cannot_be_shared_writable(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool, pool.share(ones()) as shared:

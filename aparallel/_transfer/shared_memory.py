@@ -138,7 +138,7 @@ class Mapping:
             _in_pieces(_libc().madvise, address, size, _POPULATE_WRITE)
 
     def __del__(self) -> None:
-        if self.size:
+        if self.size and _libc is not None:  # else the interpreter is ending, and with it all memory
             in_background(self.size, _in_pieces, _libc().munmap, self.address, self.size)
 
     def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:
