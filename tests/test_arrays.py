@@ -419,6 +419,7 @@ class TestSubclasses:
             assert back.name == 5
 
     @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # NumPy 2.5
     async def test_matrices_and_record_arrays_keep_their_types(self, max_nbytes: Any) -> None:
         matrix = np.asmatrix(np.arange(1000.0).reshape(10, 100))
         records = np.rec.fromarrays([np.arange(500), np.linspace(0, 1, 500)], names="number,part")
