@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from aparallel._ground.store import Limits, Listed
 from aparallel._ground.units import parse_bytes, parse_seconds
-from aparallel._memory.beside import verify_value
-from aparallel._memory.directory import DirectoryStore, Listed
-from aparallel._memory.entry import Body, Damaged, NotOurs, secret_of
-from aparallel._memory.eviction import Limits
-from aparallel._memory.memory import stored_call
+from aparallel._memory.disk.store import DiskStore
+from aparallel._memory.entry import Damaged, NotOurs
+from aparallel._memory.notes import about_function, function_of_note
+from aparallel._memory.sealed import SealedStore
+from aparallel._memory.shelf import stored_call
 from aparallel.errors import AparallelError
 
 
@@ -65,13 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _store(options: argparse.Namespace) -> DirectoryStore:
+def _store(options: argparse.Namespace) -> DiskStore:
     directory = os.path.abspath(options.directory)
     if not os.path.isdir(os.path.join(directory, "entries")):
         raise ValueError(f"{directory} is not the directory of a Memory.")
-    key = _signing_key(options)
-    secret = None if key is None else secret_of(key)
-    return DirectoryStore(directory, secret=secret, trust_group=options.trust_group)
+    return DiskStore(directory, is_signed=bool(options.signing_key_file), trust_group=options.trust_group)
+
+
+def _sealed(options: argparse.Namespace, store: DiskStore) -> SealedStore:
+    return SealedStore(store, _signing_key(options))
+
+
+def _names(store: DiskStore) -> dict[str, str]:
+    """The names of the functions that have entries, by identifier."""
+    functions = [function for note in store.notes("functions") if (function := function_of_note(note)) is not None]
+    return {function: about_function(store, function).get("name", function) for function in functions}
 
 
 def _signing_key(options: argparse.Namespace) -> bytes | None:
@@ -83,9 +92,9 @@ def _signing_key(options: argparse.Namespace) -> bytes | None:
 
 def _list(options: argparse.Namespace) -> int:
     store = _store(options)
-    names = {identifier: about.get("name", identifier) for identifier, about in store.functions().items()}
+    names = _names(store)
     rows: dict[str, list[Listed]] = {}
-    for listed in store.listing():
+    for listed in store.entries():
         rows.setdefault(names.get(listed.place.function, listed.place.function), []).append(listed)
     functions: list[dict[str, Any]] = [
         {
@@ -109,11 +118,12 @@ def _list(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
+    sealed = _sealed(options, store)
     wanted = options.what
     found = [
         call
-        for listed in store.listing()
-        if (call := stored_call(store, listed)) is not None
+        for listed in store.entries()
+        if (call := stored_call(sealed, listed)) is not None
         and (wanted is None or call.function == wanted or call.key.startswith(wanted))
     ]
     if options.json:
@@ -144,13 +154,13 @@ def _clear(options: argparse.Namespace) -> int:
     store = _store(options)
     if options.function is None:
         return _removed(options, store, store.clear())
-    known = [name for name, about in store.functions().items() if about.get("name") == options.function]
+    known = [function for function, name in _names(store).items() if name == options.function]
     if not known:
         raise ValueError(f"There is no function {options.function} in {store.location}; `ls` lists them.")
     return _removed(options, store, sum(map(store.clear, known)))
 
 
-def _removed(options: argparse.Namespace, store: DirectoryStore, removed: int) -> int:
+def _removed(options: argparse.Namespace, store: DiskStore, removed: int) -> int:
     left = store.totals()
     if options.json:
         return _print_json({"removed": removed, "entries": left.entries, "bytes": left.bytes})
@@ -160,12 +170,12 @@ def _removed(options: argparse.Namespace, store: DirectoryStore, removed: int) -
 
 def _verify(options: argparse.Namespace) -> int:
     store = _store(options)
-    key = _signing_key(options)
+    sealed = _sealed(options, store)
     damaged: list[dict[str, str]] = []
     checked = 0
-    for listed in list(store.listing()):
+    for listed in list(store.entries()):
         checked += 1
-        problem = _problem_of(store, listed, key)
+        problem = _problem_of(sealed, listed)
         if problem is not None:
             damaged.append({"key": listed.place.key.hex(), "problem": problem})
             if options.remove:
@@ -179,11 +189,9 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if damaged and not options.remove else 0
 
 
-def _problem_of(store: DirectoryStore, listed: Listed, key: bytes | None) -> str | None:
+def _problem_of(sealed: SealedStore, listed: Listed) -> str | None:
     try:
-        found = store.read(listed.place)
-        if found is not None and found.entry.body_kind is Body.BESIDE:
-            verify_value(store.beside(listed.place), found.entry.body, key)
+        sealed.verify(listed.place)
     except (Damaged, NotOurs, OSError, AparallelError) as error:
         return str(error)
     return None

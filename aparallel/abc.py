@@ -1,4 +1,4 @@
-"""The seams for those who extend aparallel: a backend starts workers, a worker runs calls, a compressor serves files.
+"""The seams for those who extend aparallel: backends and their workers, compressors of files, stores of results.
 
 A pool drives any backend through these classes, on its event loop's thread and without waiting:
 every method returns at once and what happens is told through :class:`WorkerEvents`.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from aparallel._ground.sharing import Shared
+from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,9 +32,15 @@ __all__ = [
     "Exit",
     "Function",
     "Later",
+    "Limits",
+    "Listed",
     "OnCancel",
     "Owner",
+    "Place",
+    "Record",
     "Sharing",
+    "Store",
+    "Totals",
     "Worker",
     "WorkerEvents",
 ]

@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aparallel._memory.eviction import Candidate, Limits, Totals, age, choose
+from aparallel._ground.store import Limits, Totals, age
+from aparallel._memory.disk.eviction import Candidate, choose
 
 NOW = 1_000_000.0
 
@@ -19,7 +20,6 @@ candidates = st.lists(
         size=st.integers(1, 1000),
         created=st.just(0.0),
         used=st.floats(0, NOW + 1000),
-        beside=st.booleans(),
     ),
     max_size=80,
 )

@@ -27,14 +27,15 @@ import pytest
 from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
-from aparallel._memory import computation, directory, function, single_flight, tier
-from aparallel._memory.locks import ByteLocks, FileLocks
+from aparallel._memory import computation, function, single_flight, tier
+from aparallel._memory.disk import recency
+from aparallel._memory.disk.locks import ByteLocks, FileLocks
 
 
 @pytest.fixture(autouse=True)
 def flush_recency_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test ends when its threads have, and the one that flushes waits for company."""
-    monkeypatch.setattr(directory, "_TOUCH_DELAY", 0.01)
+    monkeypatch.setattr(recency, "_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -576,7 +577,7 @@ def test_locks_exclude_each_other_within_a_process_and_between(make: Any, tmp_pa
 def test_a_forked_child_does_not_keep_its_parents_locks(make: Any, tmp_path: Path) -> None:
     script = """
 import os, sys, time
-from aparallel._memory.locks import ByteLocks, FileLocks
+from aparallel._memory.disk.locks import ByteLocks, FileLocks
 locks = {kind}({path!r})
 assert locks.try_acquire(1)
 if os.fork() == 0:
@@ -698,7 +699,11 @@ async def test_the_memory_tier_is_bounded(location: str) -> None:
 async def test_it_pickles(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(location, ttl=5, max_entries=7)
     copy = pickle.loads(pickle.dumps(memory))
-    assert (copy.location, copy._options) == (memory.location, memory._options)
+    assert (copy.location, copy._shelf.home, copy._shelf.options) == (
+        memory.location,
+        memory._shelf.home,
+        memory._shelf.options,
+    )
     local = memory.cache(lambda x: [x])
     assert await pickle.loads(pickle.dumps(local))(1) == [1]
     assert await local.check_call_in_cache(1)
@@ -810,7 +815,7 @@ async def test_memoized_functions_are_content_too(memory: Memory, location: str)
     hops = recursive.statistics().misses
     assert [await recursive(5), await apply(helper, 1), await apply(helper, 1)] == [16, 2, 2]
     assert (recursive.statistics().misses, apply.statistics().misses, hops) == (6, 1, 6)
-    assert recursive._computation.keys.make((5,), {}, 50).digest  # quickly, on the loop
+    assert recursive._lookup.keys.make((5,), {}, 50).digest  # quickly, on the loop
     shelved = await helper.call_and_shelve(7)
     take = memory.cache(lambda result: result.key)
     assert await take(shelved) == await take(pickle.loads(pickle.dumps(shelved))) == shelved.key

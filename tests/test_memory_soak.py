@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from aparallel import Memory
-from aparallel._memory import directory
-from aparallel._memory.directory import DirectoryStore, Place
-from aparallel._memory.entry import Body, Entry, metadata_of
-from aparallel._memory.eviction import Totals
+from aparallel._ground.store import Place, Totals
+from aparallel._memory.disk import slots
+from aparallel._memory.disk.store import DiskStore
+from aparallel._memory.entry import Body, Entry, metadata_of, pack
 from aparallel._memory.values import pickle_small
 
 
@@ -26,17 +26,17 @@ def value_of(x: int) -> dict[str, int]:
 
 def fill(memory: Memory, entries: int) -> None:
     """Store the results of value_of for 0, 1, ... as calls would, without the calls' own cost."""
-    store = memory._store
-    assert isinstance(store, DirectoryStore)
+    store = memory._shelf.store
+    assert isinstance(store, DiskStore)
     cached = memory.cache(value_of)
-    store.prepare()
+    store.directory.prepare()
     counts: dict[int, Totals] = {}
     for x in range(entries):
-        key = cached._computation.keys.make((x,), {}).digest
+        key = cached._lookup.keys.make((x,), {}).digest
         body = pickle_small(value_of(x), compressed=False, mapped=False)
         assert body is not None
-        data = _packed(store, key, Entry(Body.VALUE, time.time(), metadata_of({"seconds": 0.0}), body))
-        path = Path(store._entry_path(Place(cached._computation.identifier, key)))
+        data = pack(key, Entry(Body.VALUE, time.time(), metadata_of({"seconds": 0.0}), body), None)
+        path = Path(store.directory.entry_path(Place(cached._lookup.identifier, key)))
         try:
             path.write_bytes(data)
         except FileNotFoundError:
@@ -45,13 +45,7 @@ def fill(memory: Memory, entries: int) -> None:
         before = counts.get(key[0], Totals(0, 0))
         counts[key[0]] = Totals(before.entries + 1, before.bytes + len(data))
     for slot, totals in counts.items():
-        store._counts.set(slot, totals)
-
-
-def _packed(store: DirectoryStore, key: bytes, entry: Entry) -> bytes:
-    from aparallel._memory.entry import pack
-
-    return pack(key, entry, store._secret)
+        store.slots.counts.set(slot, totals)
 
 
 async def times(location: str, entries: int) -> dict[str, float]:
@@ -59,7 +53,7 @@ async def times(location: str, entries: int) -> dict[str, float]:
     await asyncio.to_thread(fill, Memory(location), entries)
     memory = Memory(location, max_entries=entries)
     cached = memory.cache(value_of)
-    store = memory._store
+    store = memory._shelf.store
     assert store is not None
     await cached(0)
 
@@ -73,9 +67,9 @@ async def times(location: str, entries: int) -> dict[str, float]:
 
     # The disk's own slowness is not the question: what is looked at is in the file system's cache.
     sample = random.sample(range(1, entries), min(500, entries - 1))
-    await asyncio.to_thread(lambda: sum(1 for _ in store.listing()))
+    await asyncio.to_thread(lambda: sum(1 for _ in store.entries()))
     await each(sample)
-    memory._tier.clear()
+    memory._shelf.tier.clear()
     hits = await each(sample)
     assert cached.statistics().misses == 0
     misses = await each(range(entries, entries + 1000))
@@ -105,7 +99,7 @@ def test_what_is_looked_at_depends_on_what_goes_and_not_on_what_is_there(
     memory = Memory(tmp_path / "cache")
     fill(memory, entries)
     looked_at = 0
-    scan_folder = directory._scan_folder
+    scan_folder = slots.scan_folder
 
     def counting(folder: str, function: str) -> Any:
         nonlocal looked_at
@@ -113,7 +107,7 @@ def test_what_is_looked_at_depends_on_what_goes_and_not_on_what_is_there(
             looked_at += 1
             yield candidate
 
-    monkeypatch.setattr(directory, "_scan_folder", counting)
+    monkeypatch.setattr(slots, "scan_folder", counting)
     removed = asyncio.run(memory.reduce_size(items_limit=entries - 50))
     assert 50 <= removed <= 80
     assert looked_at <= 7 * removed

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
-import logging
 import math
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aparallel._ground.call import Call
 from aparallel._ground.hop import import_anyio, in_thread
 from aparallel._memory.behind import behind
-from aparallel._memory.digest import digest
-from aparallel._memory.entry import Body, Entry, metadata_of
-from aparallel._memory.explain import explain_missing
-from aparallel._memory.keys import Key
-from aparallel._memory.lookup import FunctionOptions, Look, Lookup, PendingCall, State, given
-from aparallel._memory.results import Explanation
+from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
-from aparallel._memory.values import is_frozen, pickle_error, pickle_small
+from aparallel._memory.storing import Storing
+from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:
     import anyio
 
-    from aparallel._memory.memory import Memory
-
-_logger = logging.getLogger("aparallel.memory")
+    from aparallel._memory.keys import Key
 
 
 # Waiting for a computation in another process: seconds between two looks.
@@ -42,8 +33,6 @@ _LONGEST_WAIT = 0.05
 # A call inside another memoized one waits at most so many seconds for another process, which may be waiting for us:
 # then it computes, too.
 _NESTED_PATIENCE = 30.0
-
-_ARGUMENT_DIGEST = 8  # bytes
 
 
 class _Begun(Enum):
@@ -60,11 +49,11 @@ class _Computed(NamedTuple):
     is_shareable: bool
     problem: str = ""
     warned_as: str = ""
-    """What has a problem: this function's results, or the directory."""
+    """What has a problem: this function's results, or the store."""
 
 
-class Computation(Lookup):
-    """Finds the results of one function, and computes those that are not there.
+class Computation:
+    """Answers the calls of one function: finds its results, and computes those that are not there.
 
     Attributes:
         on_pool: what stands for the function on a pool, which pickles.
@@ -72,50 +61,47 @@ class Computation(Lookup):
     """
 
     def __init__(
-        self,
-        memory: Memory,
-        fn: Callable[..., Any],
-        options: FunctionOptions,
-        name: str,
-        identifier: str,
-        *,
-        on_pool: Callable[..., Any],
-        is_async: bool,
+        self, lookup: Lookup, storing: Storing, fn: Callable[..., Any], *, on_pool: Callable[..., Any], is_async: bool
     ) -> None:
-        super().__init__(memory, fn, options, name, identifier)
+        self.fn = fn
         self.on_pool = on_pool
         self.is_async = is_async
-        self._noted_code = b""
+        self._lookup = lookup
+        self._storing = storing
+        self._options = lookup.options
+        self._statistics = lookup.statistics
+        self._name = lookup.name
 
     async def answer(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call, look = await in_thread(self.find, key, args, kwargs)
+        """Return the result of a call, or raise it; *key* is None if it has still to be made."""
+        call, look = await in_thread(self._lookup.find, key, args, kwargs)
         if look.state is State.HIT:
-            self.statistics.hits += 1
+            self._statistics.hits += 1
             return given(look)
         if look.state is State.STALE:
-            self.statistics.hits += 1
-            self.memory._in_background(self.fly(call))
+            self._statistics.hits += 1
+            self._lookup.shelf.in_background(self.fly(call))
             return given(look)
         return await self.fly(call)
 
     async def fly(self, call: PendingCall) -> Any:
         """Wait for the computation of *call*, which other callers share, and return its result."""
-        memory = self.memory
+        shelf = self._lookup.shelf
         if is_nested():
             call.deadline = time.monotonic() + _NESTED_PATIENCE
-        key = (memory._shared_name, call.place.key, call.is_refresh)
-        outcome, is_first = await fly(key, self.name, lambda flight: self._lead(flight, call))
+        key = (shelf.name, call.place.key, call.is_refresh)
+        outcome, is_first = await fly(key, self._name, lambda flight: self._lead(flight, call))
         if outcome.end is End.ERROR:
             raise outcome.value
         computed: _Computed = outcome.value
         if not is_first:
-            self.statistics.shared += 1
+            self._statistics.shared += 1
             if not computed.is_shareable:
-                look = (await in_thread(self.find, call.key, call.args, call.kwargs))[1]
+                look = (await in_thread(self._lookup.find, call.key, call.args, call.kwargs))[1]
                 if look.state is State.HIT:
                     return given(look)
         elif computed.problem:
-            memory._warn_once(computed.warned_as, f"The results of {self.name} are not stored: {computed.problem}")
+            shelf.warn_once(computed.warned_as, f"The results of {self._name} are not stored: {computed.problem}")
         if computed.is_error:
             raise computed.value
         return computed.value
@@ -124,7 +110,7 @@ class Computation(Lookup):
         """Run the function where it belongs: on the loop, on the pool, or in a thread."""
         if self.is_async:
             return await self.fn(*args, **kwargs)
-        pool = self.options.pool
+        pool = self._options.pool
         if pool is not None:
             return await pool.run(Call(self.on_pool, *args, **kwargs))
         await import_anyio()
@@ -137,14 +123,14 @@ class Computation(Lookup):
         value = self.fn(*args, **kwargs)
         if inspect.iscoroutine(value):
             value.close()
-            raise TypeError(f"{self.name} is no coroutine function, but returned a coroutine. Make it `async def`.")
+            raise TypeError(f"{self._name} is no coroutine function, but returned a coroutine. Make it `async def`.")
         return value
 
     # A computation, led by one task for all who wait
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
         wait = _FIRST_WAIT
-        is_for_thread = not self.is_async and self.options.pool is None
+        is_for_thread = not self.is_async and self._options.pool is None
         while True:
             if is_for_thread:
                 if not flight.enter_thread():
@@ -173,7 +159,7 @@ class Computation(Lookup):
                 self._unlock(call)
                 flight.leave_thread()
             else:
-                self._say(2, "computing")
+                self._lookup.say(2, "computing")
                 started = time.perf_counter()
                 try:
                     value = self._call_here(call.args, call.kwargs)
@@ -195,7 +181,7 @@ class Computation(Lookup):
             if isinstance(begun, Look):
                 flight.end(Outcome(End.VALUE, _shared(begun)))
                 return begun
-            self._say(2, "computing")
+            self._lookup.say(2, "computing")
             started = time.perf_counter()
             try:
                 value = await self.compute(call.args, call.kwargs)
@@ -210,9 +196,8 @@ class Computation(Lookup):
 
     def _begin(self, call: PendingCall) -> _Begun | Look:
         """Take the lock of the call's key. If its result is there by now, give the lock back and return the result."""
-        store = self._store
         try:
-            is_locked = store.try_lock(call.place.key)
+            is_locked = self._lookup.store.try_lock(call.place.key)
         except UntrustedDirectoryError:
             raise
         except OSError:
@@ -224,103 +209,43 @@ class Computation(Lookup):
             if call.is_abandoned:
                 self._unlock_now(call)
                 return _Begun.BUSY
-        call.tags = self._tag_states(call.args, call.kwargs)
+        call.tags = self._lookup.tags_of(call)
         if not call.is_refresh:
-            look = self.look_for(call)
+            look = self._lookup.look_for(call)
             if look.state is State.HIT:
                 self._unlock(call)
-                self.statistics.hits += 1
+                self._statistics.hits += 1
                 return look
         return _Begun.LOCKED if call.is_locked else _Begun.UNLOCKED
 
     def _finish(self, call: PendingCall, value: Any, seconds: float) -> Outcome:
         """Store the result and give the lock back. What goes wrong with storing is told, never raised."""
-        self.statistics.misses += 1
-        self._say(1, f"computed in {seconds:.3g} s")
-        problem, warned_as = self._store_result(call, value, seconds, is_error=False)
-        if not problem and self.options.mmap_mode is not None and not is_frozen(value):
-            look = self.look_for(call)  # mapped from the first call on: everyone shares the pages
+        self._statistics.misses += 1
+        self._lookup.say(1, f"computed in {seconds:.3g} s")
+        problem, warned_as = self._store(call, value, seconds, is_error=False)
+        if not problem and self._options.mmap_mode is not None and not is_frozen(value):
+            look = self._lookup.look_for(call)  # mapped from the first call on: everyone shares the pages
             value = look.value if look.state is State.HIT else value
         is_shareable = is_frozen(value) or bool(problem)
         return Outcome(End.VALUE, _Computed(value, False, is_shareable, problem, warned_as))
 
     def _failed(self, call: PendingCall, error: BaseException, seconds: float) -> Outcome:
         """Store the exception if that is asked for, and give the lock back."""
-        self.statistics.misses += 1
-        wanted = self.options.cache_errors
+        self._statistics.misses += 1
+        wanted = self._options.cache_errors
         kinds = (Exception,) if wanted is True else wanted or ()
         if not isinstance(error, kinds):
             self._unlock(call)
             return Outcome(End.ERROR, error)
-        problem, warned_as = self._store_result(call, error, seconds, is_error=True)
+        problem, warned_as = self._store(call, error, seconds, is_error=True)
         return Outcome(End.VALUE, _Computed(error, True, True, problem, warned_as))
 
-    def _store_result(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
-        """Store, and return what went wrong, if anything did, and what with: the directory or this function."""
+    def _store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
+        """Store, and give the lock back. Returns what went wrong, and what with."""
         try:
-            self._write(call, value, seconds, is_error=is_error)
-        except Exception as error:
-            self.statistics.not_stored += 1
-            _logger.info("A result of %s is not stored: %r", self.name, error)
-            warned_as = "the directory" if isinstance(error, OSError) else self.identifier
-            return f"{type(error).__name__}: {error}", warned_as
-        else:
-            self.statistics.stored += 1
-            return "", ""
+            return self._storing.store(call, value, seconds, is_error=is_error)
         finally:
             self._unlock(call)
-
-    def _write(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> None:
-        memory = self.memory
-        created = time.time()
-        is_mapped = self.options.mmap_mode is not None
-        if is_error:
-            kind, body = Body.ERROR, pickle_error(value)
-        else:
-            kind, found = Body.VALUE, pickle_small(value, compressed=memory._is_compressed, mapped=is_mapped)
-            if found is None:
-                kind, body = Body.BESIDE, b""
-            else:
-                body = found
-        entry = Entry(kind, created, self._metadata(call, seconds), body)
-        write_beside = functools.partial(memory._write_beside, value) if kind is Body.BESIDE else None
-        self._note_function(call.key)
-        mark = self._store.write(call.place, entry, write_beside)
-        if kind is not Body.BESIDE:
-            self._keep(call.place, mark, entry, value, is_error=is_error, tags=call.tags)
-        if self.options.ttl is not None:
-            self._store.sweep_soon()
-
-    def _metadata(self, call: PendingCall, seconds: float) -> bytes:
-        parts = {
-            "function": self.name,
-            "seconds": seconds,
-            "code": _code_of(call.key),
-            "arguments": [digest(part).hex()[: 2 * _ARGUMENT_DIGEST] for part in (*call.key.arguments, call.key.held)],
-        }
-        if call.tags:
-            parts["tags"] = call.tags
-        if self.memory._store_arguments:
-            binder = self.keys.binder
-            parts["values"] = dict(zip(binder.names, map(_short, binder.bind(call.args, call.kwargs)), strict=True))
-        return metadata_of(parts)
-
-    def _note_function(self, key: Key) -> None:
-        """Write down, once per process and version, what entries need not repeat."""
-        if self._noted_code == key.fingerprint.static:
-            return
-        with contextlib.suppress(OSError):
-            names = [*self.keys.binder.names, "what it closes over"]
-            self._store.prepare()
-            self._store.note_function(self.identifier, {"name": self.name, "ttl": self._lifetime})
-            parts = {name: part.hex()[:16] for name, part in key.fingerprint.parts.items()}
-            self._store.note_function(f"{self.identifier}.{_code_of(key)}", {"parts": parts, "names": names})
-            self._noted_code = key.fingerprint.static
-
-    @property
-    def _lifetime(self) -> float | None:
-        ttl = self.options.ttl
-        return None if ttl is None else ttl + self.options.stale_while_revalidate
 
     def _unlock(self, call: PendingCall) -> None:
         with call.mutex:
@@ -329,7 +254,7 @@ class Computation(Lookup):
     def _unlock_now(self, call: PendingCall) -> None:
         if call.is_locked:
             call.is_locked = False
-            self._store.unlock(call.place.key)
+            self._lookup.store.unlock(call.place.key)
 
     def _abandon(self, call: PendingCall) -> None:
         """Give the lock back from the loop, also if a thread is about to take it."""
@@ -339,35 +264,9 @@ class Computation(Lookup):
         if is_locked:
             behind.call_later(0.0, functools.partial(self._unlock, call))
 
-    def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
-        call, look = self.find(None, args, kwargs)
-        fingerprint = call.key.fingerprint
-        if look.state is State.HIT:
-            return Explanation(hit=True, reason="hit", unseen=fingerprint.unseen)
-        if look.state is not State.MISSING:
-            reason = State.EXPIRED if look.state is State.STALE else look.state
-            return Explanation(hit=False, reason=reason.value, unseen=fingerprint.unseen)
-        meta = Entry(Body.VALUE, 0.0, self._metadata(call, 0.0), b"").meta()
-        names = [*self.keys.binder.names, "what it closes over"]
-        parts = {name: part.hex()[:16] for name, part in fingerprint.parts.items()}
-        explanation = explain_missing(self._store, call.place, meta, names, parts)
-        return replace(explanation, unseen=fingerprint.unseen)
-
 
 def _shared(look: Look) -> _Computed:
     return _Computed(look.value, look.is_error, is_frozen(look.value) or look.is_error)
-
-
-def _code_of(key: Key) -> str:
-    return key.fingerprint.static.hex()[:16]
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # a repr is user code
-        text = f"<{type(value).__qualname__}>"
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 # Threads that compute. Those of nested calls are not counted: they would wait for threads that wait for them.

@@ -1,24 +1,32 @@
-"""The file of one entry: a head, metadata and a body, under one seal.
+"""What is stored of one call: a head, metadata and a body, under one seal.
 
 ::
 
      0   8  magic: 89 "APM" 0D 0A 1A 0A
      8   2  version: 1
-    10   1  the body: 1 a pickle of the value, 2 the last 64 bytes of the file beside this one that has the value,
-            3 a pickle of an exception
+    10   1  the body: 1 a pickle of the value, 3 a pickle of an exception, 4 the last 64 bytes of the container before
+            it, which has the value. (2 is taken: earlier versions kept that container in a file beside)
     11   1  1 if the seal is signed, else 0
     12   4  size of the metadata, in bytes
     16   8  size of the body, in bytes
     24   8  when the value was computed: seconds since 1970, a double
-    32  32  seal: BLAKE3 over the entry's key and everything in the file but these 32 bytes; keyed, if signed
+    32  32  seal: BLAKE3 over the entry's key and all of this but these 32 bytes; keyed, if signed
     64   …  metadata, JSON in UTF-8; then the body
 
-Integers are unsigned and little-endian. The seal holds for one key: a file that is moved to another name is damaged.
+Integers are unsigned and little-endian. The seal holds for one key: an entry that is moved to another is damaged.
+
+A value that is large, or whose arrays are to be mapped, comes first, as the container that ``dump`` writes: so its
+buffers are aligned. What is above follows it, with the container's last bytes as its body: they hold its size, and
+its signature if it has one, so no container passes for another. And at the very end::
+
+     0   8  size of the container, in bytes
+     8   8  magic: 89 "APMEND" 0A
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,29 +36,34 @@ from blake3 import blake3
 from aparallel._memory.digest import digest, keyed_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from io import FileIO
 
 _MAGIC: Final = b"\x89APM\r\n\x1a\n"
+_END_MAGIC: Final = b"\x89APMEND\n"
+_END = struct.Struct("<Q8s")
+TAIL_SIZE: Final = 64
+"""Bytes of a container that its entry repeats."""
 _HEAD = struct.Struct("<8sHBBIQd")
 _SEAL_SIZE = 32
 _START = _HEAD.size + _SEAL_SIZE
 
 
 class Damaged(Exception):
-    """The file is not what was written for this key."""
+    """The content is not what was written for this key."""
 
 
 class NotOurs(Exception):
-    """The file is not signed with our key, or signed where we have none."""
+    """The content is not signed with our key, or signed where we have none."""
 
 
 class Body(IntEnum):
     """What an entry holds."""
 
     VALUE = 1
-    BESIDE = 2
-    """The value is in a file beside this one."""
     ERROR = 3
+    CONTAINER = 4
+    """The value is in the container before it."""
 
 
 _BODIES: Final = {int(body): body for body in Body}
@@ -86,14 +99,14 @@ def secret_of(signing_key: bytes) -> bytes:
 
 
 def pack(key: bytes, entry: Entry, secret: bytes | None) -> bytes:
-    """Return the content of the file of *key*."""
+    """Return the entry of *key* as bytes."""
     is_signed = secret is not None
     head = _HEAD.pack(_MAGIC, 1, entry.body_kind, is_signed, len(entry.metadata), len(entry.body), entry.created)
     return b"".join((head, _seal(key, secret, head, entry.metadata, entry.body), entry.metadata, entry.body))
 
 
 def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
-    """Return the entry in *data*, the content of the file of *key*.
+    """Return the entry of *key* that :func:`pack` made *data* of.
 
     Raises:
         Damaged, NotOurs: it is not used.
@@ -112,6 +125,37 @@ def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
         raise NotOurs("its signature is not ours") if secret is not None else Damaged("its checksum is wrong")
     middle = _START + meta_size
     return Entry(_BODIES[kind], created, data[_START:middle], data[middle:])
+
+
+def ending(container_size: int) -> bytes:
+    """Return what stands at the very end, after a container and its entry."""
+    return _END.pack(container_size, _END_MAGIC)
+
+
+def split(content: bytes | FileIO) -> tuple[bytes, bytes, int]:
+    """Part what was stored: the entry, the last bytes of the container before it, and the container's size, or 0.
+
+    Raises:
+        Damaged: it is none of ours.
+    """
+    whole_size, read = _reader_of(content)
+    if read(len(_MAGIC), 0) == _MAGIC:
+        return read(whole_size, 0), b"", 0
+    if whole_size < _END.size:
+        raise Damaged("it is too short")
+    size, magic = _END.unpack(read(_END.size, whole_size - _END.size))
+    if magic != _END_MAGIC or size > whole_size - _END.size:
+        raise Damaged("it is no entry of this version")
+    tail = read(min(TAIL_SIZE, size), max(0, size - TAIL_SIZE))
+    return read(whole_size - _END.size - size, size), tail, size
+
+
+def _reader_of(content: bytes | FileIO) -> tuple[int, Callable[[int, int], bytes]]:
+    """Return the size of *content*, and a function that reads so many bytes of it from an offset on."""
+    if isinstance(content, bytes):
+        return len(content), lambda size, offset: content[offset : offset + size]
+    fd = content.fileno()
+    return os.fstat(fd).st_size, lambda size, offset: os.pread(fd, size, offset)
 
 
 def _seal(key: bytes, secret: bytes | None, *parts: Any) -> bytes:

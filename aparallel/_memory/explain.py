@@ -8,17 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._memory.entry import Damaged, NotOurs
+from aparallel._memory.notes import about_function
 from aparallel._memory.results import Explanation
 
 if TYPE_CHECKING:
-    from aparallel._memory.directory import DirectoryStore, Place
+    from aparallel._ground.store import Place, Store
+    from aparallel._memory.sealed import SealedStore
 
 _MOST: Final = 2000
 """Stored calls that are compared."""
 
 
 def explain_missing(
-    store: DirectoryStore, place: Place, meta: Mapping[str, Any], names: Sequence[str], parts: Mapping[str, str]
+    store: Store,
+    sealed: SealedStore,
+    place: Place,
+    meta: Mapping[str, Any],
+    names: Sequence[str],
+    parts: Mapping[str, str],
 ) -> Explanation:
     """Say how the call at *place*, described by *meta*, differs from the stored one that is most like it.
 
@@ -27,7 +34,7 @@ def explain_missing(
     if store.was_evicted(place):
         return Explanation(hit=False, reason="evicted")
     best: tuple[int, tuple[str, ...], str] | None = None
-    for other in itertools.islice(_stored(store, place.function), _MOST):
+    for other in itertools.islice(_stored(store, sealed, place.function), _MOST):
         theirs = other.get("arguments", [])
         differing = tuple(
             name
@@ -42,15 +49,17 @@ def explain_missing(
     _, differing, code = best
     changed: tuple[str, ...] = ()
     if code != meta["code"]:
-        known = store.about_function(f"{place.function}.{code}").get("parts", {})
+        known = about_function(store, place.function, code).get("parts", {})
         changed = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
     reason = "code changed" if code != meta["code"] and not differing else "argument differs"
     return Explanation(hit=False, reason=reason, arguments=differing, code=changed)
 
 
-def _stored(store: DirectoryStore, function: str) -> Iterator[dict[str, Any]]:
-    for listed in store.listing(function):
+def _stored(store: Store, sealed: SealedStore, function: str) -> Iterator[dict[str, Any]]:
+    for listed in store.entries(function):
         with contextlib.suppress(OSError, Damaged, NotOurs, ValueError):
-            found = store.read(listed.place)
+            found = sealed.read(listed.place)
             if found is not None:
-                yield found.entry.meta()
+                with found:
+                    meta = found.entry.meta()
+                yield meta

@@ -11,18 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from aparallel._ground.hop import in_thread
+from aparallel._ground.store import age
 from aparallel._memory.canonical import TooLarge
 from aparallel._memory.computation import Computation
 from aparallel._memory.digest import digest
-from aparallel._memory.eviction import age
 from aparallel._memory.hashing import LOOP_BUDGET
-from aparallel._memory.lookup import FunctionOptions, State
+from aparallel._memory.lookup import Lookup, State
+from aparallel._memory.options import FunctionOptions
 from aparallel._memory.pickled import reduce_function
 from aparallel._memory.results import Explanation, FunctionStatistics, MemorizedResult, ShelvedValue
+from aparallel._memory.storing import Storing
 from aparallel._memory.tier import TRUSTED_FOR
 
 if TYPE_CHECKING:
-    from aparallel._memory.memory import Memory
+    from aparallel._memory.shelf import Shelf
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -37,8 +39,8 @@ class MemorizedFunction(Generic[P, T]):
     pool; it pickles.
     """
 
-    def __init__(self, memory: Memory, fn: Callable[P, Any], options: FunctionOptions) -> None:
-        self._memory = memory
+    def __init__(self, shelf: Shelf, fn: Callable[P, Any], options: FunctionOptions) -> None:
+        self._shelf = shelf
         self._options = options
         self._set_function(fn)
 
@@ -53,14 +55,11 @@ class MemorizedFunction(Generic[P, T]):
         self.func = fn  # joblib's name
         _mark_as_coroutine_function(self)
         name = qualname if module in ("__main__", "None", "builtins") else f"{module}.{qualname}"
+        identifier = digest(f"{module}\0{qualname}".encode("utf-8", "surrogatepass")).hex()[:24]
+        self._lookup = Lookup(self._shelf, fn, self._options, name, identifier)
+        self._storing = Storing(self._lookup)
         self._computation = Computation(
-            self._memory,
-            fn,
-            self._options,
-            name,
-            identifier=digest(f"{module}\0{qualname}".encode("utf-8", "surrogatepass")).hex()[:24],
-            on_pool=RawFunction(self),
-            is_async=_is_coroutine_function(fn),
+            self._lookup, self._storing, fn, on_pool=RawFunction(self), is_async=_is_coroutine_function(fn)
         )
 
     # Calling
@@ -74,15 +73,15 @@ class MemorizedFunction(Generic[P, T]):
             UntrustedDirectoryError: others could have written to the memory's directory.
             RecursiveCallError: the computation awaits its own result.
         """
-        memory, own = self._memory, self._computation
-        store = memory._store
+        shelf, own = self._shelf, self._lookup
+        store = shelf.store
         if store is None:
-            return await own.compute(args, kwargs)  # type: ignore[no-any-return]
+            return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
         try:
             key = own.keys.make(args, kwargs, LOOP_BUDGET)
         except TooLarge:
-            return await own.answer(None, args, kwargs)  # type: ignore[no-any-return]
-        kept = memory._tier.get(key.digest)
+            return await self._computation.answer(None, args, kwargs)  # type: ignore[no-any-return]
+        kept = shelf.tier.get(key.digest)
         if (
             kept is not None
             and own.is_plain
@@ -92,20 +91,20 @@ class MemorizedFunction(Generic[P, T]):
         ):
             own.statistics.hits += 1
             own.statistics.memory_hits += 1
-            memory._tier.used(key.digest)
+            shelf.tier.used(key.digest)
             store.touch(kept.place)
             if kept.is_error:
                 raise kept.value()
             return kept.value()  # type: ignore[no-any-return]
-        return await own.answer(key, args, kwargs)  # type: ignore[no-any-return]
+        return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
 
     # What else can be asked of a function
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Compute the result anew, whether it is stored or not, store it and return it."""
-        if self._memory._store is None:
+        if self._shelf.store is None:
             return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
-        call = await in_thread(self._computation.call_of, args, kwargs)
+        call = await in_thread(self._lookup.call_of, args, kwargs)
         call.is_refresh = True
         return await self._computation.fly(call)  # type: ignore[no-any-return]
 
@@ -113,41 +112,41 @@ class MemorizedFunction(Generic[P, T]):
 
     async def check_call_in_cache(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Return whether this call would be a hit. Nothing is computed."""
-        if self._memory._store is None:
+        if self._shelf.store is None:
             return False
-        _, look = await in_thread(self._computation.find, None, args, kwargs)
+        _, look = await in_thread(self._lookup.find, None, args, kwargs)
         return look.state is State.HIT
 
     async def call_and_shelve(self, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
         """Make sure that the result is stored, and return a small stand-in for it."""
         value = await self(*args, **kwargs)
-        if self._memory._store is None:
-            return ShelvedValue(self._computation.name, value)
-        call = await in_thread(self._computation.call_of, args, kwargs)
-        if await in_thread(self._memory._mark, call.place) is None:  # it could not be stored
-            return ShelvedValue(self._computation.name, value)
-        return MemorizedResult(self._memory, self._computation.name, call.place, self._options.mmap_mode)
+        if self._shelf.store is None:
+            return ShelvedValue(self._lookup.name, value)
+        call = await in_thread(self._lookup.call_of, args, kwargs)
+        if not await self._shelf.has(call.place):  # it could not be stored
+            return ShelvedValue(self._lookup.name, value)
+        return MemorizedResult(self._shelf, self._lookup.name, call.place, self._options.mmap_mode)
 
     async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of this one call, and return whether it was stored."""
-        if self._memory._store is None:
+        if self._shelf.store is None:
             return False
-        call = await in_thread(self._computation.call_of, args, kwargs)
-        return await self._memory._forget(call.place)
+        call = await in_thread(self._lookup.call_of, args, kwargs)
+        return await self._shelf.forget(call.place)
 
     async def clear(self) -> int:
         """Remove all results of this function, of every version of its code. Return how many there were."""
-        return await self._memory._clear(self._computation.identifier)
+        return await self._shelf.clear(self._lookup.identifier)
 
     async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Say whether this call would be a hit, or why it would be a miss. Nothing is computed."""
-        if self._memory._store is None:
+        if self._shelf.store is None:
             return Explanation(hit=False, reason="not cached")
-        return await in_thread(self._computation.explain, args, kwargs)
+        return await in_thread(self._storing.explain, args, kwargs)
 
     def statistics(self) -> FunctionStatistics:
         """Return what happened in this process so far. It does not touch the disk."""
-        return replace(self._computation.statistics)
+        return replace(self._lookup.statistics)
 
     # Being a function
 
@@ -161,16 +160,14 @@ class MemorizedFunction(Generic[P, T]):
         return self if instance is None else BoundMemorizedFunction(self, instance)
 
     def __reduce__(self) -> Any:
-        return reduce_function(self)
+        options = replace(self._options, pool=None)  # a pool belongs to its process
+        return reduce_function(self, (self._shelf, self.__wrapped__, options))
 
     def __aparallel_key__(self) -> Any:
         return self.__wrapped__
 
-    def _options_to_send(self) -> FunctionOptions:
-        return replace(self._options, pool=None)  # a pool belongs to its process
-
     def __repr__(self) -> str:
-        return f"<MemorizedFunction {self._computation.name} in {self._memory!r}>"
+        return f"<MemorizedFunction {self._lookup.name} in {self._shelf!r}>"
 
 
 class BoundMemorizedFunction(Generic[P, T]):

@@ -7,42 +7,27 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aparallel._memory.directory import Mark, Place
+from aparallel._ground.store import Place, age
 from aparallel._memory.entry import Body, Damaged, Entry, NotOurs
-from aparallel._memory.eviction import age
 from aparallel._memory.keys import Key, KeyMaker
+from aparallel._memory.notes import tag_states
 from aparallel._memory.results import FunctionStatistics
 from aparallel._memory.tier import Kept, copy_of, keepable, size_of
 from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:
-    from aparallel._memory.memory import Memory
-    from aparallel._memory.tracking import Track
+    from collections.abc import Hashable
+
+    from aparallel._memory.options import FunctionOptions
+    from aparallel._memory.sealed import Found
+    from aparallel._memory.shelf import Shelf
 
 _logger = logging.getLogger("aparallel.memory")
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionOptions:
-    """How one function is memoized. Times are in seconds."""
-
-    ignore: tuple[str, ...] = ()
-    ttl: float | None = None
-    stale_while_revalidate: float = 0.0
-    tags: tuple[str, ...] | Callable[..., Iterable[str]] = ()
-    mmap_mode: str | None = None
-    validate: Callable[[Mapping[str, Any]], bool] | None = None
-    depends_on: tuple[Any, ...] = ()
-    track: Track = "deep"
-    cache_errors: bool | tuple[type[BaseException], ...] = False
-    pool: Any = None
-    verbose: int = 0
 
 
 class State(Enum):
@@ -101,25 +86,22 @@ class Lookup:
     """Finds the stored results of one function.
 
     Attributes:
+        store: where they are.
         identifier: what the function's entries are kept under.
         is_plain: a kept result may be used with no more than a look at its age.
     """
 
     def __init__(
-        self, memory: Memory, fn: Callable[..., Any], options: FunctionOptions, name: str, identifier: str
+        self, shelf: Shelf, fn: Callable[..., Any], options: FunctionOptions, name: str, identifier: str
     ) -> None:
-        self.memory = memory
-        self.fn = fn
+        self.shelf = shelf
+        self.store: Any = shelf.store
         self.options = options
         self.name = name
         self.identifier = identifier
         self.keys = KeyMaker(fn, name=name, ignore=options.ignore, track=options.track, depends_on=options.depends_on)
         self.statistics = FunctionStatistics()
         self.is_plain = options.validate is None
-
-    @property
-    def _store(self) -> Any:
-        return self.memory._store
 
     def call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PendingCall:
         key = self.keys.make(args, kwargs)
@@ -133,17 +115,17 @@ class Lookup:
         return call, self.look_for(call)
 
     def look_for(self, call: PendingCall) -> Look:
-        """Look for the result, in memory and then on disk. What cannot be read is missing."""
+        """Look for the result, in memory and then in the store. What cannot be read is missing."""
         place = call.place
-        tier = self.memory._tier
+        tier = self.shelf.tier
         try:
             kept = tier.get(place.key)
-            if kept is not None and self.is_plain and self._store.mark(place) == kept.mark:
+            if kept is not None and self.is_plain and self.store.version(place) == kept.version:
                 state = self._state_of(kept.created, kept.tags)
                 if state is State.HIT:
                     kept.checked = time.monotonic()
                     tier.used(place.key)
-                    self._store.touch(place)
+                    self.store.touch(place)
                     self.statistics.memory_hits += 1
                     return Look(state, kept.value(), kept.is_error)
             tier.drop(place.key)
@@ -156,42 +138,54 @@ class Lookup:
 
     def _read(self, place: Place) -> Look:
         try:
-            found = self._store.read(place)
+            found = self.shelf.sealed.read(place, mapped=self.options.mmap_mode is not None)
             if found is None:
                 return Look(State.MISSING)
-            entry: Entry = found.entry
-            meta = entry.meta() if b'"tags"' in entry.metadata or self.options.validate is not None else {}
-            state = self._state_of(entry.created, meta.get("tags"))
-            if state is State.HIT and self.options.validate is not None and not self._is_valid(entry, meta):
-                state = State.REFUSED
-            if state not in (State.HIT, State.STALE):
-                return Look(state)
-            value = self.memory._load(place, entry, self.options.mmap_mode)
+            with found:
+                return self._use(place, found)
         except Damaged as error:
             _logger.warning("A stored result of %s is damaged and will be replaced: %s", self.name, error)
             return Look(State.DAMAGED)
         except NotOurs as error:
             _logger.warning("A stored result of %s is not used: %s", self.name, error)
             return Look(State.NOT_SIGNED)
+
+    def _use(self, place: Place, found: Found) -> Look:
+        """Return the value of an entry, if it is still good."""
+        entry = found.entry
+        meta = entry.meta() if b'"tags"' in entry.metadata or not self.is_plain else {}
+        state = self._state_of(entry.created, meta.get("tags"))
+        if state is State.HIT and not self._is_valid(entry, meta):
+            state = State.REFUSED
+        if state not in (State.HIT, State.STALE):
+            return Look(state)
+        value = self.shelf.sealed.value_of(found, self.options.mmap_mode)
         is_error = entry.body_kind is Body.ERROR
         if state is State.HIT:
-            self._keep(place, found.mark, entry, value, is_error=is_error, tags=meta.get("tags"))
-            self._store.touch(place)
-        self._say(10, "found")
+            self.keep(place, found.version, entry, value, is_error=is_error, tags=meta.get("tags"))
+            self.store.touch(place)
+        self.say(10, "found")
         return Look(state, value, is_error)
 
-    def _keep(
-        self, place: Place, mark: Mark, entry: Entry, value: Any, *, is_error: bool, tags: dict[str, str] | None
+    def keep(
+        self,
+        place: Place,
+        version: Hashable,
+        entry: Entry,
+        value: Any,
+        *,
+        is_error: bool,
+        tags: dict[str, str] | None,
     ) -> None:
         """Put a result into the memory tier."""
-        tier = self.memory._tier
-        if is_error or (entry.body_kind is not Body.BESIDE and not is_frozen(value)):
-            tier.put(Kept(place, mark, entry.created, body=entry.body, is_error=is_error, tags=tags))
+        tier = self.shelf.tier
+        if is_error or (entry.body_kind is not Body.CONTAINER and not is_frozen(value)):
+            tier.put(Kept(place, version, entry.created, body=entry.body, is_error=is_error, tags=tags))
         elif keepable(value):
-            tier.put(Kept(place, mark, entry.created, value=copy_of(value), size=size_of(value), tags=tags))
+            tier.put(Kept(place, version, entry.created, value=copy_of(value), size=size_of(value), tags=tags))
 
     def _state_of(self, created: float, tags: dict[str, str] | None) -> State:
-        if tags and self._store.tag_states(tags) != tags:
+        if tags and tag_states(self.store, tags) != tags:
             return State.INVALIDATED
         ttl = self.options.ttl
         if ttl is None:
@@ -202,17 +196,21 @@ class Lookup:
         return State.STALE if old <= ttl + self.options.stale_while_revalidate else State.EXPIRED
 
     def _is_valid(self, entry: Entry, meta: dict[str, Any]) -> bool:
-        assert self.options.validate is not None
+        validate = self.options.validate
+        if validate is None:
+            return True
         told = {"duration": meta.get("seconds"), "time": entry.created, "input_args": meta.get("values", {})}
-        return bool(self.options.validate(told))
+        return bool(validate(told))
 
-    def _tag_states(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+    def tags_of(self, call: PendingCall) -> dict[str, str]:
+        """Return the tags of a call, each with a text that changes when it is invalidated."""
         tags = self.options.tags
         if callable(tags):
-            tags = tuple(tags(*args, **kwargs))
-        return dict(self._store.tag_states(tags)) if tags else {}
+            tags = tuple(tags(*call.args, **call.kwargs))
+        return tag_states(self.store, tags) if tags else {}
 
-    def _say(self, level: int, what: str) -> None:
+    def say(self, level: int, what: str) -> None:
+        """Tell on stderr, if so much is to be told."""
         if self.options.verbose >= level:
             sys.stderr.write(f"[memory] {self.name}: {what}\n")
 

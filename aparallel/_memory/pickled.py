@@ -32,8 +32,8 @@ class _Travelling(threading.local):
 _travelling = _Travelling()
 
 
-def reduce_function(function: Any) -> Any:
-    """Reduce a memoized function, for pickle."""
+def reduce_function(function: Any, parts: tuple[Any, ...]) -> Any:
+    """Reduce a memoized function, for pickle. *parts* are what its class makes one of."""
     if _is_importable(function):
         return _by_name, (function.__module__, function.__qualname__)
     token = _travelling.leaving.get(id(function))
@@ -41,7 +41,7 @@ def reduce_function(function: Any) -> Any:
         return _promised, (token,)
     token = f"{os.getpid()}:{next(_tokens)}"
     with _noted(_travelling.leaving, id(function), token):
-        body = cloudpickle.dumps((function._memory, function.__wrapped__, function._options_to_send()), 5)
+        body = cloudpickle.dumps(parts, 5)
     return _by_value, (token, type(function), body)
 
 
@@ -69,8 +69,8 @@ def _promised(token: str) -> Any:
 def _by_value(token: str, kind: Any, body: bytes) -> Any:
     function = kind.__new__(kind)
     with _noted(_travelling.arriving, token, function):
-        memory, wrapped, options = cloudpickle.loads(body)
-    kind.__init__(function, memory, wrapped, options)
+        parts = cloudpickle.loads(body)
+    kind.__init__(function, *parts)
     return function
 
 

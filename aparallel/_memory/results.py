@@ -6,13 +6,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from aparallel._memory.directory import Place
-    from aparallel._memory.memory import Memory
+    from aparallel._ground.store import Place
 
 T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Where a stored result can be had from."""
+
+    async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any: ...
+    async def forget(self, place: Place) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +122,10 @@ class MemorizedResult(Generic[T]):
         key: 64 hexadecimal digits.
     """
 
-    def __init__(self, memory: Memory, function: str, place: Place, mmap_mode: str | None) -> None:
+    def __init__(self, source: Source, function: str, place: Place, mmap_mode: str | None) -> None:
         self.function = function
         self.key = place.key.hex()
-        self._memory = memory
+        self._source = source
         self._place = place
         self._mmap_mode = mmap_mode
 
@@ -129,12 +135,12 @@ class MemorizedResult(Generic[T]):
         Raises:
             MissingResultError: it is not there any more.
         """
-        result: T = await self._memory._get(self._place, self.function, self._mmap_mode)
+        result: T = await self._source.get(self._place, self.function, self._mmap_mode)
         return result
 
     async def clear(self) -> None:
         """Remove the result from the memory."""
-        await self._memory._forget(self._place)
+        await self._source.forget(self._place)
 
     def __aparallel_key__(self) -> Any:
         return self.function, self.key

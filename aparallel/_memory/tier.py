@@ -12,10 +12,12 @@ from aparallel._memory.forks import renew_after_fork
 from aparallel._memory.values import is_frozen, unpickle
 
 if TYPE_CHECKING:
-    from aparallel._memory.directory import Mark, Place
+    from collections.abc import Hashable
+
+    from aparallel._ground.store import Place
 
 TRUSTED_FOR: Final = 0.5
-"""Seconds for which an entry is used without a look at its file: another process may have removed it."""
+"""Seconds for which an entry is used without a look at the store: another process may have removed it."""
 
 _OVERHEAD = 500  # bytes of an entry besides its value
 _LOOP_SIZE = 64 << 10  # bytes that may be unpickled or copied on the loop
@@ -26,16 +28,16 @@ class Kept:
 
     Attributes:
         created: when it was computed, in seconds since 1970.
-        checked: when its file was last seen to be the same, on time.monotonic's clock.
+        checked: when its record was last seen to be the same, on time.monotonic's clock.
         is_quick: :meth:`value` takes no longer than the loop can bear.
     """
 
-    __slots__ = ("_body", "_value", "checked", "created", "is_error", "is_quick", "mark", "place", "size", "tags")
+    __slots__ = ("_body", "_value", "checked", "created", "is_error", "is_quick", "place", "size", "tags", "version")
 
     def __init__(
         self,
         place: Place,
-        mark: Mark,
+        version: Hashable,
         created: float,
         *,
         value: Any = None,
@@ -45,7 +47,7 @@ class Kept:
         tags: dict[str, str] | None = None,
     ) -> None:
         self.place = place
-        self.mark = mark
+        self.version = version
         self.created = created
         self.is_error = is_error
         self.tags = tags

@@ -7,13 +7,14 @@ import dataclasses
 import inspect
 import io
 import os
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
 from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread, start_in_thread
 from aparallel._persist.compressors import Choice, Compress, chosen
-from aparallel._persist.files import CallableSink, replacing
+from aparallel._persist.files import CallableSink, FileSink, replacing
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter, Progress, checked
 from aparallel.errors import AparallelError, UnpicklableObjectError
@@ -187,6 +188,12 @@ def dump_to_path(
     stop = stop or Stop()
     with replacing(path, durable=options.durable, stop=stop) as sink:
         return _dump(obj, sink, options, stop, meter or Meter())
+
+
+def dump_to_descriptor(obj: object, fd: int, options: DumpOptions) -> int:
+    """Write what :func:`dump_to_path` would to where *fd* stands, in this thread, and return how many bytes."""
+    stop = Stop()
+    return _dump(obj, FileSink(fd, stop, reserve=sys.platform == "linux"), options, stop, Meter())
 
 
 def dump_to_bytes(obj: object, options: DumpOptions, stop: Stop | None = None, meter: Meter | None = None) -> bytes:

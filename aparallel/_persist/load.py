@@ -186,6 +186,15 @@ def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, me
         )
 
 
+def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
+    """Return the object in the first *size* bytes of an open regular file, in this thread. Errors as :func:`load`."""
+    from aparallel._persist.sources import FileSource
+
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    stop = Stop()
+    return _Loading(options, stop, Meter()).load(FileSource(file.fileno(), stop, size), whole=True, file=file)
+
+
 def load_from_bytes(
     data: memoryview | bytes, options: LoadOptions, stop: Stop | None = None, meter: Meter | None = None
 ) -> Any:
@@ -265,7 +274,7 @@ class _Loading:
         trust = self._trust()
         keys = Keys(options.signing_key, options.threads, options.compressors)
         if options.mmap_mode is not None:
-            content = map_container(file, options.mmap_mode, keys, self._stop, verify=options.verify)
+            content = map_container(file, options.mmap_mode, keys, self._stop, verify=options.verify, size=source.size)
         else:
             content = read_container(source, keys, whole=whole)
         with contextlib.closing(content):

@@ -376,20 +376,21 @@ def mapped_file(file: Any, mode: Any) -> Any:
     return np.memmap(file, np.uint8, mode)
 
 
-def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool) -> Content:
+def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool, size: int | None = None) -> Content:
     """Map a plain container and read no more of it than its pickle.
 
     Args:
         file: a regular file, open for reading, and for writing if *mode* is "r+".
         mode: "r", "r+" or "c", as of numpy.memmap.
         verify: compare the checksums of the buffers too, which reads all of them.
+        size: bytes of the file that are the container; None for all of them.
 
     Raises:
         CorruptFileError: what was read of it is damaged, or its signature is not that of the key.
         UnsupportedFormatError: it is not for this version, or is compressed.
     """
     fd = file.fileno()
-    size = os.fstat(fd).st_size
+    size = os.fstat(fd).st_size if size is None else size
     header = unpack_header(read_at(fd, LINE, 0))
     check_signed(header, keys.signing_key)
     if header.codec:
@@ -404,7 +405,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool)
     trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
     memory: Any = mapped_file(file, mode)
     if keys.signing_key is not None:
-        _verify_signature(memoryview(memory), keys.signing_key, trailer, stop)
+        _verify_signature(memoryview(memory)[:size], keys.signing_key, trailer, stop)
     _, index = _mapped_payload(fd, trailer.index_offset, stop)
     content = Content(header)
     try:

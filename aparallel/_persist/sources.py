@@ -141,10 +141,11 @@ class FileSource(Source):
 
     _AHEAD = 64 << 10
 
-    def __init__(self, fd: int, stop: Stop) -> None:
+    def __init__(self, fd: int, stop: Stop, size: int | None = None) -> None:
+        """*size*: bytes that are ours, from the file's beginning; None for all of them."""
         self.fd = fd
         self._buffer = memoryview(b"")
-        super().__init__(os.fstat(fd).st_size, stop)
+        super().__init__(os.fstat(fd).st_size if size is None else size, stop)
 
     def _read(self, size: int) -> bytes | memoryview:
         if not len(self._buffer):

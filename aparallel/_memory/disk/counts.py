@@ -10,7 +10,7 @@ import os
 import struct
 from typing import Final
 
-from aparallel._memory.eviction import Totals
+from aparallel._ground.store import Totals
 
 SLOTS: Final = 256
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from aparallel._ground.store import age
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from aparallel._ground.store import Totals
 
 SAMPLE: Final = 64
 """Entries to choose among, at least: slots are added to the sample until it has so many."""
@@ -21,46 +25,6 @@ SAMPLE: Final = 64
 _SHARE = 0.05
 _SHARE_OF_MANY = 0.2
 _MANY = 4
-# An entry used "later" than this many seconds from now was used under a clock that was wrong.
-_CLOCK_SLACK = 60.0
-
-
-class Limits(NamedTuple):
-    """What a store may hold; None for no limit."""
-
-    entries: int | None = None
-    bytes: int | None = None
-
-    def less(self, entries: int, size: int) -> Limits:
-        """Return what may be there before so much is added."""
-        return Limits(
-            None if self.entries is None else max(0, self.entries - entries),
-            None if self.bytes is None else max(0, self.bytes - size),
-        )
-
-    def scaled(self, share: float) -> Limits:
-        """Return that share of the limits."""
-        return Limits(
-            None if self.entries is None else int(share * self.entries),
-            None if self.bytes is None else int(share * self.bytes),
-        )
-
-    def excess(self, totals: Totals) -> Totals:
-        """Return by how much *totals* are over, 0 where they are not."""
-        return Totals(
-            0 if self.entries is None else max(0, totals.entries - self.entries),
-            0 if self.bytes is None else max(0, totals.bytes - self.bytes),
-        )
-
-
-class Totals(NamedTuple):
-    """How many entries, and how many bytes they have."""
-
-    entries: int
-    bytes: int
-
-    def __bool__(self) -> bool:
-        return self.entries > 0 or self.bytes > 0
 
 
 class Candidate(NamedTuple):
@@ -69,9 +33,8 @@ class Candidate(NamedTuple):
     Attributes:
         function: the identifier of its function.
         name: of its file, which is its key in hexadecimal digits.
-        size: in bytes, with what lies beside it.
+        size: in bytes.
         created, used: seconds since 1970.
-        beside: whether it has a file beside.
     """
 
     function: str
@@ -79,12 +42,6 @@ class Candidate(NamedTuple):
     size: int
     created: float
     used: float
-    beside: bool
-
-
-def age(then: float, now: float) -> float:
-    """Return how many seconds ago *then* was; infinity if that lies in the future, so that nothing lives for ever."""
-    return now - then if then <= now + _CLOCK_SLACK else math.inf
 
 
 def choose(candidates: Iterable[Candidate], excess: Totals, left: Totals, now: float) -> list[Candidate]:

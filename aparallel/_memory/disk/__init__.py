@@ -1,0 +1,16 @@
+"""The store on disk.
+
+::
+
+    entries/<xx>/<function>/<key>       an entry; xx, the first two digits of the key, is its slot
+    functions/<function>.json           the function's name
+    functions/<function>.<code>.json    the digest of each part of its code, for explain()
+    tags/<tag>                          changes whenever the tag is invalidated
+    evicted/<xx>                        the beginnings of the keys that were evicted lately, for explain()
+    counts, locks                       see counts.py and locks.py
+    tmp/                                what is being written
+
+Every file is written in tmp and renamed into its place, so it is whole or absent. Nothing is mapped but arrays,
+no descriptor stays open, and no lock is held while anything is computed but the one of its key: all of it works
+on a network file system.
+"""

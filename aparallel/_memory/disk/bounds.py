@@ -1,0 +1,155 @@
+"""Keeping a directory within its limits: before each entry, at leisure, and when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from aparallel._ground.store import Limits, Totals, age
+from aparallel._memory.behind import behind
+from aparallel._memory.disk.eviction import SAMPLE, Candidate, choose
+from aparallel._memory.disk.files import names_in, read_file
+from aparallel._memory.forks import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from aparallel._memory.disk.directory import Directory
+    from aparallel._memory.disk.evicted import Evicted
+    from aparallel._memory.disk.recency import Recency
+    from aparallel._memory.disk.slots import Slots
+
+_NEAR = 0.9  # of a limit: from there on, writers take turns
+_SWEEP_EVERY = 5.0  # seconds
+
+
+class Bounds:
+    """Removes what is too much, too old, or of no use any more."""
+
+    def __init__(self, directory: Directory, slots: Slots, recency: Recency, evicted: Evicted, limits: Limits) -> None:
+        self._directory = directory
+        self._slots = slots
+        self._recency = recency
+        self._evicted = evicted
+        self._limits = limits
+        self._next_sweep = 0.0
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Make the lock of ``_next_sweep`` anew."""
+        self._mutex = threading.Lock()
+
+    # Before an entry
+
+    def check(self, size: int) -> None:
+        """Refuse an entry that can never have room.
+
+        Raises:
+            ValueError: it is larger than everything together may be.
+        """
+        if self._limits.bytes is not None and size > self._limits.bytes:
+            raise ValueError(f"it has {size} bytes, and max_bytes is {self._limits.bytes}")
+
+    @contextlib.contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Make room for an entry of *size* bytes, which is published inside the block.
+
+        From close below the limits on, writers take turns, in all processes: each makes its room and fills it.
+        """
+        wanted = self._limits.less(1, size)
+        if self._limits == (None, None) or not wanted.scaled(_NEAR).excess(self._slots.counts.total()):
+            yield
+            return
+        with self._slots.turn() as is_ours:
+            if is_ours and wanted.excess(self._slots.counts.total()):
+                with contextlib.suppress(OSError):
+                    self.evict(wanted)
+            yield
+
+    # When told to
+
+    def reduce(self, limits: Limits, unused_for: float | None) -> int:
+        """Remove what was not used for so many seconds, and what is over *limits*. Return how many entries went."""
+        self._directory.remove_litter()
+        self._recency.flush()
+        removed = self._sweep(self._slots.numbers(), unused_for) if unused_for is not None else 0
+        return removed + self.evict(limits)
+
+    def evict(self, limits: Limits) -> int:
+        """Remove the least recently used until the limits hold; a few slots are looked at for each part that goes."""
+        self._recency.flush()
+        counts = self._slots.counts.entries()
+        slots = self._slots.numbers()
+        slots = [slot for slot in slots if counts[slot]] or slots
+        random.shuffle(slots)
+        removed = 0
+        kept = Totals(0, 0)  # of what was looked at
+        sample: list[Candidate] = []
+        for position, slot in enumerate(slots, start=1):
+            sample += self._slots.look_through(slot)
+            if len(sample) < SAMPLE and position < len(slots):
+                continue
+            totals = self._slots.counts.total()
+            excess = limits.excess(totals)
+            if not excess:
+                break
+            left = Totals(totals.entries - kept.entries, totals.bytes - kept.bytes)
+            victims = choose(sample, excess, left, time.time())
+            removed += len(victims)
+            sizes = sum(one.size for one in sample) - sum(one.size for one in victims)
+            kept = Totals(kept.entries + len(sample) - len(victims), kept.bytes + sizes)
+            self._remove(victims)
+            sample = []
+        return removed
+
+    def _remove(self, victims: Sequence[Candidate]) -> None:
+        by_slot: dict[int, list[Candidate]] = {}
+        for victim in victims:
+            by_slot.setdefault(int(victim.name[:2], 16), []).append(victim)
+        for slot, chosen in by_slot.items():
+            self._slots.remove_all(slot, chosen)
+            self._evicted.note(slot, (bytes.fromhex(one.name) for one in chosen))
+
+    # At leisure
+
+    def sweep_soon(self) -> None:
+        """Look through one slot behind everybody's back, if that was not done lately."""
+        with self._mutex:
+            now = time.monotonic()
+            if now < self._next_sweep:
+                return
+            self._next_sweep = now + _SWEEP_EVERY
+        behind.call_later(0.0, self._sweep_one)
+
+    def _sweep_one(self) -> None:
+        slots = self._slots.numbers()
+        self._sweep(random.sample(slots, min(1, len(slots))), None)
+
+    def _sweep(self, slots: Sequence[int], unused_for: float | None) -> int:
+        """Remove from slots what has outlived its function's lifetime, or was not used for so many seconds."""
+        lifetimes = self._lifetimes()
+
+        def is_over(one: Candidate) -> bool:
+            now = time.time()
+            lifetime = lifetimes.get(one.function)
+            return (lifetime is not None and age(one.created, now) > lifetime) or (
+                unused_for is not None and age(one.used, now) > unused_for
+            )
+
+        return sum([self._slots.remove_if(slot, is_over) for slot in slots])
+
+    def _lifetimes(self) -> dict[str, float | None]:
+        """How long the entries of each function are of use, as its note says: see notes.py."""
+        found: dict[str, float | None] = {}
+        for name in names_in(self._directory.path("functions")):
+            function, _, rest = name.partition(".")
+            if rest == "json":
+                with contextlib.suppress(ValueError, AttributeError, OSError):
+                    note = json.loads(read_file(self._directory.path("functions", name)) or b"{}")
+                    found[function] = note.get("ttl")
+        return found

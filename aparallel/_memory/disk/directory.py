@@ -1,0 +1,149 @@
+"""The directory of a store: whether it is believed, what is where in it, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import secrets
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from aparallel._memory.behind import behind
+from aparallel._memory.disk.files import names_in, remove, rename, write_all
+from aparallel._memory.disk.trust import check_directory, make_directory
+
+if TYPE_CHECKING:
+    from aparallel._ground.store import Place
+
+LITTER_AGE: Final = 3600.0
+"""Seconds without a write after which a file in tmp has lost its writer."""
+
+# What programs that make backups look for, see bford.info/cachedir.
+_CACHEDIR_TAG = (
+    b"Signature: 8a477f597d28d172789f06886806bc55\n# Results that aparallel.Memory keeps. It may be deleted.\n"
+)
+
+
+class Directory:
+    """The directory *location*. It is made when something is first written, and checked once before it is used.
+
+    Args:
+        is_signed: entries are signed, so it does not matter who may write here.
+        trust_group: the directory's group may.
+    """
+
+    def __init__(self, location: str, *, is_signed: bool, trust_group: bool) -> None:
+        self.location = location
+        self._is_signed = is_signed
+        self._trust_group = trust_group
+        self._is_checked = False
+        self._numbers = itertools.count()
+
+    def is_there(self) -> bool:
+        """Return whether it exists.
+
+        Raises:
+            UntrustedDirectoryError: it is not to be believed.
+        """
+        if self._is_checked:
+            return True
+        try:
+            if not self._is_signed:
+                check_directory(self.location, trust_group=self._trust_group)
+            elif not os.path.isdir(self.location):
+                return False
+        except FileNotFoundError:
+            return False
+        self._is_checked = True
+        return True
+
+    def prepare(self) -> None:
+        """Make it if it is not there, and check it once.
+
+        Raises:
+            UntrustedDirectoryError: it is not to be believed.
+        """
+        if self._is_checked and os.path.isdir(self.path("tmp")):
+            return
+        make_directory(self.location, trust_group=self._trust_group)
+        self.is_there()
+        for name in ("entries", "functions", "tags", "evicted", "tmp"):
+            self.make(self.path(name))
+        for name in ("counts", "locks") if self._trust_group else ():
+            fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            try:
+                self._give_to_group(fd, 0o660)
+            finally:
+                os.close(fd)
+        self.write(self.path("CACHEDIR.TAG"), _CACHEDIR_TAG)
+        behind.call_later(0.0, self.remove_litter)
+
+    # What is where
+
+    def path(self, *names: str) -> str:
+        return os.path.join(self.location, *names)
+
+    def entry_path(self, place: Place) -> str:
+        name = place.key.hex()
+        return f"{self.location}/entries/{name[:2]}/{place.function}/{name}"
+
+    def temporary_path(self) -> str:
+        return self.path("tmp", f"{os.getpid():x}-{next(self._numbers):x}-{secrets.token_hex(8)}")
+
+    # Writing
+
+    def create(self, path: str) -> int:
+        """Open a new file for reading and writing, and return its descriptor."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._give_to_group(fd, 0o660)
+        return fd
+
+    def move(self, temporary: str, path: str) -> None:
+        """Rename what was written to its place, in a folder that may have to be made."""
+        try:
+            rename(temporary, path)
+        except FileNotFoundError:
+            self.make(os.path.dirname(path))
+            rename(temporary, path)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a small file, whole or not at all, in place of what was there."""
+        temporary = self.temporary_path()
+        try:
+            fd = self.create(temporary)
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
+            self.move(temporary, path)
+        except BaseException:
+            remove(temporary)
+            raise
+
+    def make(self, folder: str) -> None:
+        """Make a folder in it, and itself if it has vanished."""
+        if os.path.isdir(folder):
+            return
+        if not os.path.isdir(self.location):
+            self.prepare()
+        self.make(os.path.dirname(folder))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+            self._give_to_group(folder, 0o770 | stat.S_ISGID)
+
+    def remove_litter(self) -> None:
+        """Remove what killed writers left in tmp."""
+        now = time.time()
+        for name in names_in(self.path("tmp")):
+            path = self.path("tmp", name)
+            with contextlib.suppress(OSError):
+                if now - os.stat(path).st_mtime > LITTER_AGE:
+                    os.unlink(path)
+
+    def _give_to_group(self, path: str | int, mode: int) -> None:
+        """Let the group write, if it is trusted, whatever the umask says."""
+        if self._trust_group:
+            with contextlib.suppress(PermissionError):  # made by another member
+                os.chmod(path, mode)

@@ -1,0 +1,155 @@
+"""The entries of a directory, slot by slot: each slot has a lock, and a count of what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from aparallel._ground.store import Totals
+from aparallel._memory.disk.counts import SLOTS, Counts
+from aparallel._memory.disk.directory import LITTER_AGE
+from aparallel._memory.disk.eviction import Candidate
+from aparallel._memory.disk.files import names_in, remove, size_of, stats_in
+from aparallel._memory.disk.locks import acquire_soon, open_locks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from aparallel._ground.store import Place
+    from aparallel._memory.disk.directory import Directory
+
+_KEY_DIGITS: Final = 64
+
+# Numbers of locks. Keys use those below 2**62.
+_SLOT_LOCKS = 1 << 62
+_EVICTION_LOCK = _SLOT_LOCKS + SLOTS
+
+_PATIENCE = 2.0  # seconds; beyond, the count stays as it is until someone looks through the slot
+_TURN_PATIENCE = 10.0  # seconds; beyond, an entry is published without room for it
+
+
+class Slots:
+    """Changes what is in a directory's slots, and keeps the counts with it.
+
+    Attributes:
+        counts: how much each slot holds.
+        locks: of keys, by :func:`lock_of_key`, and those of the slots.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.counts = Counts(directory.path("counts"))
+        self.locks = open_locks(directory.path("locks"))
+
+    # Single entries
+
+    def publish(self, place: Place, temporary: str, size: int) -> None:
+        """Move a file of *size* bytes into its place, and count it."""
+        path = self._directory.entry_path(place)
+        slot = place.key[0]
+        with self._lock_of(slot) as is_ours:
+            before = size_of(path)
+            self._directory.move(temporary, path)
+            if is_ours:
+                self.counts.add(slot, int(before is None), size - (before or 0))
+
+    def remove(self, place: Place) -> bool:
+        """Remove an entry, and return whether there was one."""
+        path = self._directory.entry_path(place)
+        with self._lock_of(place.key[0]) as is_ours:
+            before = size_of(path)
+            remove(path)
+            if is_ours and before is not None:
+                self.counts.add(place.key[0], -1, -before)
+            return before is not None
+
+    # Many
+
+    def numbers(self) -> list[int]:
+        """The slots that there are."""
+        return [int(name, 16) for name in names_in(self._directory.path("entries")) if len(name) == 2]
+
+    def scan(self, slot: int, function: str | None = None) -> Iterator[Candidate]:
+        """Yield the entries of a slot, or those of one function."""
+        folder = self._folder(slot)
+        for name in [function] if function is not None else names_in(folder):
+            yield from scan_folder(os.path.join(folder, name), name)
+
+    def look_through(self, slot: int) -> list[Candidate]:
+        """Return the entries of a slot, and put its count right."""
+        with self._lock_of(slot) as is_ours:
+            return self._look_through(slot, correct=is_ours)
+
+    def remove_all(self, slot: int, chosen: Sequence[Candidate]) -> None:
+        """Remove entries of a slot that were seen there."""
+        with self._lock_of(slot):
+            self._remove_all(slot, chosen)
+
+    def remove_if(self, slot: int, is_unwanted: Callable[[Candidate], bool], *, with_folders: bool = False) -> int:
+        """Remove the entries of a slot that are unwanted, and folders that this empties. Return how many there were."""
+        with self._lock_of(slot):
+            chosen = [one for one in self._look_through(slot) if is_unwanted(one)]
+            self._remove_all(slot, chosen)
+            for name in {one.function for one in chosen} if with_folders else ():
+                with contextlib.suppress(OSError):  # it is not empty
+                    os.rmdir(os.path.join(self._folder(slot), name))
+            return len(chosen)
+
+    def _look_through(self, slot: int, *, correct: bool = True) -> list[Candidate]:
+        found = list(self.scan(slot))
+        if correct:
+            with contextlib.suppress(OSError):
+                self.counts.set(slot, Totals(len(found), sum(candidate.size for candidate in found)))
+        return found
+
+    def _remove_all(self, slot: int, chosen: Sequence[Candidate]) -> None:
+        if not chosen:
+            return
+        folder = self._folder(slot)
+        for candidate in chosen:
+            remove(os.path.join(folder, candidate.function, candidate.name))
+        with contextlib.suppress(OSError):
+            self.counts.add(slot, -len(chosen), -sum(candidate.size for candidate in chosen))
+
+    def _folder(self, slot: int) -> str:
+        return self._directory.path("entries", f"{slot:02x}")
+
+    # Locks
+
+    def turn(self) -> contextlib.AbstractContextManager[bool]:
+        """Hold the lock of those who make room; gives whether it is ours."""
+        return self._locked(_EVICTION_LOCK, _TURN_PATIENCE)
+
+    def _lock_of(self, slot: int) -> contextlib.AbstractContextManager[bool]:
+        """Hold the lock of a slot; gives whether it is ours. Work that must be done is done without it too."""
+        return self._locked(_SLOT_LOCKS + slot, _PATIENCE)
+
+    @contextlib.contextmanager
+    def _locked(self, number: int, patience: float) -> Iterator[bool]:
+        """Hold a lock that is never held for long; gives whether it is ours. Where there are no locks, it is."""
+        try:
+            is_held = is_ours = acquire_soon(self.locks, number, patience)
+        except OSError:
+            is_held, is_ours = False, True
+        try:
+            yield is_ours
+        finally:
+            if is_held:
+                with contextlib.suppress(OSError):
+                    self.locks.release(number)
+
+
+def lock_of_key(key: bytes) -> int:
+    """The number of a key's lock."""
+    return int.from_bytes(key[:8], "big") >> 2
+
+
+def scan_folder(folder: str, function: str) -> Iterator[Candidate]:
+    """Yield the entries of one function in one slot. What earlier versions put beside them is removed."""
+    for name, status in stats_in(folder).items():
+        if len(name) == _KEY_DIGITS:
+            yield Candidate(function, name, status.st_size, status.st_mtime, status.st_atime)
+        elif time.time() - status.st_mtime > LITTER_AGE:
+            remove(os.path.join(folder, name))

@@ -1,0 +1,180 @@
+"""The store on disk, for all processes that use the same directory. What is where: see the package's docstring."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
+from aparallel._memory.disk.bounds import Bounds
+from aparallel._memory.disk.directory import Directory
+from aparallel._memory.disk.evicted import Evicted
+from aparallel._memory.disk.files import names_in, read_all, read_file, remove, write_all
+from aparallel._memory.disk.recency import Recency
+from aparallel._memory.disk.slots import Slots, lock_of_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aparallel._memory.disk.eviction import Candidate
+
+_READ_WHOLE: Final = 1 << 20
+"""Bytes up to which an entry is read at once; larger ones are given as open files."""
+
+
+class Version(NamedTuple):
+    """What is different of a file that was replaced."""
+
+    inode: int
+    changed_ns: int
+    size: int
+
+
+class DiskStore(Store):
+    """Keeps entries in the directory *location*.
+
+    Args:
+        is_signed: entries are signed, so it does not matter who may write to the directory.
+        trust_group: the directory's group may write to it.
+        limits: what it may hold.
+
+    Beyond what every store does, its methods raise UntrustedDirectoryError if the directory is not to be believed.
+    """
+
+    keeps_files: ClassVar[bool] = True
+
+    def __init__(
+        self, location: str, *, is_signed: bool = False, trust_group: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.location = location
+        self.limits = limits or Limits()
+        self.directory = Directory(location, is_signed=is_signed, trust_group=trust_group)
+        self.slots = Slots(self.directory)
+        self._recency = Recency(self.directory)
+        self._evicted = Evicted(self.directory)
+        self._bounds = Bounds(self.directory, self.slots, self._recency, self._evicted, self.limits)
+
+    # Entries
+
+    def get(self, place: Place, *, as_file: bool = False) -> Record | None:
+        if not self.directory.is_there():
+            return None
+        path = self.directory.entry_path(place)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if not as_file and status.st_size <= _READ_WHOLE:
+                return Record(read_all(fd, status.st_size), _version_of(status))
+            file = io.FileIO(path, opener=lambda *_: fd)  # by its path, which maps of it remember
+            fd = -1
+            return Record(file, _version_of(status))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def version(self, place: Place) -> Version | None:
+        try:
+            return _version_of(os.stat(self.directory.entry_path(place)))
+        except FileNotFoundError:
+            return None
+
+    def touch(self, place: Place) -> None:
+        self._recency.touch(place)
+
+    def put(self, place: Place, content: bytes, *, lifetime: float | None = None) -> Version:
+        return self._put(place, lambda fd: write_all(fd, content), lifetime)
+
+    def put_file(self, place: Place, write: Callable[[io.FileIO], None], *, lifetime: float | None = None) -> Version:
+        def write_to(fd: int) -> None:
+            with io.FileIO(fd, "r+b", closefd=False) as file:
+                write(file)
+
+        return self._put(place, write_to, lifetime)
+
+    def _put(self, place: Place, write: Callable[[int], None], lifetime: float | None) -> Version:
+        self.directory.prepare()
+        temporary = self.directory.temporary_path()
+        try:
+            fd = self.directory.create(temporary)
+            try:
+                write(fd)
+                size = os.fstat(fd).st_size
+                self._bounds.check(size)
+                with self._bounds.room_for(size):
+                    self.slots.publish(place, temporary, size)
+                version = _version_of(os.fstat(fd))
+            finally:
+                os.close(fd)
+        except BaseException:
+            remove(temporary)
+            raise
+        if lifetime is not None:
+            self._bounds.sweep_soon()
+        return version
+
+    def remove(self, place: Place) -> bool:
+        return self.directory.is_there() and self.slots.remove(place)
+
+    def clear(self, function: str | None = None) -> int:
+        self.directory.is_there()
+
+        def is_unwanted(one: Candidate) -> bool:
+            return function is None or one.function == function
+
+        return sum([self.slots.remove_if(slot, is_unwanted, with_folders=True) for slot in self.slots.numbers()])
+
+    def entries(self, function: str | None = None) -> Iterator[Listed]:
+        if not self.directory.is_there():
+            return
+        for slot in self.slots.numbers():
+            for found in self.slots.scan(slot, function):
+                place = Place(found.function, bytes.fromhex(found.name))
+                yield Listed(place, found.size, found.created, found.used)
+
+    def totals(self) -> Totals:
+        self.directory.is_there()
+        return self.slots.counts.total()
+
+    # Bounds
+
+    def reduce(self, limits: Limits, *, unused_for: float | None = None) -> int:
+        return self._bounds.reduce(limits, unused_for) if self.directory.is_there() else 0
+
+    def was_evicted(self, place: Place) -> bool:
+        return self._evicted.has(place.key)
+
+    def flush(self) -> None:
+        """Write down which entries were used lately."""
+        self._recency.flush()
+
+    # Notes
+
+    def read_note(self, name: str) -> bytes | None:
+        return read_file(self.directory.path(name)) if self.directory.is_there() else None
+
+    def write_note(self, name: str, content: bytes) -> None:
+        self.directory.prepare()
+        self.directory.write(self.directory.path(name), content)
+
+    def notes(self, folder: str) -> list[str]:
+        """The names of the notes that begin with *folder* and a slash."""
+        return [f"{folder}/{name}" for name in names_in(self.directory.path(folder))]
+
+    # Locks
+
+    def try_lock(self, key: bytes) -> bool:
+        self.directory.prepare()
+        return self.slots.locks.try_acquire(lock_of_key(key))
+
+    def unlock(self, key: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.slots.locks.release(lock_of_key(key))
+
+
+def _version_of(status: os.stat_result) -> Version:
+    return Version(status.st_ino, status.st_mtime_ns, status.st_size)

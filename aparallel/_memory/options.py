@@ -1,0 +1,156 @@
+"""What can be said of a memory and of its functions, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.units import parse_bytes, parse_seconds
+from aparallel._persist.compressors import chosen
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from aparallel._memory.tracking import Track
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """How a memory works, wherever its results live. Sizes are in bytes, times in seconds.
+
+    Raises:
+        TypeError, ValueError: a bad option.
+    """
+
+    verbose: int = 0
+    mmap_mode: str | None = None
+    compress: Any = None
+    ttl: float | None = None
+    signing_key: bytes | None = None
+    store_arguments: bool = False
+    memory_bytes: int = 0
+    track: Track = "deep"
+
+    def __post_init__(self) -> None:
+        check_mmap_mode(self.mmap_mode, self.compress)
+        check_track(self.track)
+        chosen(self.compress, None)  # raises what dump would
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.compress not in (None, False, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionOptions:
+    """How one function is memoized. Times are in seconds."""
+
+    ignore: tuple[str, ...] = ()
+    ttl: float | None = None
+    stale_while_revalidate: float = 0.0
+    tags: tuple[str, ...] | Callable[..., Iterable[str]] = ()
+    mmap_mode: str | None = None
+    validate: Callable[[Mapping[str, Any]], bool] | None = None
+    depends_on: tuple[Any, ...] = ()
+    track: Track = "deep"
+    cache_errors: bool | tuple[type[BaseException], ...] = False
+    pool: Any = None
+    verbose: int = 0
+
+    @property
+    def lifetime(self) -> float | None:
+        """Seconds after which a result is of no use to anybody."""
+        return None if self.ttl is None else self.ttl + self.stale_while_revalidate
+
+
+def function_options(
+    own: MemoryOptions,
+    *,
+    ignore: Sequence[str],
+    ttl: str | float | timedelta | None,
+    stale_while_revalidate: str | float | timedelta,
+    tags: Sequence[str] | Callable[..., Iterable[str]],
+    mmap_mode: str | None,
+    validate: Callable[[Mapping[str, Any]], bool] | None,
+    cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None,
+    depends_on: Sequence[Any],
+    track: Track | None,
+    cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...],
+    pool: Any,
+    verbose: int | None,
+) -> FunctionOptions:
+    """Return what was said of one function, and of the memory where nothing was.
+
+    Raises:
+        TypeError, ValueError: a bad option.
+    """
+    if validate is not None and cache_validation_callback is not None:
+        raise TypeError("validate= and cache_validation_callback= are the same. Give one.")
+    mode = own.mmap_mode if mmap_mode is None else mmap_mode
+    check_mmap_mode(mode, own.compress)
+    return FunctionOptions(
+        ignore=ignore if isinstance(ignore, str) else tuple(ignore),  # type: ignore[arg-type]  # refused later
+        ttl=own.ttl if ttl is None else parse_seconds(ttl),
+        stale_while_revalidate=parse_seconds(stale_while_revalidate),
+        tags=tags if callable(tags) else checked_tags(tags),
+        mmap_mode=mode,
+        validate=validate or cache_validation_callback,
+        depends_on=tuple(depends_on),
+        track=check_track(own.track if track is None else track),
+        cache_errors=(cache_errors,) if isinstance(cache_errors, type) else cache_errors,
+        pool=check_pool(pool),
+        verbose=own.verbose if verbose is None else verbose,
+    )
+
+
+def check_mmap_mode(mmap_mode: object, compress: object) -> None:
+    if mmap_mode not in (None, "r", "c"):
+        raise ValueError(
+            f"mmap_mode={mmap_mode!r}: results can be mapped with 'r' or 'c'. "
+            f"What others share must not be changed in place."
+        )
+    if mmap_mode is not None and compress not in (None, False, 0):
+        raise ValueError("mmap_mode= and compress= exclude each other: what is compressed cannot be mapped.")
+
+
+def check_pool(pool: Any) -> Any:
+    if pool is not None and not callable(getattr(pool, "run", None)):
+        raise TypeError(f"pool={pool!r} has no method run. Give a Pool, or leave it out to compute in threads.")
+    return pool
+
+
+def check_track(track: Track) -> Track:
+    if track not in ("deep", "own", "none"):
+        raise ValueError(f"track={track!r} is none of 'deep', 'own', 'none'.")
+    return track
+
+
+def checked_key(key: bytes | str | None) -> bytes | None:
+    if key is None:
+        return None
+    if not isinstance(key, bytes | str):
+        raise TypeError(f"signing_key is bytes or text, got {type(key).__name__}.")
+    if not key:
+        raise ValueError("signing_key is empty: anybody could sign with it.")
+    return key.encode() if isinstance(key, str) else key
+
+
+def checked_entries(count: int | None) -> int | None:
+    if count is None:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"max_entries={count!r} is not a whole number.")
+    if count < 1:
+        raise ValueError(f"max_entries={count!r} is not a positive number. Memory(None) caches nothing.")
+    return count
+
+
+def checked_bytes(size: str | int | None) -> int | None:
+    return None if size is None else parse_bytes(size)
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise TypeError(f"tags={tags!r} is a text. Write tags=[{tags!r}].")
+    return tuple(tags)

@@ -1,0 +1,194 @@
+"""What the memoized functions of a Memory share: the store, and the newest results in memory before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aparallel._ground.hop import in_thread
+from aparallel._ground.store import Limits, Store
+from aparallel._memory.disk.store import DiskStore
+from aparallel._memory.entry import Body, Damaged, NotOurs
+from aparallel._memory.results import StoredCall
+from aparallel._memory.sealed import SealedStore
+from aparallel._memory.tier import Tier
+from aparallel.errors import MissingResultError, NotStoredWarning, UnsupportedPlatformError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from aparallel._ground.store import Listed, Place
+    from aparallel._memory.options import MemoryOptions
+
+_logger = logging.getLogger("aparallel.memory")
+
+
+class Home(NamedTuple):
+    """Where results live: a directory with its bounds, a store of the user's, or, with neither, nowhere."""
+
+    location: str | None = None
+    limits: Limits = Limits()
+    trust_group: bool = False
+    store: Store | None = None
+
+    def open(self, *, is_signed: bool) -> Store | None:
+        """Return the store.
+
+        Raises:
+            UnsupportedPlatformError: this system has no file locks, which a directory needs.
+        """
+        if self.location is None:
+            return self.store
+        if sys.platform == "win32":
+            raise UnsupportedPlatformError(
+                "Memory needs the file locks of Linux or macOS, and this is Windows. "
+                "Use Memory(None), which caches nothing, or a store of your own."
+            )
+        return DiskStore(self.location, is_signed=is_signed, trust_group=self.trust_group, limits=self.limits)
+
+
+class Shelf:
+    """The results of one Memory. It pickles, and equal ones that arrive in a process are one there.
+
+    Attributes:
+        store: where they live; None if nothing is remembered.
+        sealed: the same, as entries that were checked; unusable without a store.
+        tier: the newest ones in memory.
+        name: what computations are known by in this process: two memories of one place share them.
+    """
+
+    def __init__(self, home: Home, options: MemoryOptions) -> None:
+        self.home = home
+        self.options = options
+        self.store = home.open(is_signed=options.signing_key is not None)
+        if self.store is not None:
+            self.sealed = SealedStore(self.store, options.signing_key, options.compress)
+        self.tier = Tier(options.memory_bytes)
+        self.name = (home.location or home.store, options.signing_key)
+        self._warned: set[str] = set()
+        # Computations that no caller waits for; a loop forgets a task that nobody holds.
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any:
+        """Return a stored result of a function, by its name.
+
+        Raises:
+            MissingResultError: it is not there any more.
+        """
+        problem = "it was cleared, evicted or replaced"
+        if self.store is not None:
+            try:
+                found = await in_thread(self._load, place, mmap_mode)
+                if found is not None:
+                    is_error, value = found
+                    if is_error:
+                        raise value
+                    return value
+            except (Damaged, NotOurs) as error:
+                problem = str(error)
+        raise MissingResultError(
+            f"The result of {function} with the key {place.key.hex()[:12]}… is not there: {problem}. "
+            f"Call the function again.",
+            call=function,
+        )
+
+    def _load(self, place: Place, mmap_mode: str | None) -> tuple[bool, Any] | None:
+        found = self.sealed.read(place, mapped=mmap_mode is not None)
+        if found is None:
+            return None
+        with found:
+            return found.entry.body_kind is Body.ERROR, self.sealed.value_of(found, mmap_mode)
+
+    async def has(self, place: Place) -> bool:
+        """Whether a result is stored."""
+        return self.store is not None and await in_thread(self.store.version, place) is not None
+
+    async def forget(self, place: Place) -> bool:
+        """Remove one result, and return whether it was there."""
+        if self.store is None:
+            return False
+        self.tier.drop(place.key)
+        removed = await in_thread(self.store.remove, place)
+        self.tier.drop(place.key)  # somebody may have read it in the meantime
+        return removed
+
+    async def clear(self, function: str | None = None) -> int:
+        """Remove all results, or all of one function. Return how many there were."""
+        if self.store is None:
+            return 0
+        removed = await in_thread(self.store.clear, function)
+        self.tier.clear()
+        return removed
+
+    async def reduce(self, limits: Limits, unused_for: float | None) -> int:
+        """Remove what was not used for so many seconds, and what is over *limits*. Return how many results went."""
+        store = self.store
+        if store is None:
+            return 0
+        removed = await in_thread(lambda: store.reduce(limits, unused_for=unused_for))
+        if removed:
+            self.tier.clear()
+        return removed
+
+    def in_background(self, doing: Coroutine[Any, Any, Any]) -> None:
+        """Compute without anyone waiting; what it raises is the next caller's to see."""
+        task = asyncio.get_running_loop().create_task(_quietly(doing))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def warn_once(self, what: str, message: str) -> None:
+        """Warn that something is not stored, once for each *what*."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"{message}. The function works as without a memory.", NotStoredWarning, stacklevel=2)
+
+    def __reduce__(self) -> Any:
+        return _same_shelf, (self.home, self.options)
+
+    def __repr__(self) -> str:
+        return f"Memory({self.home.store if self.home.store is not None else self.home.location!r})"
+
+
+# Shelves that came out of a pickle: equal ones are one, so that they share what they hold in memory.
+_arrived: weakref.WeakValueDictionary[Any, Shelf] = weakref.WeakValueDictionary()
+
+
+def _same_shelf(home: Home, options: MemoryOptions) -> Shelf:
+    name = (home, repr(options))
+    shelf = _arrived.get(name)
+    if shelf is None:
+        shelf = _arrived[name] = Shelf(home, options)
+    return shelf
+
+
+async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await doing
+    except Exception:
+        _logger.warning("Computing a stale result anew failed; the old one is served on.", exc_info=True)
+
+
+def stored_call(sealed: SealedStore, listed: Listed) -> StoredCall | None:
+    """Read what there is to tell of an entry; None if it is gone or cannot be read."""
+    try:
+        found = sealed.read(listed.place)
+        if found is None:
+            return None
+        with found:
+            meta = found.entry.meta()
+    except (OSError, ValueError, Damaged, NotOurs):
+        return None
+    return StoredCall(
+        function=meta.get("function", listed.place.function),
+        key=listed.place.key.hex(),
+        created=found.entry.created,
+        last_used=listed.used,
+        size=listed.size,
+        seconds=meta.get("seconds", 0.0),
+        tags=tuple(meta.get("tags", ())),
+        arguments=meta.get("values", {}),
+    )

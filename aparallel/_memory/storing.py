@@ -1,0 +1,124 @@
+"""Storing results, and explaining why one is not there. All of it happens in a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from aparallel._memory.digest import digest
+from aparallel._memory.entry import Body, Entry, metadata_of
+from aparallel._memory.explain import explain_missing
+from aparallel._memory.lookup import State
+from aparallel._memory.notes import note_function
+from aparallel._memory.results import Explanation
+from aparallel._memory.values import pickle_error, pickle_small
+
+if TYPE_CHECKING:
+    from aparallel._memory.keys import Key
+    from aparallel._memory.lookup import Lookup, PendingCall
+
+_logger = logging.getLogger("aparallel.memory")
+
+_ARGUMENT_DIGITS = 16
+_CODE_DIGITS = 16
+_LONGEST_TEXT = 200  # characters of an argument
+
+
+class Storing:
+    """Stores the results that *lookup* finds later."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._noted_code = b""
+
+    def store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
+        """Store, and return what went wrong, if anything did, and what with: the store or this function."""
+        own = self._lookup
+        try:
+            self._write(call, value, seconds, is_error=is_error)
+        except Exception as error:
+            own.statistics.not_stored += 1
+            _logger.info("A result of %s is not stored: %r", own.name, error)
+            return f"{type(error).__name__}: {error}", "the store" if isinstance(error, OSError) else own.identifier
+        own.statistics.stored += 1
+        return "", ""
+
+    def _write(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> None:
+        own, options = self._lookup, self._lookup.options
+        entry = Entry(Body.VALUE, time.time(), self._metadata(call, seconds), b"")
+        if is_error:
+            entry = entry._replace(body_kind=Body.ERROR, body=pickle_error(value))
+        else:
+            is_mapped = options.mmap_mode is not None
+            body = pickle_small(value, compressed=own.shelf.options.is_compressed, mapped=is_mapped)
+            if body is None:
+                self._note_function(call.key)
+                own.shelf.sealed.write_large(call.place, entry, value, lifetime=options.lifetime)
+                return
+            entry = entry._replace(body=body)
+        self._note_function(call.key)
+        version = own.shelf.sealed.write(call.place, entry, lifetime=options.lifetime)
+        own.keep(call.place, version, entry, value, is_error=is_error, tags=call.tags)
+
+    def _metadata(self, call: PendingCall, seconds: float) -> bytes:
+        own, key = self._lookup, call.key
+        parts = {
+            "function": own.name,
+            "seconds": seconds,
+            "code": _code_of(key),
+            "arguments": [digest(part).hex()[:_ARGUMENT_DIGITS] for part in (*key.arguments, key.held)],
+        }
+        if call.tags:
+            parts["tags"] = call.tags
+        if own.shelf.options.store_arguments:
+            binder = own.keys.binder
+            parts["values"] = dict(zip(binder.names, map(_short, binder.bind(call.args, call.kwargs)), strict=True))
+        return metadata_of(parts)
+
+    def _note_function(self, key: Key) -> None:
+        """Write down, once per process and version, what entries need not repeat."""
+        if self._noted_code == key.fingerprint.static:
+            return
+        own = self._lookup
+        with contextlib.suppress(OSError):
+            note_function(own.store, {"name": own.name, "ttl": own.options.lifetime}, own.identifier)
+            about = {"parts": _parts_of(key), "names": self._names()}
+            note_function(own.store, about, own.identifier, _code_of(key))
+            self._noted_code = key.fingerprint.static
+
+    def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
+        """Say whether a call would be a hit, or why it would be a miss."""
+        own = self._lookup
+        call, look = own.find(None, args, kwargs)
+        unseen = call.key.fingerprint.unseen
+        if look.state is State.HIT:
+            return Explanation(hit=True, reason="hit", unseen=unseen)
+        if look.state is not State.MISSING:
+            reason = State.EXPIRED if look.state is State.STALE else look.state
+            return Explanation(hit=False, reason=reason.value, unseen=unseen)
+        meta = Entry(Body.VALUE, 0.0, self._metadata(call, 0.0), b"").meta()
+        explanation = explain_missing(own.store, own.shelf.sealed, call.place, meta, self._names(), _parts_of(call.key))
+        return replace(explanation, unseen=unseen)
+
+    def _names(self) -> list[str]:
+        """What the digests in metadata are of."""
+        return [*self._lookup.keys.binder.names, "what it closes over"]
+
+
+def _parts_of(key: Key) -> dict[str, str]:
+    return {name: part.hex()[:_CODE_DIGITS] for name, part in key.fingerprint.parts.items()}
+
+
+def _code_of(key: Key) -> str:
+    return key.fingerprint.static.hex()[:_CODE_DIGITS]
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # a repr is user code
+        text = f"<{type(value).__qualname__}>"
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
