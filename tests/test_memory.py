@@ -655,6 +655,57 @@ async def test_a_repeated_hit_does_not_touch_the_disk(memory: Memory, monkeypatc
     assert cached.statistics().memory_hits == 1
 
 
+async def test_a_miss_after_a_miss_takes_one_hop_and_a_wrong_guess_is_still_a_hit(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    for x in range(3):
+        await Memory(location).cache(recorder)(x)
+    cached = Memory(location).cache(recorder)
+    hops: list[Any] = []
+    hop = computation.in_thread
+
+    async def counted(fn: Any, *args: Any) -> Any:
+        hops.append(fn)
+        return await hop(fn, *args)
+
+    monkeypatch.setattr(computation, "in_thread", counted)
+    assert [await cached(x) for x in (10, 11, 12)] == [[10], [11], [12]]
+    assert len(hops) == 1, "the first one looked, then computed; the others did both at once"
+    assert await asyncio.gather(*(cached(0) for _ in range(5))) == [[0]] * 5
+    assert [await cached(x) for x in (1, 2)] == [[1], [2]]
+    assert recorder.calls == [0, 1, 2, 10, 11, 12]
+    statistics = cached.statistics()
+    assert (statistics.misses, statistics.hits + statistics.shared) == (3, 7)
+
+
+async def test_hits_do_not_wait_behind_computations(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(computation, "_COMPUTING_THREADS", 1)
+    gate = threading.Event()
+    calls: list[Any] = []
+
+    def slow(x: Any) -> Any:
+        calls.append(x)
+        if x == "wait":
+            gates["wait"].wait()
+        gates["last"] = x
+        return x
+
+    gates: dict[str, Any] = {"wait": gate}
+    cached = memory.cache(slow)
+    await cached("stored")
+    waiting = asyncio.ensure_future(cached("wait"))
+    try:
+        await until(lambda: "wait" in calls, waiting)
+        memory._shelf.tier.clear()
+        async with asyncio.timeout(5):
+            assert await cached("stored") == "stored"
+    finally:
+        gate.set()
+    assert await waiting == "wait"
+    assert calls == ["stored", "wait"]
+
+
 @pytest.mark.parametrize("removal", ["forget", "clear", "evict", "refresh"])
 async def test_another_process_sees_a_removal_within_a_second(location: str, removal: str) -> None:
     values = {"now": 1}

@@ -71,9 +71,14 @@ class Computation:
         self._options = lookup.options
         self._statistics = lookup.statistics
         self._name = lookup.name
+        self._is_for_loop = is_async or lookup.options.pool is not None
 
     async def answer(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of a call, or raise it; *key* is None if it has still to be made."""
+        if key is not None and self._may_look_late():
+            call = self._lookup.call_of(args, kwargs, key)
+            call.is_new = True
+            return await self.fly(call)
         call, look = await in_thread(self._lookup.find, key, args, kwargs)
         if look.state is State.HIT:
             self._statistics.hits += 1
@@ -83,6 +88,15 @@ class Computation:
             self._lookup.shelf.in_background(self.fly(call))
             return given(look)
         return await self.fly(call)
+
+    def _may_look_late(self) -> bool:
+        """Whether to look for a result where it would be computed, which saves a hop if it has to be.
+
+        Not if it may be served stale, nor if it would have to wait until one of those threads has computed.
+        """
+        if not self._lookup.expects_miss or self._options.stale_while_revalidate:
+            return False
+        return self._is_for_loop or _computing_limiter().available_tokens > 0
 
     async def fly(self, call: PendingCall) -> Any:
         """Wait for the computation of *call*, which other callers share, and return its result."""
@@ -130,9 +144,8 @@ class Computation:
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
         wait = _FIRST_WAIT
-        is_for_thread = not self.is_async and self._options.pool is None
         while True:
-            if is_for_thread:
+            if not self._is_for_loop:
                 if not flight.enter_thread():
                     return
                 from anyio import to_thread
@@ -196,6 +209,12 @@ class Computation:
 
     def _begin(self, call: PendingCall) -> _Begun | Look:
         """Take the lock of the call's key. If its result is there by now, give the lock back and return the result."""
+        if call.is_new:
+            call.is_new = False
+            look = self._lookup.look_for(call)
+            if look.state is State.HIT:
+                self._statistics.hits += 1
+                return look
         try:
             is_locked = self._lookup.store.try_lock(call.place.key)
         except UntrustedDirectoryError:

@@ -53,13 +53,14 @@ class Look(NamedTuple):
 
 
 class PendingCall:
-    """A call on its way: its parts, and whether its key's lock is held."""
+    """A call on its way: its parts, whether its result was looked for, and whether its key's lock is held."""
 
     __slots__ = (
         "args",
         "deadline",
         "is_abandoned",
         "is_locked",
+        "is_new",
         "is_refresh",
         "key",
         "kwargs",
@@ -74,6 +75,7 @@ class PendingCall:
         self.args = args
         self.kwargs = kwargs
         self.tags: dict[str, str] = {}
+        self.is_new = False
         self.is_refresh = False
         self.deadline = math.inf
         # Guarded by the mutex: a thread takes the lock while the task that asked for it may be cancelled.
@@ -89,6 +91,8 @@ class Lookup:
         store: where they are.
         identifier: what the function's entries are kept under.
         is_plain: a kept result may be used with no more than a look at its age.
+        expects_miss: what was looked for last was not there, so the next one may not be either. Only a guess, which
+            saves a hop if it is right, and nobody's result depends on.
     """
 
     def __init__(
@@ -102,20 +106,26 @@ class Lookup:
         self.keys = KeyMaker(fn, name=name, ignore=options.ignore, track=options.track, depends_on=options.depends_on)
         self.statistics = FunctionStatistics()
         self.is_plain = options.validate is None
+        self.expects_miss = False
 
-    def call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PendingCall:
-        key = self.keys.make(args, kwargs)
+    def call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key | None = None) -> PendingCall:
+        """Return the call, with its key, which is made if it is not given."""
+        if key is None:
+            key = self.keys.make(args, kwargs)
         return PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
 
     def find(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PendingCall, Look]:
         """Make the key, if it is not made yet, and look for its result: one hop for both."""
-        if key is None:
-            key = self.keys.make(args, kwargs)
-        call = PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
+        call = self.call_of(args, kwargs, key)
         return call, self.look_for(call)
 
     def look_for(self, call: PendingCall) -> Look:
         """Look for the result, in memory and then in the store. What cannot be read is missing."""
+        look = self._look_for(call)
+        self.expects_miss = look.state is State.MISSING
+        return look
+
+    def _look_for(self, call: PendingCall) -> Look:
         place = call.place
         tier = self.shelf.tier
         try:

@@ -94,6 +94,17 @@ class Directory:
 
     # Writing
 
+    def begin(self) -> tuple[str, int]:
+        """Make a file to be written and then moved into its place. Return its path and a descriptor."""
+        if not self._is_checked:
+            self.prepare()
+        path = self.temporary_path()
+        try:
+            return path, self.create(path)
+        except FileNotFoundError:  # somebody removed the directory
+            self.prepare()
+            return path, self.create(path)
+
     def create(self, path: str) -> int:
         """Open a new file for reading and writing, and return its descriptor."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -110,9 +121,8 @@ class Directory:
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, whole or not at all, in place of what was there."""
-        temporary = self.temporary_path()
+        temporary, fd = self.begin()
         try:
-            fd = self.create(temporary)
             try:
                 write_all(fd, data)
             finally:

@@ -97,17 +97,14 @@ class DiskStore(Store):
         return self._put(place, write_to, lifetime)
 
     def _put(self, place: Place, write: Callable[[int], None], lifetime: float | None) -> Version:
-        self.directory.prepare()
-        temporary = self.directory.temporary_path()
+        temporary, fd = self.directory.begin()
         try:
-            fd = self.directory.create(temporary)
             try:
                 write(fd)
-                size = os.fstat(fd).st_size
-                self._bounds.check(size)
-                with self._bounds.room_for(size):
-                    self.slots.publish(place, temporary, size)
                 version = _version_of(os.fstat(fd))
+                self._bounds.check(version.size)
+                with self._bounds.room_for(version.size):
+                    self.slots.publish(place, temporary, version.size)
             finally:
                 os.close(fd)
         except BaseException:
@@ -158,7 +155,6 @@ class DiskStore(Store):
         return read_file(self.directory.path(name)) if self.directory.is_there() else None
 
     def write_note(self, name: str, content: bytes) -> None:
-        self.directory.prepare()
         self.directory.write(self.directory.path(name), content)
 
     def notes(self, folder: str) -> list[str]:
@@ -168,6 +164,11 @@ class DiskStore(Store):
     # Locks
 
     def try_lock(self, key: bytes) -> bool:
+        try:
+            if self.directory.is_there():
+                return self.slots.locks.try_acquire(lock_of_key(key))
+        except FileNotFoundError:  # somebody removed it
+            pass
         self.directory.prepare()
         return self.slots.locks.try_acquire(lock_of_key(key))
 
