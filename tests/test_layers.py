@@ -134,6 +134,68 @@ def test_an_import_along_the_layers_is_not(module: str, source: str) -> None:
     assert violations(module, source) == []
 
 
+def used_by(module: str) -> set[str]:
+    """The modules of the package that *module* imports, wherever that stands; not what only type checkers see."""
+    tree = ast.parse(modules()[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    names = {name for _, name in imports(tree)}
+    # `from package import module` and `from module import name` look the same.
+    return {name if name in modules() else name.rpartition(".")[0] for name in names} & set(modules())
+
+
+def circle_through(start: str, used: dict[str, set[str]]) -> list[str] | None:
+    """A way from *start* back to itself, if there is one."""
+    ways = [[start]]
+    seen: set[str] = set()
+    for way in ways:
+        for name in used.get(way[-1], ()):
+            if name == start:
+                return [*way, name]
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return None
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if layer_of(name) == "_memory"])
+def test_modules_of_memory_import_in_no_circle(module: str) -> None:
+    used = {name: used_by(name) for name in modules() if layer_of(name) == "_memory"}
+    assert circle_through(module, used) is None
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_through("a", {"a": {"b", "x"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert circle_through("a", {"a": {"b"}, "b": {"c"}, "c": {"b"}}) is None
+
+
+def foreign_privates(source: str) -> set[str]:
+    """Private attributes that *source* uses of something and nowhere makes or sets itself."""
+    tree = ast.parse(source)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own |= {node.attr for node in attributes if not isinstance(node.ctx, ast.Load)}
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    own |= {value for value in constants if isinstance(value, str)}  # of __slots__, or checked with hasattr
+    used = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
+    return {name for name in used - own if name.startswith("_") and not name.endswith("__")}
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if layer_of(name) == "_memory"])
+def test_modules_of_memory_use_no_private_names_of_others(module: str) -> None:
+    public = {"_name_", "_value_", "_replace", "_metadata"}  # documented: of enums, named tuples and pandas
+    assert foreign_privates(modules()[module].read_text()) <= public
+    for _, name in imports(ast.parse(modules()[module].read_text())):
+        last = name.rpartition(".")[2]
+        assert not (name.startswith("aparallel.") and last.startswith("_") and name not in modules()), name
+
+
+def test_a_private_name_of_another_module_is_found() -> None:
+    assert foreign_privates("def f(memory): return memory._store.get(memory.tier)") == {"_store"}
+    assert foreign_privates("class A:\n    def __init__(self): self._x = 1\n    def f(self, a): return a._x") == set()
+
+
 def loaded_by(code: str) -> set[str]:
     """Top-level packages that a fresh interpreter has loaded after *code* and had not before."""
     script = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._memory.canonical import Parts
 from aparallel._memory.digest import Hasher
+from aparallel._memory.parts import Parts
 from aparallel._memory.plain import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    Spend = Callable[[int], None]
-    Handler = Callable[[Any, Spend], Parts | bytes]
+    from aparallel._memory.parts import Handler, Spend
 
 _SLICE = 4 << 20  # bytes that are copied at a time where an array does not lie in one piece
 

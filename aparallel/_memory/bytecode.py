@@ -6,7 +6,6 @@ import dis
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from aparallel._memory.canonical import encode
 from aparallel._memory.plain import Kind, combine, encode_content, plain_encoding
 
 if TYPE_CHECKING:
@@ -40,7 +39,11 @@ def encode_code(code: CodeType) -> bytes:
 
 
 def _encode_constant(constant: object) -> bytes:
-    return encode_code(constant) if isinstance(constant, CodeType) else encode(constant)
+    if isinstance(constant, CodeType):
+        return encode_code(constant)
+    encoding = plain_encoding(constant)
+    assert encoding is not None  # a compiler makes nothing else
+    return encoding
 
 
 def _loads_first_constant(code: CodeType) -> bool:

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.hop import pause
-from aparallel._memory.canonical import Parts, take_apart
 from aparallel._memory.plain import ATOMS, Kind, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from aparallel._memory.parts import Parts
 
 _PAUSE_EVERY = 256
 
@@ -25,7 +26,8 @@ _PAUSE_EVERY = 256
 class _Graph:
     """Values by number, in the order in which they are first met."""
 
-    def __init__(self) -> None:
+    def __init__(self, take_apart: Callable[[Any], Parts | bytes]) -> None:
+        self._take_apart = take_apart
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # so that no id is used twice
         self.parts: list[Parts | None] = []
@@ -39,7 +41,7 @@ class _Graph:
         if known is not None:
             return known
         number = len(self.parts)
-        parts = atom(value) if atom is not None else take_apart(value, _spend_nothing)
+        parts = atom(value) if atom is not None else self._take_apart(value)
         if atom is None:
             self._numbers[id(value)] = number
             if number % _PAUSE_EVERY == 0:
@@ -57,13 +59,9 @@ class _Graph:
             self.children[number] = [self.number_of(child) for child in parts.children]
 
 
-def _spend_nothing(amount: int) -> None:
-    pass
-
-
-def encode_graph(root: object) -> bytes:
-    """Return the canonical encoding of *root*, without recursion. Raises what take_apart raises."""
-    graph = _Graph()
+def encode_graph(root: object, take_apart: Callable[[Any], Parts | bytes]) -> bytes:
+    """Return the canonical encoding of *root*, without recursion. Raises what *take_apart* raises."""
+    graph = _Graph(take_apart)
     start = graph.number_of(root)
     for component in _components(graph, start):
         if len(component) == 1 and component[0] not in graph.children[component[0]]:

@@ -180,7 +180,7 @@ class KeyMaker:
         """Return the fingerprint of the function as it is now. It may take milliseconds."""
         known = self._fingerprint
         if known is None or not known.still_holds():
-            known = fingerprint_of_callable(self._fn, self._track, self._depends_on)
+            known = fingerprint_of_callable(self._fn, self._track, self._depends_on, encode)
             self._prefix = _VERSION + known.static + self._names
             self._fingerprint = known
         return known

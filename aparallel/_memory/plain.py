@@ -110,11 +110,14 @@ def plain_encoding(value: object) -> bytes | None:
     atom = ATOMS.get(type(value))
     if atom is not None:
         return atom(value)
+    parts: Iterable[object]
     if type(value) is tuple:
-        tag, kind = b"(", Kind.ORDERED
+        tag, kind, parts = b"(", Kind.ORDERED, value
     elif type(value) is frozenset:
-        tag, kind = b">", Kind.UNORDERED
+        tag, kind, parts = b">", Kind.UNORDERED, value
+    elif type(value) is slice:  # constants of code from Python 3.14 on
+        tag, kind, parts = b"S", Kind.ORDERED, (value.start, value.stop, value.step)
     else:
         return None
-    children = [plain_encoding(child) for child in value]
+    children = [plain_encoding(part) for part in parts]
     return None if None in children else combine(tag, kind, children)  # type: ignore[arg-type]

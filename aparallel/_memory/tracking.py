@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
 from aparallel._memory.bytecode import cells_written, encode_code, globals_read
-from aparallel._memory.canonical import encode, encode_name, encode_type
 from aparallel._memory.digest import digest
+from aparallel._memory.parts import encode_name
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import CellType, CodeType
+
+    from aparallel._memory.parts import Encode
 
 Track = Literal["deep", "own", "none"]
 
@@ -77,17 +79,17 @@ class Fingerprint:
 _known: weakref.WeakKeyDictionary[FunctionType, Fingerprint] = weakref.WeakKeyDictionary()
 
 
-def fingerprint_of(fn: FunctionType) -> Fingerprint:
+def fingerprint_of(fn: FunctionType, encode: Encode) -> Fingerprint:
     """Return the fingerprint of a function that is itself a value, its defaults included."""
     known = _known.get(fn)
     if known is None or not known.still_holds():
-        walk = _Walk({_package_of(fn)}, "deep")
+        walk = _Walk({_package_of(fn)}, "deep", encode)
         walk.visit_function(fn, with_defaults=True)
         known = _known[fn] = Fingerprint(walk, encode_name(fn), [])
     return known
 
 
-def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any] = ()) -> Fingerprint:
+def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], encode: Encode) -> Fingerprint:
     """Return the fingerprint of what is called, without the defaults of its own arguments.
 
     Raises:
@@ -95,7 +97,7 @@ def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any] = (
     """
     inner, own = _unbind(fn)
     others = list(depends_on)
-    walk = _Walk({_package_of(part) for part in (inner, *others)}, track)
+    walk = _Walk({_package_of(part) for part in (inner, *others)}, track, encode)
     if track != "none":
         walk.visit(inner, with_defaults=False)
     elif isinstance(inner, FunctionType):
@@ -159,7 +161,8 @@ def is_constant(value: Any) -> bool:
 class _Walk:
     """Follows what functions refer to. Each is visited once, in an order that the code alone decides."""
 
-    def __init__(self, packages: set[str], track: Track) -> None:
+    def __init__(self, packages: set[str], track: Track, encode: Encode) -> None:
+        self._encode = encode
         self._packages = packages
         self._track = track
         self._numbers: dict[int, int] = {}
@@ -195,7 +198,7 @@ class _Walk:
             self.dynamic += own_values
             self.entries.append(combine(b"V", Kind.ORDERED, [self.visit(inner)]))
         elif is_constant(value):
-            self.entries.append(combine(b"V", Kind.ORDERED, [encode(value)]))
+            self.entries.append(combine(b"V", Kind.ORDERED, [self._encode(value)]))
         else:
             self.dynamic.append(value)
 
@@ -262,7 +265,7 @@ class _Walk:
             if functions or (is_constant(value) and name not in _NOT_CONTENT):
                 self._note(namespace, name, value)
                 content.append(encode_str(name))
-                content += [self._refer_to(fn, name) for fn in functions] or [encode(value)]
+                content += [self._refer_to(fn, name) for fn in functions] or [self._encode(value)]
         self._leave(number, f"{cls.__module__}.{cls.__qualname__}", combine(b"k", Kind.ORDERED, content))
         return self._reference(cls)
 
@@ -289,7 +292,7 @@ class _Walk:
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if is_constant(value):
-            return encode(value)
+            return self._encode(value)
         if callable(value):
             return self._refer_to_callable(value, path)
         self.unseen.add(path)
@@ -315,7 +318,7 @@ class _Walk:
         if type(value) is object:  # a sentinel: what matters is which name it has
             return b"."
         if is_constant(value):
-            return encode(value)
+            return self._encode(value)
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if isinstance(value, FunctionType):
@@ -323,7 +326,7 @@ class _Walk:
                 return self.visit_function(value, with_defaults=True)
             return encode_name(value)
         if isinstance(value, type):
-            return self._visit_class(value) if _package_of(value) in self._packages else encode_type(value)
+            return self._visit_class(value) if _package_of(value) in self._packages else self._encode(value)
         inner, held = _unbind(value) if callable(value) else (value, [])
         if isinstance(inner, FunctionType) and not held:  # such as a memoized function
             return self._hold(inner)
@@ -343,7 +346,7 @@ def _functions_of(value: Any) -> list[FunctionType]:
     return []
 
 
-def class_content(cls: type) -> bytes:
+def class_content(cls: type, encode: Encode) -> bytes:
     """Encode what a class made inside a function does, which its name does not tell: code and plain attributes."""
     content = [encode_name(base) for base in cls.__bases__]
     for name, value in sorted(vars(cls).items()):
