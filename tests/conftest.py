@@ -37,6 +37,7 @@ _ONE_LOOP = (
     "test_persist_joblib",
     "test_persist_trust",
     "test_pool",
+    "test_stores",
     "test_stream",
 )
 

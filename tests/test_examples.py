@@ -66,6 +66,11 @@ STDOUT = {
         r"^[02] computed, \d+ remembered, \d+ shared$",
         r"^100,000: hit$",
     ],
+    "results_in_sqlite": [
+        r"^first run: \[2262, 3245, 2262\] primes, 2 computed$",
+        r"^second run: \[2262, 3245, 2262\] primes, 0 computed$",
+        r"^2 results in results\.db\n\Z",
+    ],
     "cancel_and_timeout": [
         r"^timeout=0\.2: .*spin.*0\.2",
         r"^asyncio\.timeout: the gather of 100 calls is over$",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 import sys
 from pathlib import Path
@@ -53,6 +54,26 @@ class Bare(FakeStore):
 class TestBareStore(StoreSuite):
     def new_store(self) -> Store:
         return Bare()
+
+
+def example() -> Any:
+    path = Path(__file__).parent.parent / "examples" / "results_in_sqlite.py"
+    spec = importlib.util.spec_from_file_location("results_in_sqlite", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestStoreOfTheExample(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def _use_folder(self, tmp_path: Path) -> None:
+        self.paths = map(str, (tmp_path / f"{number}.db" for number in itertools.count()))
+
+    def new_store(self) -> Store:
+        store: Store = example().SQLiteStore(next(self.paths))
+        return store
 
 
 class Unreachable(Store):
