@@ -25,6 +25,7 @@ from aparallel import Memory, errors, expires_after
 from aparallel._memory.disk import recency, store
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 from aparallel._memory.disk.store import DiskStore
+from aparallel._memory.entry import split
 
 
 @pytest.fixture(autouse=True)
@@ -435,6 +436,41 @@ async def test_an_entry_moved_to_another_key_is_not_believed(memory: Memory, loc
     (two,) = set(files_of(location)) - {one}
     two.write_bytes(one.read_bytes())
     assert await Memory(location).cache(cached.__wrapped__)(2) == 2
+
+
+async def test_what_earlier_versions_kept_in_two_files_is_a_miss_and_leaves(location: str) -> None:
+    memory = Memory(location)
+    cached = memory.cache(np.arange)
+    await cached(300_000)
+    (path,) = files_of(location)
+    entry = bytearray(split(path.read_bytes())[0])
+    entry[10] = 2
+    path.write_bytes(entry)
+    beside = Path(f"{path}.apl")
+    beside.write_bytes(b"container")
+    again = Memory(location).cache(np.arange)
+    assert (await again(300_000)).sum() == 44999850000
+    assert again.statistics().misses == 1
+    assert len([entry async for entry in memory.entries()]) == 1
+    os.utime(beside, (0, 0))
+    await memory.clear()
+    assert files_of(location) == []
+
+
+async def test_a_reader_never_meets_half_of_a_replaced_large_result(
+    location: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fn(x: int) -> Any:
+        return np.full(50_000, x)
+
+    writers, readers = Memory(location).cache(fn), Memory(location, memory_bytes=0).cache(fn)
+    await writers(1)
+    with caplog.at_level(logging.WARNING, "aparallel.memory"):
+        for _ in range(40):
+            found = await asyncio.gather(writers.refresh(1), *(readers(1) for _ in range(3)))
+            assert all((one == 1).all() for one in found)
+    assert caplog.text == ""
+    assert readers.statistics().misses == 0
 
 
 async def test_readers_are_safe_while_others_clear(location: str) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
+import pickle
 import sys
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,19 @@ class TestStoreOfTheExample(StoreSuite):
         return store
 
 
+@dataclass
+class Comparing(FakeStore):
+    """Equal to others of its kind, so it has no hash."""
+
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __reduce__(self) -> Any:
+        return Comparing, (self.size,)
+
+
 class Unreachable(Store):
     """A server that is away."""
 
@@ -113,6 +129,58 @@ async def test_two_memories_of_one_store_compute_once_at_a_time() -> None:
     gates["go"].set()
     assert await asyncio.gather(*tasks) == [1, 1, 1]
     assert calls == [1, 1]
+
+
+async def test_a_slow_store_does_not_hold_the_loop() -> None:
+    loop_thread = threading.get_ident()
+    used: set[str] = set()
+
+    class Guarded(FakeStore):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name not in vars(Store) or name == "touch" or not callable(found):
+                return found
+
+            def guarded(*args: Any, **kwargs: Any) -> Any:
+                assert threading.get_ident() != loop_thread, f"{name} is called on the loop"
+                used.add(name)
+                return found(*args, **kwargs)
+
+            return guarded
+
+    async def coroutine(x: int) -> int:
+        return x
+
+    memory = Memory(Guarded(), ttl="1h")
+    for fn in (len, coroutine):
+        cached = memory.cache(tags=["t"], cache_errors=True)(fn)  # type: ignore[arg-type, var-annotated]
+        for argument in ("abc", "abc", "abcd"):
+            await cached(argument)
+        await cached.refresh("abc")
+        await cached.explain("x")
+        await (await cached.call_and_shelve("abc")).get()
+        assert await cached.forget("abc")
+        cancelled = asyncio.ensure_future(cached("abcde"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        await cached.clear()
+        await cached("abc")
+    assert {entry.function for entry in [entry async for entry in memory.entries()]} >= {"len"}
+    await memory.statistics()
+    await memory.invalidate("t")
+    assert await memory.reduce_size(items_limit=0) >= 2
+    await memory.clear()
+    assert used >= {"get", "put", "remove", "entries", "read_note", "write_note", "try_lock", "unlock", "totals"}
+
+
+async def test_a_store_may_compare_as_it_likes_and_travels_if_it_pickles() -> None:
+    assert await Memory(Comparing()).eval(len, "abc") == 3
+    memory = Memory(Comparing())
+    copies = [pickle.loads(pickle.dumps(memory)) for _ in range(2)]
+    assert await copies[0].eval(len, "abcd") == await copies[1].eval(len, "abcd") == 4
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(Memory(FakeStore()))
 
 
 async def test_a_fake_store_keeps_to_its_limits() -> None:

@@ -256,9 +256,10 @@ class Memory:
 
     async def entries(self) -> AsyncIterator[StoredCall]:
         """Yield what is stored, in no order: ``async for entry in memory.entries()``."""
-        if self._shelf.store is None:
+        store = self._shelf.store
+        if store is None:
             return
-        listing = iter(self._shelf.store.entries())
+        listing = await in_thread(lambda: iter(store.entries()))
         while batch := await in_thread(self._next_entries, listing):
             for entry in batch:
                 yield entry

@@ -35,6 +35,11 @@ class Home(NamedTuple):
     trust_group: bool = False
     store: Store | None = None
 
+    @property
+    def name(self) -> str | int | None:
+        """What tells it from others, for as long as it lives: the directory, or which object the store is."""
+        return self.location if self.store is None else id(self.store)
+
     def open(self, *, is_signed: bool) -> Store | None:
         """Return the store.
 
@@ -68,7 +73,7 @@ class Shelf:
         if self.store is not None:
             self.sealed = SealedStore(self.store, options.signing_key, options.compress)
         self.tier = Tier(options.memory_bytes)
-        self.name = (home.location or home.store, options.signing_key)
+        self.name = (home.name, options.signing_key)
         self._warned: set[str] = set()
         # Computations that no caller waits for; a loop forgets a task that nobody holds.
         self._background: set[asyncio.Task[None]] = set()
@@ -158,7 +163,7 @@ _arrived: weakref.WeakValueDictionary[Any, Shelf] = weakref.WeakValueDictionary(
 
 
 def _same_shelf(home: Home, options: MemoryOptions) -> Shelf:
-    name = (home, repr(options))
+    name = (home.name, home.limits, home.trust_group, repr(options))
     shelf = _arrived.get(name)
     if shelf is None:
         shelf = _arrived[name] = Shelf(home, options)
