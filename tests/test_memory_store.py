@@ -457,22 +457,6 @@ async def test_what_earlier_versions_kept_in_two_files_is_a_miss_and_leaves(loca
     assert files_of(location) == []
 
 
-async def test_a_reader_never_meets_half_of_a_replaced_large_result(
-    location: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fn(x: int) -> Any:
-        return np.full(50_000, x)
-
-    writers, readers = Memory(location).cache(fn), Memory(location, memory_bytes=0).cache(fn)
-    await writers(1)
-    with caplog.at_level(logging.WARNING, "aparallel.memory"):
-        for _ in range(40):
-            found = await asyncio.gather(writers.refresh(1), *(readers(1) for _ in range(3)))
-            assert all((one == 1).all() for one in found)
-    assert caplog.text == ""
-    assert readers.statistics().misses == 0
-
-
 async def test_readers_are_safe_while_others_clear(location: str) -> None:
     cached = Memory(location).cache(lambda x: np.full(20_000, x))
     others = Memory(location)
@@ -679,6 +663,21 @@ async def test_array_results_are_mapped_and_nobody_can_change_the_pages(location
     assert np.shares_memory(one, two)
     one.mine = True
     assert not hasattr(await alone(1000), "mine")
+
+
+async def test_signed_results_are_mapped_and_a_changed_one_is_not_believed(location: str) -> None:
+    memory = Memory(location, mmap_mode="r", signing_key="secret")
+    assert type(await memory.cache(np.arange)(5000)) is np.memmap
+    again = Memory(location, mmap_mode="r", signing_key="secret").cache(np.arange)
+    assert (await again(5000)).sum() == 12497500
+    assert again.statistics().misses == 0
+    (path,) = files_of(location)
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1  # inside the array, which is not read when it is mapped
+    path.write_bytes(data)
+    again = Memory(location, mmap_mode="r", signing_key="secret").cache(np.arange)
+    assert (await again(5000)).sum() == 12497500
+    assert again.statistics().misses == 1
 
 
 async def test_a_mapped_result_outlives_its_entry(location: str) -> None:

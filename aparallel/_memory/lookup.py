@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from aparallel._memory.sealed import Found
     from aparallel._memory.shelf import Shelf
 
+# It is given texts: who keeps records would keep an error, its frames, and the arrays that they hold.
 _logger = logging.getLogger("aparallel.memory")
 
 
@@ -143,7 +144,7 @@ class Lookup:
         except UntrustedDirectoryError:
             raise
         except OSError as error:
-            _logger.warning("A result of %s cannot be read: %s", self.name, error)
+            _logger.warning("A result of %s cannot be read: %s", self.name, str(error))
             return Look(State.MISSING)
 
     def _read(self, place: Place) -> Look:
@@ -154,10 +155,10 @@ class Lookup:
             with found:
                 return self._use(place, found)
         except Damaged as error:
-            _logger.warning("A stored result of %s is damaged and will be replaced: %s", self.name, error)
+            _logger.warning("A stored result of %s is damaged and will be replaced: %s", self.name, str(error))
             return Look(State.DAMAGED)
         except NotOurs as error:
-            _logger.warning("A stored result of %s is not used: %s", self.name, error)
+            _logger.warning("A stored result of %s is not used: %s", self.name, str(error))
             return Look(State.NOT_SIGNED)
 
     def _use(self, place: Place, found: Found) -> Look:

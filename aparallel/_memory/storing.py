@@ -41,7 +41,7 @@ class Storing:
             self._write(call, value, seconds, is_error=is_error)
         except Exception as error:
             own.statistics.not_stored += 1
-            _logger.info("A result of %s is not stored: %r", own.name, error)
+            _logger.info("A result of %s is not stored: %s", own.name, repr(error))
             return f"{type(error).__name__}: {error}", "the store" if isinstance(error, OSError) else own.identifier
         own.statistics.stored += 1
         return "", ""
