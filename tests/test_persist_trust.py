@@ -231,9 +231,9 @@ def _names_in(data: bytes) -> list[tuple[str, str]]:
 
 
 def _is_trusted_as_a_value(module: str, name: str) -> bool:
-    from aparallel._persist.trust import _DATA, Global
+    from aparallel._persist.plain_data import DATA, Global
 
-    return Global(module, name) in _DATA
+    return Global(module, name) in DATA
 
 
 async def test_all_that_was_asked_for_is_listed_and_nothing_trusted_runs_before() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aparallel._persist.opcodes import Global, Items, Made
+from aparallel._persist.standins import Global, Items, Made
 
 
 class WrongDtype(Exception):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._persist.dtypes import WrongDtype, named_dtype, stated_dtype
-from aparallel._persist.opcodes import Global, Items, Made, Walk, Watcher, Window
+from aparallel._persist.standins import Global, Items, Made, Watcher
+from aparallel._persist.walk import Walk
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
-    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.window import Window
 
 # The class that stands for an array in joblib's files, in joblib and where scikit-learn once kept a copy of it.
 WRAPPERS = frozenset(
@@ -68,7 +69,6 @@ class Inspector(Watcher):
         self.array_count = 0
         # Set for files in which arrays stand between opcodes.
         self.window: Window | None = None
-        self.stop: Stop | None = None
 
     def on_global(self, found: Global) -> None:
         self.globals[found] = None

@@ -28,8 +28,8 @@ import numpy as np
 from aparallel._ground.hop import pause
 from aparallel._persist.arrays import array
 from aparallel._persist.inspector import WRAPPERS, is_shape
-from aparallel._persist.opcodes import Global
 from aparallel._persist.sources import Source, StreamSource
+from aparallel._persist.standins import Global
 from aparallel.errors import CorruptFileError, TruncatedFileError, UnsupportedFormatError
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.inspector import Inspector
-from aparallel._persist.opcodes import Walk, Window
 from aparallel._persist.pickling import PiecesReader
 from aparallel._persist.sources import FileSource
+from aparallel._persist.walk import Walk
+from aparallel._persist.window import Window
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
         CorruptFileError: its checksums are right and its pickle is none.
     """
     if trust is not None:
-        from aparallel._persist.trust import Guard
+        from aparallel._persist.guard import Guard
 
         guard = Guard(trust)
         walk(PiecesReader(content.pieces(), stop).read, guard, stop)
@@ -61,7 +62,7 @@ def check_pickle(source: Source, trust: Trust, stop: Stop) -> None:
         UntrustedTypeError: it asks for what *trust* does not allow.
         CorruptFileError: it is no pickle.
     """
-    from aparallel._persist.trust import Guard
+    from aparallel._persist.guard import Guard
 
     guard = Guard(trust)
     walk(source.read_some, guard, stop, foreign=True)

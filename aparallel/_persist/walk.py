@@ -1,182 +1,43 @@
 """Walks a pickle without building anything: what it would import, call and change, and which arrays it has.
 
 The unpickler is a machine with a stack and a memo. Here it runs on stand-ins: of what is pushed, only as much is kept
-as is needed to tell names, calls and arrays, and anything else is :data:`OPAQUE`. Opcodes and their arguments are
-those of the standard library's ``pickletools``. Memory is bounded by limits on the stack and on what is kept in the
-memo.
+as is needed to tell names, calls and arrays, and anything else is :data:`~aparallel._persist.standins.OPAQUE`. Opcodes
+and their arguments are those of the standard library's ``pickletools``. Memory is bounded by limits on the stack and on
+what is kept in the memo.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from aparallel._ground.hop import pause
-from aparallel.errors import CorruptFileError, TruncatedFileError
+from aparallel._persist.standins import (
+    BUFFER,
+    BYTES,
+    LONGEST_BYTES,
+    LONGEST_TEXT,
+    MOST_ITEMS,
+    OPAQUE,
+    SET,
+    TEXT,
+    Global,
+    Items,
+    Listed,
+    Made,
+    Opaque,
+)
+from aparallel._persist.window import cut
+from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.standins import Watcher
+    from aparallel._persist.window import Window
 
 # Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
 _MOST_STACKED = 1 << 26
 # So much is kept of the memo, and so many texts of it beside those that are names.
 _MOST_REMEMBERED = 1 << 20
 _MOST_TEXTS = 1 << 16
-_LONGEST_TEXT = 512
-_MOST_ITEMS = 256
-
-
-class Global(NamedTuple):
-    """Something that is imported by name."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-class Opaque:
-    """A value that does not matter."""
-
-    __slots__ = ("kind",)
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
-OPAQUE = Opaque("value")
-BYTES = Opaque("bytes")
-TEXT = Opaque("text")
-SET = Opaque("set")
-BUFFER = Opaque("buffer")
-
-
-class Listed:
-    """A list, of which only the length is kept."""
-
-    __slots__ = ("count",)
-
-    def __init__(self, count: int = 0) -> None:
-        self.count = count
-
-
-class Items(dict[Any, Any]):
-    """A dictionary, as far as it is kept: what is left out, and keys that are no text, stand under the key None."""
-
-    __slots__ = ()
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-
-class Made:
-    """What a call gives.
-
-    Attributes:
-        of: what is called; not always a :class:`Global`.
-        args: its arguments, a tuple unless they are not known.
-        state: what BUILD gave it, or None.
-        built: it has been given a state.
-        known: whatever the watcher knows about it. Only of what something is known does the memo keep.
-    """
-
-    __slots__ = ("args", "built", "known", "of", "state")
-
-    def __init__(self, of: Any, args: Any) -> None:
-        self.of = of
-        self.args = args
-        self.state: Any = None
-        self.built = False
-        self.known: Any = None
-
-
-class Watcher:
-    """Is told what a pickle would do, in order. This one only looks."""
-
-    def on_global(self, found: Global) -> None:
-        """It would import *found*."""
-
-    def on_call(self, made: Made) -> None:
-        """It would call something."""
-
-    def on_build(self, target: Any, state: Any) -> None:
-        """It would set the state of *target*."""
-
-    def on_fill(self, target: Any) -> None:
-        """It would add items to *target*, which is no list, dictionary or set that was just begun."""
-
-    def on_odd(self, what: str) -> None:
-        """It would do something that no pickler asks for; *what* says it."""
-
-
-class Window:
-    """The bytes that are walked: read ahead, and skipped where they do not matter.
-
-    Attributes:
-        data: what is at hand.
-        at: where in it the walk stands.
-        start: how many bytes were before ``data``.
-        jumped: from where a watcher has skipped what is no pickle, or 0.
-    """
-
-    def __init__(self, read: Callable[[int], bytes | memoryview], stop: Stop) -> None:
-        self._read = read
-        self._stop = stop
-        self.data = b""
-        self.at = 0
-        self.start = 0
-        self.jumped = 0
-
-    @property
-    def position(self) -> int:
-        return self.start + self.at
-
-    def more(self, at: int, needed: int) -> bool:
-        """Bring at least *needed* bytes from index *at* on to hand, if there are so many; ``at`` becomes 0."""
-        self._stop.check()
-        pause()
-        self.start += at
-        parts = [self.data[at:]]
-        missing = needed - len(parts[0])
-        while missing > 0 and (part := bytes(self._read(max(missing, _AHEAD)))):
-            parts.append(part)
-            missing -= len(part)
-        self.data, self.at = b"".join(parts), 0
-        return missing <= 0
-
-    def take(self, size: int) -> bytes:
-        """Return the next *size* bytes. For sizes that are bounded."""
-        if self.at + size > len(self.data) and not self.more(self.at, size):
-            raise _cut()
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def skip(self, size: int) -> None:
-        """Leave out the next *size* bytes."""
-        at_hand = len(self.data) - self.at
-        if size <= at_hand:
-            self.at += size
-            return
-        self.start += len(self.data)
-        self.data, self.at = b"", 0
-        size -= at_hand
-        while size:
-            self._stop.check()
-            pause()
-            part = self._read(min(size, 1 << 20))
-            if not len(part):
-                raise _cut()
-            size -= len(part)
-            self.start += len(part)
-
-
-_AHEAD = 64 << 10
-
-
-def _cut() -> TruncatedFileError:
-    return TruncatedFileError("its pickle ends before it is complete")
-
 
 # Opcodes that push a value of no interest, and how many bytes of argument they have.
 _FIXED = {ord("J"): 4, ord("K"): 1, ord("M"): 2, ord("G"): 8, ord("N"): 0, 0x88: 0, 0x89: 0}
@@ -240,7 +101,7 @@ class Walk:
                 window.more(at, 16)
                 data, at = window.data, 0
                 if not data:
-                    raise _cut()
+                    raise cut()
                 if len(stack) > _MOST_STACKED or len(marks) > _MOST_STACKED:
                     raise CorruptFileError("its pickle is nested deeper than any pickler makes one")
             if frame_end:
@@ -270,7 +131,7 @@ class Walk:
                 width, kind = counted[op]
                 size = int.from_bytes(data[at : at + width], "little")
                 at += width
-                if size <= _LONGEST_TEXT:
+                if size <= LONGEST_TEXT:
                     if at + size > len(data):
                         window.at = at
                         raw = window.take(size)
@@ -362,7 +223,7 @@ class Walk:
             if stack[-1] is not SET:
                 self._fill(stack[-1])
         elif op == 0x74:  # TUPLE
-            stack.append(tuple(items) if len(items) <= _MOST_ITEMS else OPAQUE)
+            stack.append(tuple(items) if len(items) <= MOST_ITEMS else OPAQUE)
         elif op == 0x6C:  # LIST
             stack.append(Listed(len(items)))
         elif op == 0x64:  # DICT
@@ -431,7 +292,7 @@ class Walk:
         elif op in _LINES:
             text = self._line()
             # UNICODE has escapes; a name needs none.
-            is_plain = op == 0x56 and len(text) <= _LONGEST_TEXT and text.isascii() and "\\" not in text
+            is_plain = op == 0x56 and len(text) <= LONGEST_TEXT and text.isascii() and "\\" not in text
             stack.append(text if is_plain else OPAQUE)
             if op == 0x50:  # PERSID
                 self._watcher.on_odd("an object that is kept elsewhere (a persistent ID)")
@@ -484,7 +345,7 @@ class Walk:
                 raise CorruptFileError("its pickle has a line without end")
             before = len(window.data) - window.at
             if not window.more(window.at, before + 1):
-                raise _cut()
+                raise cut()
             end = window.data.find(b"\n")
         line = window.data[window.at : end]
         window.at = end + 1
@@ -507,7 +368,7 @@ class Walk:
     def _set_items(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, Items):
             self._fill(target)
-        elif len(target) + len(items) // 2 > _MOST_ITEMS:
+        elif len(target) + len(items) // 2 > MOST_ITEMS:
             target[None] = OPAQUE
         else:
             for key, value in zip(items[::2], items[1::2], strict=False):
@@ -537,5 +398,5 @@ def _value(kind: Opaque, raw: bytes) -> Any:
         except UnicodeDecodeError:
             raise CorruptFileError("its pickle has text that is none") from None
     if kind is BYTES:
-        return raw if len(raw) <= 64 else kind
+        return raw if len(raw) <= LONGEST_BYTES else kind
     return int.from_bytes(raw, "little", signed=True) if len(raw) <= 16 else kind

@@ -1,0 +1,104 @@
+"""Holds what a pickle would do against what is trusted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from aparallel._persist.inspector import Inspector, known_dtype
+from aparallel._persist.plain_data import STATED_ARRAYS
+from aparallel._persist.standins import BYTES, Global, Listed, Made
+from aparallel._persist.trust import untrusted
+
+if TYPE_CHECKING:
+    from aparallel._persist.trust import Trust
+
+
+class Guard(Inspector):
+    """Holds what a pickle would do against what is trusted, and collects what is not."""
+
+    def __init__(self, trust: Trust) -> None:
+        super().__init__()
+        self._trust = trust
+        # In the order of the file, each once.
+        self._refused: dict[str, None] = {}
+        self._whys: list[str] = []
+
+    def check(self) -> None:
+        """Raise if anything was not trusted.
+
+        Raises:
+            UntrustedTypeError: it names all that was asked for.
+        """
+        if self._refused or self._whys:
+            names = list(self._refused)
+            asks = [f"it asks for {', '.join(names)}"] if names else []
+            raise untrusted(names, "; ".join([*asks, *self._whys]))
+
+    def on_global(self, found: Global) -> None:
+        if not self._trust.allows(found):
+            self._refused[str(found)] = None
+
+    def on_call(self, made: Made) -> None:
+        super().on_call(made)
+        if not self._is_refused(made.of) and not self._trust.may_call(made):
+            self._refuse(made.of, f"calls {_text(made.of)} in a way that plain data does not need")
+
+    def on_build(self, target: Any, state: Any) -> None:
+        super().on_build(target, state)
+        if self._is_refused(target):
+            return
+        if not self._trust.may_build(target):
+            self._refuse(target, f"changes the state of {_text(target)}")
+        elif target.of in STATED_ARRAYS and not _is_array_state(state):
+            self._refuse(target, "has the state of an array that NumPy would not write")
+
+    def on_fill(self, target: Any) -> None:
+        if self._is_refused(target):
+            return
+        if not self._trust.may_fill(target):
+            self._refuse(target, f"adds items to {_text(target)}")
+
+    def on_odd(self, what: str) -> None:
+        self._note(f"it uses {what}")
+
+    def on_wrong_dtype(self, made: Made, why: str) -> None:
+        self._refuse(made, f"has a numpy.dtype that {why}")
+
+    def _is_refused(self, of: Any) -> bool:
+        while isinstance(of, Made):
+            of = of.of
+        return isinstance(of, Global) and str(of) in self._refused
+
+    def _refuse(self, of: Any, why: str) -> None:
+        of = of.of if isinstance(of, Made) else of
+        if isinstance(of, Global):
+            self._refused[str(of)] = None
+        self._note(f"it {why}")
+
+    def _note(self, why: str) -> None:
+        if why not in self._whys and len(self._whys) < _MOST_WHYS:
+            self._whys.append(why)
+
+
+_MOST_WHYS = 8
+
+
+def _is_array_state(state: Any) -> bool:
+    """Whether it is ``(1, shape, dtype, is_fortran, data)``, or a masked array's with its mask and fill value after."""
+    if not (isinstance(state, tuple) and len(state) in (4, 5, 7)):
+        return False
+    shape, found, _, data = state[-4:] if len(state) < 7 else state[1:5]
+    dtype = known_dtype(found)
+    if dtype is None or not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        return False
+    if dtype.hasobject:
+        # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
+        return isinstance(data, Listed) and data.count == math.prod(shape) and len(state) < 7
+    return data is BYTES or isinstance(data, bytes) or (isinstance(data, Made) and isinstance(data.known, bytes))
+
+
+def _text(of: Any) -> str:
+    if isinstance(of, Made):
+        return f"what {_text(of.of)} gave"
+    return str(of) if isinstance(of, Global) else "what is nothing imported"

@@ -1,0 +1,92 @@
+"""What stands for the objects of a pickle while it is looked at, and who is told what it would do."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+LONGEST_TEXT = 512
+"""Bytes of text and data that are kept, and items of tuples and dictionaries. Of larger ones, their kind is."""
+LONGEST_BYTES = 64
+MOST_ITEMS = 256
+
+
+class Global(NamedTuple):
+    """Something that is imported by name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Opaque:
+    """A value that does not matter."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+OPAQUE = Opaque("value")
+BYTES = Opaque("bytes")
+TEXT = Opaque("text")
+SET = Opaque("set")
+BUFFER = Opaque("buffer")
+
+
+class Listed:
+    """A list, of which only the length is kept."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+
+class Items(dict[Any, Any]):
+    """A dictionary, as far as it is kept: what is left out, and keys that are no text, stand under the key None."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class Made:
+    """What a call gives.
+
+    Attributes:
+        of: what is called; not always a :class:`Global`.
+        args: its arguments, a tuple unless they are not known.
+        state: what BUILD gave it, or None.
+        built: it has been given a state.
+        known: whatever the watcher knows about it. Only of what something is known does the memo keep.
+    """
+
+    __slots__ = ("args", "built", "known", "of", "state")
+
+    def __init__(self, of: Any, args: Any) -> None:
+        self.of = of
+        self.args = args
+        self.state: Any = None
+        self.built = False
+        self.known: Any = None
+
+
+class Watcher:
+    """Is told what a pickle would do, in order. This one only looks."""
+
+    def on_global(self, found: Global) -> None:
+        """It would import *found*."""
+
+    def on_call(self, made: Made) -> None:
+        """It would call something."""
+
+    def on_build(self, target: Any, state: Any) -> None:
+        """It would set the state of *target*."""
+
+    def on_fill(self, target: Any) -> None:
+        """It would add items to *target*, which is no list, dictionary or set that was just begun."""
+
+    def on_odd(self, what: str) -> None:
+        """It would do something that no pickler asks for; *what* says it."""
