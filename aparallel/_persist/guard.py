@@ -35,9 +35,20 @@ class Guard(Inspector):
             asks = [f"it asks for {', '.join(names)}"] if names else []
             raise untrusted(names, "; ".join([*asks, *self._whys]))
 
+    @property
+    def has_whys(self) -> bool:
+        """Whether something else than a name was refused."""
+        return bool(self._whys)
+
     def on_global(self, found: Global) -> None:
         if not self._trust.allows(found):
             self._refused[str(found)] = None
+
+    def calls_matter(self, name: Global) -> bool:
+        return super().calls_matter(name) or (str(name) not in self._refused and self._trust.checks_calls(name))
+
+    def changes_matter(self, name: Global) -> bool:
+        return super().changes_matter(name) or (str(name) not in self._refused and not self._trust.is_users(name))
 
     def on_call(self, made: Made) -> None:
         super().on_call(made)

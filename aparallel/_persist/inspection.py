@@ -116,15 +116,18 @@ def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *,
 
 
 def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
+    from aparallel._persist.checking import walk
     from aparallel._persist.container import VERSION, Flag
     from aparallel._persist.inspector import Inspector
     from aparallel._persist.pickling import PiecesReader
     from aparallel._persist.reader import Keys, skim_container
-    from aparallel._persist.unpickling import walk
+    from aparallel._persist.tokens import Look, needed_look
 
     with contextlib.closing(skim_container(source, Keys(compressors=compressors), whole=whole)) as content:
         inspector = Inspector()
-        walk(PiecesReader(content.pieces(), stop).read, inspector, stop)
+        # Plain data asks for nothing and has no arrays.
+        if needed_look(PiecesReader(content.pieces(), stop).read, stop) is not Look.NONE:
+            walk(PiecesReader(content.pieces(), stop).read, inspector, stop)
         return FileInfo(
             format="aparallel",
             version=VERSION,
@@ -138,9 +141,9 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
 
 
 def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
+    from aparallel._persist.checking import walk
     from aparallel._persist.inspector import WRAPPERS, Inspector
     from aparallel._persist.joblib_files import decompressed
-    from aparallel._persist.unpickling import walk
 
     inspector = Inspector()
     content = decompressed(source, codec, stop) if codec else source

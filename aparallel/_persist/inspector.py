@@ -35,6 +35,8 @@ _NUMPYS = frozenset(
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 )
+# Names whose calls and states tell of an array.
+_TELLING = frozenset({_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS})
 # So many arrays are described; a file may have millions.
 _MOST_ARRAYS = 100_000
 
@@ -72,6 +74,12 @@ class Inspector(Watcher):
 
     def on_global(self, found: Global) -> None:
         self.globals[found] = None
+
+    def calls_matter(self, name: Global) -> bool:
+        return name in _TELLING
+
+    def changes_matter(self, name: Global) -> bool:
+        return name in _TELLING
 
     def on_call(self, made: Made) -> None:
         if made.of == _DTYPE:

@@ -138,7 +138,7 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
     Raises:
         CorruptFileError: it is no pickle, or one that ends too early.
     """
-    reader = _Reader(source, stop, mapped)
+    reader = PickleReader(source, stop, mapped)
     try:
         return _Unpickler(reader, trust).load()
     except EOFError:
@@ -151,7 +151,7 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
 
 
 class _Unpickler(Unpickler):
-    def __init__(self, reader: _Reader, trust: Trust | None) -> None:
+    def __init__(self, reader: PickleReader, trust: Trust | None) -> None:
         # Text of Python 2 as joblib reads it.
         super().__init__(reader)
         self._reader = reader
@@ -167,13 +167,13 @@ class _Unpickler(Unpickler):
         return self._reader.taken(number)
 
 
-class _Reader:
+class PickleReader:
     """A file for the C unpickler, which reads exactly what it needs and never ahead.
 
     Invariant: ``_injected`` is served before anything else, and holds the opcodes that take ``_array``.
     """
 
-    def __init__(self, source: Source, stop: Stop, mapped: Any) -> None:
+    def __init__(self, source: Source, stop: Stop, mapped: Any = None) -> None:
         self._source = source
         self._stop = stop
         self._mapped = mapped

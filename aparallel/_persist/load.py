@@ -281,25 +281,29 @@ class _Loading:
             return read_object(content, trust, self._stop)
 
     def _load_pickle(self, source: Source, codec: str, file: Any, again: Callable[[], Source] | None) -> Any:
-        from aparallel._persist.joblib_files import check_mappable, decompressed, load_pickle
+        from aparallel._persist.joblib_files import PickleReader, check_mappable, decompressed, load_pickle
         from aparallel._persist.reader import mapped_file
-        from aparallel._persist.unpickling import check_pickle, spooled
 
-        trust = self._trust()
+        trust, stop = self._trust(), self._stop
         mapped = None
         if self._options.mmap_mode is not None:
             check_mappable(codec)
             mapped = mapped_file(file, self._options.mmap_mode)
+
+        def opened(source: Source) -> Source:
+            return decompressed(source, codec, stop) if codec else source
+
         if trust is None:
-            return load_pickle(decompressed(source, codec, self._stop) if codec else source, self._stop, None, mapped)
-        # It is read twice: walked, then built.
+            return load_pickle(opened(source), stop, None, mapped)
+        # It is read more than once: checked, then built.
         with contextlib.ExitStack() as stack:
-            if again is None:
-                again = stack.enter_context(spooled(source, self._stop))
-                source = again()
-            check_pickle(decompressed(source, codec, self._stop) if codec else source, trust, self._stop)
-            source = again()
-            return load_pickle(decompressed(source, codec, self._stop) if codec else source, self._stop, trust, mapped)
+            from aparallel._persist.checking import Found, check
+            from aparallel._persist.unpickling import damage_named, spooled
+
+            start = again if again is not None else stack.enter_context(spooled(source, stop))
+            found = check(lambda: PickleReader(opened(start()), stop), trust, stop, foreign=True)
+            with damage_named(is_data=found is Found.DATA):
+                return load_pickle(opened(start()), stop, trust, mapped)
 
 
 @contextlib.contextmanager

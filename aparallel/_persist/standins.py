@@ -76,6 +76,14 @@ class Made:
 class Watcher:
     """Is told what a pickle would do, in order. This one only looks."""
 
+    def calls_matter(self, name: Global) -> bool:
+        """Whether it wants to be told of calls of *name*, which it has been told of."""
+        return True
+
+    def changes_matter(self, name: Global) -> bool:
+        """Whether it wants to be told of states and items that are given to what *name* made."""
+        return True
+
     def on_global(self, found: Global) -> None:
         """It would import *found*."""
 

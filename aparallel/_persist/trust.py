@@ -13,7 +13,7 @@ import sys
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED
+from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
 from aparallel._persist.standins import Global, Made
 from aparallel.errors import UntrustedTypeError
 
@@ -55,7 +55,7 @@ class Trust:
 
     def allows(self, asked: Global) -> bool:
         """Whether a name may be resolved. Nothing is imported to find out."""
-        return asked in DATA or self._is_users(asked)
+        return asked in DATA or self.is_users(asked)
 
     def resolve(self, module: str, name: str) -> Any:
         """Return what a name means, if that is trusted.
@@ -75,7 +75,8 @@ class Trust:
             raise untrusted([str(asked)])
         return known
 
-    def _is_users(self, asked: Global) -> bool:
+    def is_users(self, asked: Global) -> bool:
+        """Whether it is trusted because the user has named it."""
         return str(asked) in self._objects or str(asked) in self._names or self._imported(asked) is not None
 
     def _imported(self, asked: Global) -> Any:
@@ -90,22 +91,26 @@ class Trust:
             return found
         return None
 
+    def checks_calls(self, asked: Global) -> bool:
+        """Whether what a call of *asked* is given decides if that is trusted."""
+        return DATA.get(asked) is not anything and not self.is_users(asked)
+
     def may_call(self, made: Made) -> bool:
         if not isinstance(made.of, Global):
             return False
         check = DATA.get(made.of)
         # What the user trusts is trusted with any arguments.
-        return (check is not None and check(made)) or self._is_users(made.of)
+        return (check is not None and check(made)) or self.is_users(made.of)
 
     def may_build(self, target: Any) -> bool:
         if not isinstance(target, Made) or not isinstance(target.of, Global):
             return False
-        return target.of in STATED or self._is_users(target.of)
+        return target.of in STATED or self.is_users(target.of)
 
     def may_fill(self, target: Any) -> bool:
         if not isinstance(target, Made) or not isinstance(target.of, Global):
             return False
-        return target.of in FILLED or self._is_users(target.of)
+        return target.of in FILLED or self.is_users(target.of)
 
 
 def _checked_name(name: str) -> str:

@@ -7,11 +7,8 @@ import tempfile
 from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import Inspector
 from aparallel._persist.pickling import PiecesReader
 from aparallel._persist.sources import FileSource
-from aparallel._persist.walk import Walk
-from aparallel._persist.window import Window
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
@@ -32,41 +29,33 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
         UntrustedTypeError: it asks for what *trust* does not allow.
         CorruptFileError: its checksums are right and its pickle is none.
     """
+    is_data = False
     if trust is not None:
-        from aparallel._persist.guard import Guard
+        from aparallel._persist.checking import Found, check
 
-        guard = Guard(trust)
-        walk(PiecesReader(content.pieces(), stop).read, guard, stop)
-        guard.check()
+        is_data = check(lambda: PiecesReader(content.pieces(), stop), trust, stop) is Found.DATA
     reader = PiecesReader(content.pieces(), stop)
     buffers = iter(content.buffers)
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
-    try:
+    with damage_named(is_data=is_data):
         return unpickler.load()
-    except (UnpicklingError, EOFError) as error:
-        raise CorruptFileError(f"its pickle is damaged: {error}") from error
 
 
-def walk(read: Callable[[int], bytes | memoryview], watcher: Inspector, stop: Stop, *, foreign: bool = False) -> None:
-    """Let *watcher* see what a pickle would do. *foreign*: arrays may stand between opcodes, as joblib has them."""
-    window = Window(read, stop)
-    if foreign:
-        watcher.window = window
-    Walk(window, watcher).run()
-
-
-def check_pickle(source: Source, trust: Trust, stop: Stop) -> None:
-    """Walk a pickle that is no container.
+@contextlib.contextmanager
+def damage_named(*, is_data: bool) -> Iterator[None]:
+    """Say of an unpickler's errors that the pickle is damaged. *is_data*: nothing else can have raised them.
 
     Raises:
-        UntrustedTypeError: it asks for what *trust* does not allow.
-        CorruptFileError: it is no pickle.
+        CorruptFileError: so it is.
     """
-    from aparallel._persist.guard import Guard
-
-    guard = Guard(trust)
-    walk(source.read_some, guard, stop, foreign=True)
-    guard.check()
+    try:
+        yield
+    except (UnpicklingError, EOFError) as error:
+        raise CorruptFileError(f"its pickle is damaged: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if not is_data:
+            raise
+        raise CorruptFileError(f"its pickle is damaged: {error}") from error
 
 
 class _Restricted(Unpickler):

@@ -215,7 +215,9 @@ class Walk:
     def _marked(self, op: int, items: list[Any]) -> None:
         """Do what takes all from the last mark on."""
         stack = self._stack
-        if op == 0x75:  # SETITEMS
+        if not items and op in (0x75, 0x65, 0x90):
+            _ = stack[-1]  # nothing is added, but there must be something to add it to
+        elif op == 0x75:  # SETITEMS
             self._set_items(stack[-1], items)
         elif op == 0x65:  # APPENDS
             self._extend(stack[-1], len(items))

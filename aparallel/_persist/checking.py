@@ -1,0 +1,70 @@
+"""Before anything of a pickle runs: is all of it trusted?
+
+Three ways to find out, each slower than the one before and able to judge more: the opcodes alone
+(:mod:`aparallel._persist.tokens`), a dry run (:mod:`aparallel._persist.dry_run`), the walk
+(:mod:`aparallel._persist.walk`). The first two say yes, or leave it to the next; only a name that is not trusted is
+refused by the dry run already. 600,000 small dictionaries: 0.3 s, 0.4 s on top, and 5 to 7 s, where loading takes 0.35 s.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from aparallel._persist.dry_run import Undecided, dry_run
+from aparallel._persist.guard import Guard
+from aparallel._persist.tokens import Look, needed_look
+from aparallel._persist.walk import Walk
+from aparallel._persist.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.inspector import Inspector
+    from aparallel._persist.trust import Trust
+
+
+class Found(enum.Enum):
+    """What a pickle that may be loaded is."""
+
+    DATA = "plain data: if loading it fails, it is damaged"
+    TRUSTED = "it asks for names, all of them trusted"
+
+
+def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool = False) -> Found:
+    """Hold a pickle against what is trusted. Nothing of it runs, and nothing is imported.
+
+    Args:
+        reader: gives a file with the pickle, from its beginning each time.
+        foreign: arrays may stand between its opcodes, as joblib has them.
+
+    Raises:
+        UntrustedTypeError: it asks for what *trust* does not allow.
+        CorruptFileError: it is no pickle, or one that no pickler makes.
+    """
+    look = needed_look(reader().read, stop)
+    if look is Look.NONE:
+        return Found.DATA
+    if look is Look.DRY_RUN:
+        guard = Guard(trust)
+        try:
+            dry_run(reader(), guard)
+        except Undecided:
+            pass
+        else:
+            if not guard.has_whys:
+                guard.check()
+                return Found.TRUSTED
+    guard = Guard(trust)
+    walk(reader().read, guard, stop, foreign=foreign)
+    guard.check()
+    return Found.TRUSTED
+
+
+def walk(read: Callable[[int], bytes | memoryview], watcher: Inspector, stop: Stop, *, foreign: bool = False) -> None:
+    """Let *watcher* see what a pickle would do. *foreign*: arrays may stand between opcodes, as joblib has them."""
+    window = Window(read, stop)
+    if foreign:
+        watcher.window = window
+    Walk(window, watcher).run()

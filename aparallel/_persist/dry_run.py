@@ -1,0 +1,269 @@
+"""Lets the C unpickler itself go through a pickle with nothing imported: a dry run.
+
+Wherever the pickle imports a name it is given a class that was made up for it. Whatever it calls, or gives a state or
+items to, is such a class or an instance of one, which tells the :class:`~aparallel._persist.standins.Watcher` and does
+nothing. What is no stand-in is plain data, and real. So the watcher sees what :mod:`aparallel._persist.walk` would show
+it, at the speed of C for all that is plain data, and with arguments that are exactly those of the real run.
+
+Why the real run does nothing else: both runs are the same C code over the same opcodes, and where its way depends on an
+object, this is so:
+
+- A name is text of the pickle's own, never what a call gave: a stand-in there ends the dry run (STACK_GLOBAL wants
+  ``str`` itself). So both runs ask for the same names.
+- Only names can be called (REDUCE, NEWOBJ, OBJ, INST): instances of stand-ins and plain data cannot, and end it.
+- A state (BUILD) and items (APPENDS, SETITEMS, ADDITEMS) go to a ``list``, ``dict`` or ``set`` of the pickle's own, to
+  which that is all that can happen, or to an instance, which tells. A stand-in for a name takes neither, and plain data
+  with no such method ends the dry run.
+- Buffers are given as bytes of no length, which take neither items nor a state.
+- What was checked may be changed later only if it is a list, a dictionary, a set or a bytearray. Calls that are trusted
+  copy them, with one exception: NumPy's data types keep the dictionary of their fields. It is taken out of reach here,
+  see :class:`_Fields`.
+- Keys are compared by identity here, and by value there. That decides what is in a dictionary or a set, and no check
+  looks there.
+- :mod:`aparallel._persist.tokens` has seen that there are no extensions of copyreg (which the unpickler would take from
+  a table of objects), persistent IDs, or memo entries of any number.
+
+Whatever ends the dry run is for the walk to judge (:class:`Undecided`). It takes the memory that the object takes, and
+has given it back before the real run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from _pickle import Unpickler
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aparallel._ground.stoppable import Stopped
+from aparallel._persist.inspector import WRAPPERS
+from aparallel._persist.standins import (
+    BUFFER,
+    BYTES,
+    LONGEST_BYTES,
+    LONGEST_TEXT,
+    MOST_ITEMS,
+    OPAQUE,
+    SET,
+    TEXT,
+    Global,
+    Items,
+    Listed,
+    Made,
+    Opaque,
+)
+
+if TYPE_CHECKING:
+    from aparallel._persist.standins import Watcher
+
+# A class takes a kilobyte; no pickler asks for as many.
+_MOST_NAMES = 10_000
+# Of one call's arguments, so many parts are looked at.
+_MOST_PARTS = 4096
+
+
+class Undecided(Exception):
+    """The dry run did not get to the end, or saw what it cannot judge."""
+
+
+def dry_run(reader: Any, watcher: Watcher) -> None:
+    """Show *watcher* what the pickle in *reader* would do.
+
+    Args:
+        reader: a file for the C unpickler, as for the real run.
+
+    Raises:
+        Undecided: let the walk show it.
+        Stopped: by the reader.
+    """
+    run = _DryRun(reader, watcher)
+    try:
+        run.load()
+    except (Stopped, MemoryError, Undecided):
+        raise
+    except Exception as error:
+        raise Undecided(str(error)) from error
+    if run.fields.were_changed():
+        raise Undecided("the fields of a data type are changed after it was made")
+
+
+class _DryRun(Unpickler):
+    def __init__(self, reader: Any, watcher: Watcher) -> None:
+        super().__init__(reader, buffers=itertools.repeat(_Buffer()))
+        self._watcher = watcher
+        self._names: dict[tuple[str, str], type] = {}
+        self.fields = _Fields()
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._names.get((module, name))
+        if found is None:
+            if len(self._names) >= _MOST_NAMES:
+                raise Undecided("it asks for more names than any pickler does")
+            found = self._names[module, name] = self._made_up(Global(module, name))
+        return found
+
+    def _made_up(self, name: Global) -> type:
+        if name in WRAPPERS:
+            raise Undecided("its arrays stand between its opcodes")
+        watcher = self._watcher
+        watcher.on_global(name)
+        # None of this leads back to the unpickler: in a cycle, its memo would wait for the garbage collector.
+        members = {
+            "__slots__": (),
+            "name": name,
+            "watcher": watcher,
+            "fields": self.fields,
+            "changes_matter": watcher.changes_matter(name),
+        }
+        return type("StandIn", (_Called if watcher.calls_matter(name) else _Instance,), members)
+
+
+class _Instance:
+    """What calling a name gives. The classes that stand in for names are subclasses.
+
+    The unpickler looks for the methods below on names, too. It finds them, and cannot call them: they lack *self*.
+
+    Attributes:
+        name: what was called.
+        changes_matter: the watcher is told of states and items.
+        made: what the watcher is shown, from when it is.
+    """
+
+    __slots__ = ("made",)
+    name: ClassVar[Global]
+    watcher: ClassVar[Watcher]
+    fields: ClassVar[_Fields]
+    changes_matter: ClassVar[bool]
+    made: Made
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        return object.__new__(cls)
+
+    def shown(self) -> Made:
+        try:
+            return self.made
+        except AttributeError:
+            self.made = Made(self.name, OPAQUE)
+            return self.made
+
+    def __setstate__(self, state: Any) -> None:
+        made = self.shown()
+        if made.built:
+            # What was made of it meanwhile relies on its first one.
+            self.watcher.on_odd("a second state for one object")
+        made.built = True
+        if self.changes_matter:
+            if self.name == _DTYPE and type(state) is tuple and len(state) > _FIELDS and type(state[_FIELDS]) is dict:
+                state = (*state[:_FIELDS], self.fields.taken(state[_FIELDS]), *state[_FIELDS + 1 :])
+            self.watcher.on_build(made, _Seen().of(state))
+
+    def extend(self, items: Any) -> None:
+        self._filled()
+
+    def append(self, item: Any) -> None:
+        self._filled()
+
+    def add(self, item: Any) -> None:
+        self._filled()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._filled()
+
+    def _filled(self) -> None:
+        if self.changes_matter:
+            self.watcher.on_fill(self.shown())
+
+
+class _Called(_Instance):
+    """What calling a name gives, if it matters with which arguments."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        self = object.__new__(cls)
+        self.made = Made(cls.name, OPAQUE if keywords else _Seen().of(args))
+        cls.watcher.on_call(self.made)
+        return self
+
+
+class _Buffer(bytes):
+    """Stands for a buffer out of the pickle's band."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise Undecided("it gives a state to a buffer")
+
+
+class _Fields:
+    """The dictionaries of fields that data types were given.
+
+    Each is emptied, and gets an entry that no pickle can name and no opcode can remove. So whatever is put into it from
+    then on shows at the end.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[dict[Any, Any], Items]] = {}
+
+    def taken(self, fields: dict[Any, Any]) -> Items:
+        """Return what *fields* held when it was first seen here."""
+        if id(fields) not in self._taken:
+            self._taken[id(fields)] = fields, self._contents(fields)
+            fields.clear()
+            fields[self] = None
+        return self._taken[id(fields)][1]
+
+    def were_changed(self) -> bool:
+        return any(len(fields) != 1 for fields, _ in self._taken.values())
+
+    @staticmethod
+    def _contents(fields: dict[Any, Any]) -> Items:
+        if len(fields) > MOST_ITEMS:
+            return Items({None: OPAQUE})
+        seen = _Seen()
+        return Items({key if type(key) is str else None: seen.of(value) for key, value in fields.items()})
+
+
+_DTYPE = Global("numpy", "dtype")
+# Where in the state of a data type its fields are.
+_FIELDS = 4
+
+
+class _Seen:
+    """What a call's arguments look like to a watcher, as the walk would show them."""
+
+    def __init__(self) -> None:
+        # The parts of tuples that tuples share are shown once for each: there must be an end to it.
+        self._parts = _MOST_PARTS
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        kind = type(value)
+        if kind is tuple:
+            self._parts -= len(value)
+            if len(value) > MOST_ITEMS or depth > _DEEPEST or self._parts < 0:
+                return OPAQUE
+            return tuple([self.of(item, depth + 1) for item in value])
+        if kind is str:
+            return value if _is_short(value) else TEXT
+        if kind is int:
+            return value if -_LARGE <= value < _LARGE else OPAQUE
+        if kind is bytes:
+            return value if len(value) <= LONGEST_BYTES else BYTES
+        if value is None or kind is bool or kind is Items:
+            return value
+        if kind is list:
+            return Listed(len(value))
+        if isinstance(value, _Instance):
+            return value.shown()
+        if isinstance(value, type):
+            return value.name  # type: ignore[attr-defined]  # all classes here are stand-ins
+        if kind is dict:
+            return Items({None: OPAQUE})
+        return _KINDS.get(kind, OPAQUE)
+
+
+_KINDS: dict[type, Opaque] = {_Buffer: BUFFER, bytearray: BYTES, set: SET}
+_LARGE = 1 << 127
+_DEEPEST = 8
+
+
+def _is_short(text: str) -> bool:
+    return 4 * len(text) <= LONGEST_TEXT or (
+        len(text) <= LONGEST_TEXT and len(text.encode("utf-8", "surrogatepass")) <= LONGEST_TEXT
+    )

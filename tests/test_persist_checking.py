@@ -1,0 +1,371 @@
+"""The quick ways to find a pickle harmless agree with the walk, which knows every opcode, whatever is done to it."""
+
+from __future__ import annotations
+
+import copyreg
+import datetime as dt
+import io
+import os
+import pickle
+import pickletools
+import random
+from typing import Any
+
+import pytest
+from persisted import Point, arrays, assert_same, plain, twice
+from test_persist_trust import HOSTILE, hand_made, named
+
+from aparallel import dumps, loads
+from aparallel._ground.stoppable import Stop
+from aparallel._persist.checking import walk
+from aparallel._persist.dry_run import Undecided, dry_run
+from aparallel._persist.guard import Guard
+from aparallel._persist.inspector import Inspector
+from aparallel._persist.standins import BYTES, OPAQUE, Global, Items, Listed, Made, Opaque
+from aparallel._persist.tokens import Look, needed_look
+from aparallel._persist.trust import Trust
+from aparallel._persist.walk import Walk
+from aparallel.errors import CorruptFileError, UntrustedTypeError
+
+TRUSTED = [Point, twice]
+
+
+def look_at(data: bytes) -> Look:
+    return needed_look(io.BytesIO(data).read, Stop())
+
+
+def quick_verdict(data: bytes) -> str:
+    """What the opcodes and the dry run say: "data", "trusted", "untrusted", or "walk" if they leave it to the walk."""
+    try:
+        look = look_at(data)
+    except CorruptFileError:
+        return "walk"
+    if look is not Look.DRY_RUN:
+        return "data" if look is Look.NONE else "walk"
+    guard = Guard(Trust(TRUSTED))
+    try:
+        dry_run(io.BytesIO(data), guard)
+        if guard.has_whys:
+            return "walk"
+        guard.check()
+    except (Undecided, MemoryError):
+        return "walk"
+    except UntrustedTypeError:
+        return "untrusted"
+    return "trusted"
+
+
+def walks_verdict(data: bytes) -> tuple[str, str]:
+    """What the walk says, and why."""
+    guard = Guard(Trust(TRUSTED))
+    try:
+        walk(io.BytesIO(data).read, guard, Stop())
+        guard.check()
+    except UntrustedTypeError as error:
+        return "untrusted", str(error)
+    except CorruptFileError as error:
+        return "corrupt", str(error)
+    return "trusted", ""
+
+
+# What the walk refuses because it cannot tell, or because no pickler does it, and the unpickler does without harm.
+HARMLESS = (
+    "it adds items to what is nothing imported",  # a list, dictionary or set that is reached through the memo
+    "it changes the state of what is nothing imported",  # None, as a state, changes nothing
+    "it uses a read-only view of something else than a buffer",  # of bytes
+    "in a way that plain data does not need",  # arguments that are reached through the memo
+    "its pickle numbers its memo higher than it has entries",  # by less than 256
+)
+
+
+def without_frames(data: bytes) -> bytes:
+    opcodes = list(pickletools.genops(data))
+    starts = [at or 0 for _, _, at in opcodes] + [len(data)]
+    return b"".join(
+        data[start:end]
+        for (opcode, _, _), start, end in zip(opcodes, starts, starts[1:], strict=False)
+        if opcode.name != "FRAME"
+    )
+
+
+def seeds() -> list[bytes]:
+    """Pickles of everything, short ones, as picklers write them and with nothing that says where frames end."""
+    mixed = [[{"a": 1, "b": "c"}] * 3, {"a": [Point(1, 2), twice, dt.date(2020, 1, 1)]}, os.getcwd]
+    objects = [*plain().values(), *arrays().values(), mixed]
+    written = [pickle.dumps(obj, protocol) for obj in objects for protocol in (2, 3, 4, 5)]
+    short = [data for data in written if len(data) < 3000]
+    return [*short, *map(without_frames, short), *HOSTILE.values()]
+
+
+OPCODES = bytes(ord(opcode.code) for opcode in pickletools.opcodes)
+
+
+def mutated(data: bytes, choose: random.Random) -> bytes:
+    """*data* with opcodes or bytes put in, replaced, removed or repeated."""
+    found = bytearray(data)
+    for _ in range(choose.choice((1, 1, 1, 2, 3, 5))):
+        at = choose.randrange(2, len(found) + 1) if len(found) > 2 else len(found)
+        kind = choose.randrange(6)
+        if kind == 0:
+            found[at : at + 1] = bytes([choose.choice(OPCODES)])
+        elif kind == 1:
+            found[at:at] = bytes([choose.choice(OPCODES)])
+        elif kind == 2:
+            del found[at : at + 1]
+        elif kind == 3:
+            found[at : at + 1] = bytes([choose.randrange(256)])
+        elif kind == 4:
+            found[at:at] = found[at : at + choose.randrange(30)]
+        else:
+            start = choose.randrange(len(found) + 1)
+            found[at:at] = found[start : start + choose.randrange(20)]
+    return bytes(found)
+
+
+class Log(Inspector):
+    """Notes all that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[Any, ...]] = []
+
+    def calls_matter(self, name: Global) -> bool:
+        return True
+
+    def changes_matter(self, name: Global) -> bool:
+        return True
+
+    def on_global(self, found: Global) -> None:
+        super().on_global(found)
+        if ("global", str(found)) not in self.events:
+            self.events.append(("global", str(found)))
+
+    def on_call(self, made: Made) -> None:
+        super().on_call(made)
+        self.events.append(("call", str(made.of), made.args))
+
+    def on_build(self, target: Any, state: Any) -> None:
+        super().on_build(target, state)
+        self.events.append(("state", str(target.of), state))
+
+    def on_fill(self, target: Any) -> None:
+        # The unpickler adds them one by one.
+        if self.events[-1] != ("items", str(target.of)):
+            self.events.append(("items", str(target.of)))
+
+
+def looks_like(exact: Any, seen: Any) -> bool:
+    """Whether what the dry run saw is what the walk saw, as far as it could tell."""
+    if seen is OPAQUE or (isinstance(exact, Made) and exact.of == getattr(seen, "of", None)):
+        return True
+    if exact is BYTES and isinstance(seen, bytes):  # a bytearray
+        return True
+    if isinstance(seen, Listed):
+        return isinstance(exact, Listed) and exact.count == seen.count
+    if isinstance(seen, Items):
+        return isinstance(exact, Items)
+    if isinstance(seen, tuple) and isinstance(exact, tuple):
+        return len(exact) == len(seen) and all(map(looks_like, exact, seen))
+    return type(exact) is type(seen) and (exact == seen or isinstance(seen, Opaque))
+
+
+def assert_quick_ways_are_safe(data: bytes) -> None:
+    quick = quick_verdict(data)
+    if quick == "walk":
+        return
+    verdict, why = walks_verdict(data)
+    if quick == "untrusted":
+        assert verdict != "trusted", data
+        return
+    if quick == "data":
+        assert_is_data(data)
+        return
+    assert verdict == "trusted" or why.endswith(HARMLESS), (data, why)
+    if verdict == "trusted":
+        logs = Log(), Log()
+        dry_run(io.BytesIO(data), logs[0])
+        walk(io.BytesIO(data).read, logs[1], Stop())
+        exact, seen = logs[0].events, logs[1].events
+        assert len(exact) == len(seen), data
+        for one, other in zip(exact, seen, strict=True):
+            assert one[:2] == other[:2], data
+            assert looks_like(one[2:], other[2:]), data
+
+
+class _NoNames(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise AssertionError("it asks for a name")
+
+    def persistent_load(self, number: Any) -> Any:
+        raise AssertionError("it asks for an object that is kept elsewhere")
+
+
+def assert_is_data(data: bytes) -> None:
+    """Fail if the unpickler asks for anything, or makes anything else than data, or fails as no data does."""
+    try:
+        found = _NoNames(io.BytesIO(data), buffers=iter(())).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError):
+        return
+    plain_kinds = {int, float, str, bytes, bytearray, bool, type(None), list, dict, tuple, set, frozenset}
+    seen: dict[int, Any] = {}
+    waiting = [found]
+    while waiting:
+        obj = waiting.pop()
+        assert type(obj) in plain_kinds
+        if id(obj) not in seen and isinstance(obj, (list, tuple, set, frozenset, dict)):
+            seen[id(obj)] = obj
+            waiting += [*obj.keys(), *obj.values()] if isinstance(obj, dict) else obj
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_found_harmless_at_once_is_what_the_walk_finds_harmless(seed: int) -> None:
+    choose, originals = random.Random(seed), seeds()
+    for _ in range(1500):
+        assert_quick_ways_are_safe(mutated(choose.choice(originals), choose))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_what_is_found_harmless_at_once_is_what_the_walk_finds_harmless_at_length(seed: int) -> None:
+    choose, originals = random.Random(seed), seeds()
+    for _ in range(10_000):
+        assert_quick_ways_are_safe(mutated(choose.choice(originals), choose))
+
+
+def test_unchanged_pickles_are_judged_as_the_walk_judges_them() -> None:
+    for data in seeds():
+        quick, (verdict, _) = quick_verdict(data), walks_verdict(data)
+        assert quick in ("walk", verdict) or (quick, verdict) == ("data", "trusted")
+        assert_quick_ways_are_safe(data)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_hostile_is_found_harmless(name: str) -> None:
+    assert quick_verdict(HOSTILE[name]) in ("untrusted", "walk")
+
+
+@pytest.fixture
+def no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: Walk) -> Any:
+        raise AssertionError("it was walked")
+
+    monkeypatch.setattr(Walk, "run", run)
+
+
+@pytest.mark.usefixtures("no_walk")
+@pytest.mark.parametrize("name", [*plain(), *(name for name in arrays() if name != "subclass")])
+async def test_data_and_arrays_need_no_walk(name: str) -> None:
+    obj = {**plain(), **arrays()}[name]
+    assert_same(await loads(await dumps(obj), trusted=[]), obj)
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps(obj, protocol)
+        # Not the object itself: NumPy changes the byte order.
+        assert_same(await loads(data, trusted=[]), pickle.loads(data))
+
+
+@pytest.mark.usefixtures("no_walk")
+async def test_objects_of_trusted_types_need_no_walk() -> None:
+    obj = [[Point(1, 2), twice] * 2, {dt.date(2020, 1, 1): "x"}, {"a" * 300: "b" * 70_000}, list(range(50_000))]
+    assert await loads(await dumps(obj), trusted=TRUSTED) == obj
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(await dumps(obj), trusted=[])
+    assert caught.value.names == ("persisted.Point", "persisted.twice")
+
+
+def test_every_protocol_s_data_is_told_by_its_opcodes() -> None:
+    numbers = [0, 255, 65_536, -1, 2**40, 10**700, 1.5, True, None]
+    many = [{"key": [number, (1, 2), (1, 2, 3, 4)], "other": {1, 2}} for number in range(10_000)]
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps([numbers, "a" * 300, "b" * 100_000, {}, [], (), "ü", many], protocol)
+        # Before protocol 4, sets and bytes were calls.
+        assert look_at(data) is (Look.NONE if protocol >= 4 else Look.DRY_RUN)
+        assert look_at(pickle.dumps([numbers, "a" * 300, [many[0]["key"]] * 9], protocol)) is Look.NONE
+
+
+def array_of(dtype: bytes) -> bytes:
+    return named("aparallel._persist.arrays", "array") + b"(C\x08aaaaaaaa" + dtype + b"K\x01\x85\x8c\x01CtR"
+
+
+# A data type with one field, whose dictionary is entry 0 of the memo, and which is entry 1.
+FIELD = named("numpy", "dtype") + b"\x8c\x02f8\x89\x88\x87R(K\x03\x8c\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+RECORD = (
+    b"}\x94" + named("numpy", "dtype") + b"\x8c\x02V8\x89\x88\x87R\x94"
+    b"(K\x03\x8c\x01|N\x8c\x01a\x85h\x00\x8c\x01a" + FIELD + b"K\x00\x86sK\x08K\x01K\x10tb"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [b"h\x00\x8c\x01bh\x01M\xff\xff\x86s0", b"h\x00\x8c\x01ah\x01M\xff\xff\x86s0"])
+async def test_fields_cannot_be_changed_behind_a_data_type_s_back(change: bytes) -> None:
+    for data in (hand_made(RECORD, b"0", change, array_of(b"h\x01")), hand_made(RECORD, change, b"0N")):
+        assert quick_verdict(data) == "walk"
+        with pytest.raises(UntrustedTypeError):
+            await loads(data, trusted=[])
+
+
+async def test_an_extension_of_copyreg_is_refused_though_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
+    monkeypatch.setitem(cache, 200, os.getcwd)
+    for data in (hand_made(b"\x82\xc8)R"), hand_made(named("datetime", "date"), b"0\x82\xc8)R")):
+        assert look_at(data) is Look.WALK
+        with pytest.raises(UntrustedTypeError, match="extension 200"):
+            await loads(data, trusted=[])
+    assert pickle.loads(hand_made(b"\x82\xc8)R")) == os.getcwd()  # what would have run
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"r\x00\x00\x00\x20"])
+@pytest.mark.parametrize("before", [b"N", b"cdatetime\ndate\nN"])
+async def test_a_memo_that_is_numbered_high_never_reaches_the_unpickler(put: bytes, before: bytes) -> None:
+    for version in (b"\x80\x03", b"\x80\x04"):
+        assert look_at(version + before + put + b".") is Look.WALK
+        with pytest.raises(CorruptFileError, match="higher than it has entries"):
+            await loads(version + before + put + b".", trusted=[])
+
+
+def test_an_opcode_that_a_frame_s_end_cuts_is_left_to_the_walk() -> None:
+    inside = b"(" + b"K\x01" * 5
+    whole = b"\x80\x04\x95" + len(inside).to_bytes(8, "little") + inside + b"t."
+    assert look_at(whole) is Look.NONE
+    for length in (len(inside) - 1, len(inside) + 3, 1 << 60):
+        assert look_at(whole[:3] + length.to_bytes(8, "little") + whole[11:]) is Look.WALK
+    text = b"\x8c\x05hello"
+    assert look_at(b"\x80\x04\x95\x04" + bytes(7) + text + b".") is Look.WALK
+    long_text = b"X\x00\x08\x00\x00" + b"a" * 2048
+    assert look_at(b"\x80\x04\x95\x04" + bytes(7) + long_text + b".") is Look.WALK
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        b"N}\x8c\x01aK\x01s\x86b",  # a state
+        b"]b",
+        b"K\x01a",  # items
+        b"(K\x01K\x02e",
+        b"\x8c\x01aK\x01s",
+        b"(K\x01\x90",
+        b"\x93",  # as a name
+        b"\x98",  # as a buffer
+    ],
+)
+@pytest.mark.parametrize("target", ["name", "instance", "buffer", "plain"])
+def test_stand_ins_let_nothing_be_done_to_them_unseen(target: str, attempt: bytes) -> None:
+    date = named("datetime", "date")
+    made = {"name": date, "instance": date + b"K\x01K\x01K\x01\x87R", "buffer": b"\x97", "plain": date + b"0\x8c\x01x"}
+    data = hand_made(made[target], attempt)
+    if target == "buffer" and attempt == b"\x98":
+        assert quick_verdict(data) == "trusted"
+    else:
+        assert quick_verdict(data) == "walk"
+
+
+async def test_more_names_than_any_pickler_asks_for_are_judged_all_the_same() -> None:
+    names = b"".join(named("absent", f"name{number}") + b"0" for number in range(10_050))
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(hand_made(names, b"N"), trusted=[])
+    assert len(caught.value.names) == 10_050
+
+
+async def test_tuples_that_share_tuples_are_looked_at_within_bounds() -> None:
+    nested = b")" + b"".join(b"\x94h" + bytes([depth]) + b"\x86" for depth in range(60))
+    data = hand_made(nested, named("datetime", "date"), b"h\x3b\x85R")
+    with pytest.raises((UntrustedTypeError, TypeError)):
+        await loads(data, trusted=[])
