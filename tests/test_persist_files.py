@@ -203,7 +203,7 @@ async def test_what_cannot_be_pickled_is_told_and_leaves_the_old_file(path: path
 async def test_a_full_disk_at_any_step_leaves_the_old_file(
     path: pathlib.Path, step: str, durable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (step == "fsync") != durable and step in ("fsync", "posix_fallocate"):
+    if step == "fsync" and not durable:
         pytest.skip("this step is not taken")
 
     def full(*args: Any) -> Any:
@@ -215,6 +215,42 @@ async def test_a_full_disk_at_any_step_leaves_the_old_file(
     monkeypatch.undo()
     assert is_old(path)
     assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes the advice")
+async def test_the_disk_begins_while_a_synced_file_is_still_written(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Any] = []
+    advise, sync = os.posix_fadvise, os.fsync
+
+    def advised(fd: int, start: int, size: int, advice: int) -> None:
+        steps.append((start, start + size))
+        advise(fd, start, size, advice)
+
+    monkeypatch.setattr(files.os, "posix_fadvise", advised)
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (steps.append("sync"), sync(fd)))
+    large = np.arange(3_000_000.0)
+    await dump(large, path, durable=True)
+    begun = steps[: steps.index("sync")]
+    assert sum(end - start for start, end in begun) >= large.nbytes - (1 << 20)
+    assert np.array_equal(await load(path), large)
+    steps.clear()
+    await dump(large, path, durable=False)
+    await dump([1, 2], path, durable=True)
+    assert [step for step in steps if step != "sync"] == []
+
+
+@pytest.mark.parametrize("step", ["posix_fadvise", "posix_fallocate"])
+async def test_a_file_system_that_takes_no_advice_gets_the_file_all_the_same(
+    path: pathlib.Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(files.os, step, refuse)
+    await dump(np.arange(3_000_000.0), path, durable=True)
+    assert np.array_equal(await load(path), np.arange(3_000_000.0))
 
 
 @pytest.mark.parametrize("limit", [0, 100, 70_000, 1_000_000])

@@ -30,6 +30,8 @@ except ImportError:  # Windows: litter of killed processes stays there
 
 # What is written at a time. Larger slices are no faster, and the writer looks whether it is to stop after each.
 SLICE = 8 << 20
+# The disk is told of slices of this size and more.
+_BEGIN = 1 << 20
 # Small pieces are collected up to this size.
 _COLLECT = 64 << 10
 
@@ -39,13 +41,19 @@ _NAME_LIMIT = 255
 
 
 class FileSink:
-    """Writes to a descriptor. What is small is collected; what is large is written from where it lies, in slices."""
+    """Writes to a descriptor. What is small is collected; what is large is written from where it lies, in slices.
 
-    def __init__(self, fd: int, stop: Stop, *, reserve: bool = False) -> None:
+    Args:
+        reserve: have blocks for what is expected allocated before it is written.
+        early: have the disk begin with each slice while the next is written, as the file will be synced.
+    """
+
+    def __init__(self, fd: int, stop: Stop, *, reserve: bool = False, early: bool = False) -> None:
         self._fd = fd
         self._stop = stop
         self._collected = bytearray()
         self._reserve = reserve
+        self._early = early
         self.position = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -74,12 +82,24 @@ class FileSink:
     def _write_out(self, view: memoryview) -> None:
         while len(view):
             self._stop.check()
-            view = view[os.write(self._fd, view[:SLICE]) :]
+            written = os.write(self._fd, view[:SLICE])
+            view = view[written:]
+            if self._early and written >= _BEGIN:
+                self._begin_sync(written)
+
+    def _begin_sync(self, size: int) -> None:
+        # Linux answers this advice by writing out what is dirty, and does not wait. It drops only what is written
+        # out already, which this is not, so the file stays in the cache. 100 MB, synced, take 82 ms and not 124.
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            os.posix_fadvise(self._fd, end - size, size, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            self._early = False  # this file system does not do it
 
     def _reserve_blocks(self, size: int) -> None:
         # ext4 answers a rename over a file by allocating at once whatever of the new one is not allocated yet: 50 ms
         # for 100 MB, more than to write it. What was reserved is allocated, and written in slices as fast as in one
-        # piece. Not if the file is synced: that takes 10 % longer then.
+        # piece.
         try:
             os.posix_fallocate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR), size)
         except OSError as error:
@@ -117,7 +137,8 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
     aside, fd = _create_aside(folder, name)
     try:
         try:
-            sink = FileSink(fd, stop, reserve=not durable and sys.platform == "linux")
+            is_linux = sys.platform == "linux"
+            sink = FileSink(fd, stop, reserve=is_linux, early=durable and is_linux)
             yield sink
             sink.flush()
             if hasattr(os, "fchmod"):  # Windows has it from Python 3.13 on
