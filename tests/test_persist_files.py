@@ -548,6 +548,17 @@ async def _collected(chunks: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize("compress", [0, 3])
+async def test_progress_of_what_is_checked_first_ends_with_all_of_it(path: pathlib.Path, compress: int) -> None:
+    joblib = pytest.importorskip("joblib")
+    joblib.dump([{"a": number} for number in range(100_000)], path, compress=compress)
+    told: list[tuple[int, int | None]] = []
+    await load(path, trusted=[], progress=lambda done, total: told.append((done, total)))
+    size = path.stat().st_size
+    assert told[-1] == (size, size)
+    assert told == sorted(told, key=lambda counts: counts[0])
+
+
 async def test_progress_goes_on_while_the_thread_works() -> None:
     told: list[int] = []
     gate = Gate()

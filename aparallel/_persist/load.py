@@ -301,9 +301,16 @@ class _Loading:
             from aparallel._persist.unpickling import damage_named, spooled
 
             start = again if again is not None else stack.enter_context(spooled(source, stop))
-            found = check(lambda: PickleReader(opened(start()), stop), trust, stop, foreign=True)
+
+            def from_start() -> Source:
+                source = start()
+                # Who watches is told of the pass that is farthest.
+                self._meter.of = lambda: source.position
+                return opened(source)
+
+            found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
             with damage_named(is_data=found is Found.DATA):
-                return load_pickle(opened(start()), stop, trust, mapped)
+                return load_pickle(from_start(), stop, trust, mapped)
 
 
 @contextlib.contextmanager
