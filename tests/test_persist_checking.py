@@ -11,6 +11,7 @@ import pickletools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from persisted import Point, arrays, assert_same, plain, twice
 from test_persist_trust import HOSTILE, hand_made, named
@@ -220,7 +221,7 @@ def assert_is_data(data: bytes) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_found_harmless_at_once_is_what_the_walk_finds_harmless(seed: int) -> None:
     choose, originals = random.Random(seed), seeds()
-    for _ in range(1500):
+    for _ in range(800):
         assert_quick_ways_are_safe(mutated(choose.choice(originals), choose))
 
 
@@ -369,3 +370,20 @@ async def test_tuples_that_share_tuples_are_looked_at_within_bounds() -> None:
     data = hand_made(nested, named("datetime", "date"), b"h\x3b\x85R")
     with pytest.raises((UntrustedTypeError, TypeError)):
         await loads(data, trusted=[])
+
+
+async def test_calls_that_share_a_long_tuple_are_looked_at_within_bounds() -> None:
+    shared = b"(" + b"N" * 4000 + b"t\x94" + named("collections", "deque") + b"\x94"
+    data = hand_made(shared, b"(", b"h\x01h\x00R" * 5_000, b"t")
+    assert quick_verdict(data) == "walk"
+    with pytest.raises(UntrustedTypeError):
+        await loads(data, trusted=[])
+
+
+@pytest.mark.parametrize("count", [300, 4000])
+async def test_data_types_may_have_thousands_of_fields(count: int) -> None:
+    array = np.zeros(2, [(f"field{number}", "i2") for number in range(count)])
+    for data in (await dumps(array), pickle.dumps(array, 2), pickle.dumps(array, 5)):
+        found = await loads(data, trusted=[])
+        assert found.dtype == array.dtype
+    assert walks_verdict(pickle.dumps(array, 5)) == ("trusted", "")

@@ -56,8 +56,11 @@ if TYPE_CHECKING:
 
 # A class takes a kilobyte; no pickler asks for as many.
 _MOST_NAMES = 10_000
-# Of one call's arguments, so many parts are looked at.
-_MOST_PARTS = 4096
+# Of one call's arguments, so many parts are looked at, and of those with more than a few, so many in all: a pickle can
+# ask again and again for a call with the same long tuple, in five bytes.
+_MOST_PARTS = 1 << 15
+_FEW_PARTS = 16
+_MOST_IN_ALL = 1 << 20
 
 
 class Undecided(Exception):
@@ -90,7 +93,8 @@ class _DryRun(Unpickler):
         super().__init__(reader, buffers=itertools.repeat(_Buffer()))
         self._watcher = watcher
         self._names: dict[tuple[str, str], type] = {}
-        self.fields = _Fields()
+        self._seen = _Seen()
+        self.fields = _Fields(self._seen)
 
     def find_class(self, module: str, name: str) -> Any:
         found = self._names.get((module, name))
@@ -110,6 +114,7 @@ class _DryRun(Unpickler):
             "__slots__": (),
             "name": name,
             "watcher": watcher,
+            "seen": self._seen,
             "fields": self.fields,
             "changes_matter": watcher.changes_matter(name),
         }
@@ -130,6 +135,7 @@ class _Instance:
     __slots__ = ("made",)
     name: ClassVar[Global]
     watcher: ClassVar[Watcher]
+    seen: ClassVar[_Seen]
     fields: ClassVar[_Fields]
     changes_matter: ClassVar[bool]
     made: Made
@@ -153,7 +159,7 @@ class _Instance:
         if self.changes_matter:
             if self.name == _DTYPE and type(state) is tuple and len(state) > _FIELDS and type(state[_FIELDS]) is dict:
                 state = (*state[:_FIELDS], self.fields.taken(state[_FIELDS]), *state[_FIELDS + 1 :])
-            self.watcher.on_build(made, _Seen().of(state))
+            self.watcher.on_build(made, self.seen.of(state))
 
     def extend(self, items: Any) -> None:
         self._filled()
@@ -179,7 +185,7 @@ class _Called(_Instance):
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         self = object.__new__(cls)
-        self.made = Made(cls.name, OPAQUE if keywords else _Seen().of(args))
+        self.made = Made(cls.name, OPAQUE if keywords else cls.seen.of(args))
         cls.watcher.on_call(self.made)
         return self
 
@@ -198,7 +204,8 @@ class _Fields:
     then on shows at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seen: _Seen) -> None:
+        self._seen = seen
         self._taken: dict[int, tuple[dict[Any, Any], Items]] = {}
 
     def taken(self, fields: dict[Any, Any]) -> Items:
@@ -212,12 +219,10 @@ class _Fields:
     def were_changed(self) -> bool:
         return any(len(fields) != 1 for fields, _ in self._taken.values())
 
-    @staticmethod
-    def _contents(fields: dict[Any, Any]) -> Items:
+    def _contents(self, fields: dict[Any, Any]) -> Items:
         if len(fields) > MOST_ITEMS:
             return Items({None: OPAQUE})
-        seen = _Seen()
-        return Items({key if type(key) is str else None: seen.of(value) for key, value in fields.items()})
+        return Items({key if type(key) is str else None: self._seen.of(value) for key, value in fields.items()})
 
 
 _DTYPE = Global("numpy", "dtype")
@@ -229,16 +234,32 @@ class _Seen:
     """What a call's arguments look like to a watcher, as the walk would show them."""
 
     def __init__(self) -> None:
-        # The parts of tuples that tuples share are shown once for each: there must be an end to it.
-        self._parts = _MOST_PARTS
+        self._left = 0
+        self._in_all = 0
 
-    def of(self, value: Any, depth: int = 0) -> Any:
+    def of(self, value: Any) -> Any:
+        """Return what stands for *value*.
+
+        Raises:
+            Undecided: this pickle has made us look at more than it can be worth.
+        """
+        # The parts of tuples that tuples share are shown once for each: there must be an end to it.
+        self._left = _MOST_PARTS
+        found = self._part(value, 0)
+        looked_at = _MOST_PARTS - self._left
+        if looked_at > _FEW_PARTS:
+            self._in_all += looked_at
+            if self._in_all > _MOST_IN_ALL:
+                raise Undecided("its calls share large arguments")
+        return found
+
+    def _part(self, value: Any, depth: int) -> Any:
         kind = type(value)
         if kind is tuple:
-            self._parts -= len(value)
-            if len(value) > MOST_ITEMS or depth > _DEEPEST or self._parts < 0:
+            self._left -= len(value)
+            if len(value) > MOST_ITEMS or depth > _DEEPEST or self._left < 0:
                 return OPAQUE
-            return tuple([self.of(item, depth + 1) for item in value])
+            return tuple([self._part(item, depth + 1) for item in value])
         if kind is str:
             return value if _is_short(value) else TEXT
         if kind is int:

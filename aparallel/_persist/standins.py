@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 LONGEST_TEXT = 512
 """Bytes of text and data that are kept, and items of tuples and dictionaries. Of larger ones, their kind is."""
 LONGEST_BYTES = 64
-MOST_ITEMS = 256
+MOST_ITEMS = 4096
 
 
 class Global(NamedTuple):
