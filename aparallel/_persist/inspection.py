@@ -7,14 +7,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.dump import path_of
-from aparallel._persist.load import (
-    OnLoop,
-    in_thread_with,
-    named,
-    open_regular,
-    reader_of,
-    serve_thread,
-)
+from aparallel._persist.load import named, open_regular
+from aparallel._persist.threads import OnLoop, in_thread_with, reader_of, serve_thread
 from aparallel.errors import UnsupportedFormatError
 
 if TYPE_CHECKING:

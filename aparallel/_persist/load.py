@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import io
 import os
 import stat
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._ground.handover import Inflow
-from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread, start_in_thread
+from aparallel._ground.stoppable import Stop
 from aparallel._persist.dump import path_of
 from aparallel._persist.keys import checked_key
-from aparallel._persist.progress import Meter, Progress
+from aparallel._persist.progress import Meter
+from aparallel._persist.threads import OnLoop, in_thread_with, reader_of, serve_thread
 from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aparallel._persist.progress import ProgressOption
     from aparallel._persist.sources import Source
     from aparallel._persist.trust import Trust
     from aparallel.abc import Compressor
-
-T = TypeVar("T")
 
 MMAP_MODES = ("r", "r+", "c")
 
@@ -267,13 +263,15 @@ class _Loading:
         return Trust(self._options.trusted)
 
     def _load_container(self, source: Source, *, whole: bool, file: Any) -> Any:
-        from aparallel._persist.reader import Keys, map_container, read_container
+        from aparallel._persist.reader import Keys, read_container
         from aparallel._persist.unpickling import read_object
 
         options = self._options
         trust = self._trust()
         keys = Keys(options.signing_key, options.threads, options.compressors)
         if options.mmap_mode is not None:
+            from aparallel._persist.mapping import map_container
+
             content = map_container(file, options.mmap_mode, keys, self._stop, verify=options.verify, size=source.size)
         else:
             content = read_container(source, keys, whole=whole)
@@ -282,12 +280,13 @@ class _Loading:
 
     def _load_pickle(self, source: Source, codec: str, file: Any, again: Callable[[], Source] | None) -> Any:
         from aparallel._persist.joblib_files import PickleReader, check_mappable, decompressed, load_pickle
-        from aparallel._persist.reader import mapped_file
 
         trust, stop = self._trust(), self._stop
         mapped = None
         if self._options.mmap_mode is not None:
             check_mappable(codec)
+            from aparallel._persist.mapping import mapped_file
+
             mapped = mapped_file(file, self._options.mmap_mode)
 
         def opened(source: Source) -> Source:
@@ -359,85 +358,3 @@ def named(source: str) -> Iterator[None]:
         if not isinstance(error, OSError):
             error.add_note(f"while loading {source}")
         raise
-
-
-class OnLoop:
-    """A source that is read on the event loop.
-
-    Attributes:
-        read: returns about as many bytes as asked for, none at the end.
-        exact: it is a file, of which others may read what follows.
-    """
-
-    def __init__(self, read: Callable[[int], Awaitable[Any]], *, exact: bool) -> None:
-        self.read = read
-        self.exact = exact
-
-
-def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
-    """How to read from something that is no path.
-
-    Raises:
-        TypeError: nobody can.
-    """
-    read = getattr(source, "read", None)
-    if callable(read) and not isinstance(source, io.TextIOBase):
-        if inspect.iscoroutinefunction(read):
-            return OnLoop(read, exact=True)
-        return read  # type: ignore[no-any-return]
-    if hasattr(source, "__aiter__"):
-        return OnLoop(_next_chunk(source.__aiter__()), exact=False)
-    hint = f" For bytes there is {what}s()." if isinstance(source, (bytes, bytearray, memoryview)) else ""
-    raise TypeError(
-        f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
-        f"not {type(source).__name__}. Open text files in binary mode.{hint}"
-    )
-
-
-def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
-    async def read(size: int) -> Any:
-        # An empty chunk is not the end: servers send some.
-        async for chunk in chunks:
-            if len(chunk):
-                return chunk
-        return b""
-
-    return read
-
-
-async def in_thread_with(work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str) -> T:
-    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress."""
-    stop, meter = Stop(), Meter()
-    reporter = await Progress.opened(progress, name)
-    try:
-        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
-        reporter.finish(meter.done)
-    finally:
-        reporter.close()
-    return result
-
-
-async def serve_thread(
-    source: OnLoop, work: Callable[[Callable[[int], Any], Stop, Meter], T], progress: ProgressOption
-) -> T:
-    """Run *work* in a thread that reads a source of the loop's through us, in the caller's task."""
-    reporter = await Progress.opened(progress, "load")
-    inflow, stop, meter = Inflow(), Stop(), Meter()
-
-    async def read(size: int) -> Any:
-        chunk = await source.read(size)
-        reporter.advance(meter.done, meter.total)
-        return chunk
-
-    running = await start_in_thread(lambda: work(inflow.ask, stop, meter), waits_for_others=True)
-    running.add_done_callback(lambda _: inflow.finish())
-    try:
-        await inflow.serve(read)
-        result = running.result()
-        reporter.finish(meter.done)
-        return result
-    finally:
-        stop.set()
-        inflow.close()
-        await ended(running)
-        reporter.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import tempfile
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,6 @@ from xxhash import xxh3_64
 from aparallel._ground.hop import pause
 from aparallel._persist.compressors import decompressor
 from aparallel._persist.container import (
-    BUFFERS,
     CHECKSUM_SIZE,
     CHUNK_HEADER,
     END_MAGIC,
@@ -30,22 +28,18 @@ from aparallel._persist.container import (
     Trailer,
     aligned,
     chunk_checksum,
-    pack_header,
     pack_record,
     unpack_chunk,
     unpack_header,
-    unpack_index,
     unpack_record,
     unpack_record_line,
     unpack_trailer,
 )
-from aparallel._persist.sources import read_at
-from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError, UnsupportedFormatError
+from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from aparallel._ground.stoppable import Stop
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
 
@@ -369,128 +363,3 @@ def check_signed(header: Header, key: bytes | None) -> None:
 
 def wrong_signature() -> SignatureError:
     return SignatureError("its signature is not one of the key given: another key signed it, or somebody changed it")
-
-
-def mapped_file(file: Any, mode: Any) -> Any:
-    """The whole of an open file as a ``numpy.memmap`` of bytes."""
-    return np.memmap(file, np.uint8, mode)
-
-
-def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool, size: int | None = None) -> Content:
-    """Map a plain container and read no more of it than its pickle.
-
-    Args:
-        file: a regular file, open for reading, and for writing if *mode* is "r+".
-        mode: "r", "r+" or "c", as of numpy.memmap.
-        verify: compare the checksums of the buffers too, which reads all of them.
-        size: bytes of the file that are the container; None for all of them.
-
-    Raises:
-        CorruptFileError: what was read of it is damaged, or its signature is not that of the key.
-        UnsupportedFormatError: it is not for this version, or is compressed.
-    """
-    fd = file.fileno()
-    size = os.fstat(fd).st_size if size is None else size
-    header = unpack_header(read_at(fd, LINE, 0))
-    check_signed(header, keys.signing_key)
-    if header.codec:
-        raise UnsupportedFormatError(
-            f"it is compressed with {header.codec}, and only what is not can be mapped. "
-            f"Load it without mmap_mode, or dump it with compress=0"
-        )
-    if size < 2 * LINE:
-        raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
-    if keys.signing_key is not None and mode == "r+":
-        raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
-    trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
-    memory: Any = mapped_file(file, mode)
-    if keys.signing_key is not None:
-        _verify_signature(memoryview(memory)[:size], keys.signing_key, trailer, stop)
-    _, index = _mapped_payload(fd, trailer.index_offset, stop)
-    content = Content(header)
-    try:
-        for offset, record in unpack_index(index, trailer.index_offset):
-            if record.kind == PICKLE:
-                found, payload = _mapped_payload(fd, offset, stop)
-                if found != record:
-                    raise CorruptFileError(f"its index does not describe the record at byte {offset}")
-                content.add(payload)
-            else:
-                if verify and Flag.CHANGED_IN_PLACE not in header.flags:
-                    _verify_mapped(memoryview(memory), offset, record, stop)
-                content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
-    except BaseException:
-        content.close()
-        raise
-    if mode == "r+" and content.buffers:
-        _mark_changed(fd, header)
-    return content
-
-
-def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
-    """Read and verify a record without buffers: not through the map, so that whoever cuts the file does not kill us."""
-    stop.check()
-    line = read_at(fd, LINE, offset)
-    if len(line) < LINE:
-        raise CorruptFileError("its trailer does not belong to it")
-    record = unpack_record(line, offset)
-    if record.kind == BUFFERS:
-        raise CorruptFileError(f"its index does not describe the record at byte {offset}")
-    # What a hostile file says of the size is believed only as far as the file goes.
-    payload = _read_range(fd, offset + LINE, min(record.size, os.fstat(fd).st_size))
-    tail = read_at(fd, CHECKSUM_SIZE, offset + LINE + record.size)
-    check = xxh3_64(line[RECORD_FIXED:], offset)
-    for start in range(0, len(payload), _SLICE):
-        check.update(memoryview(payload)[start : start + _SLICE])
-    if len(payload) < record.size or int.from_bytes(tail, "little") != check.intdigest():
-        raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
-    return record, payload
-
-
-def _read_range(fd: int, start: int, size: int) -> bytes:
-    parts = []
-    while size and (part := read_at(fd, min(size, _READ_AT_ONCE), start)):
-        parts.append(part)
-        start += len(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-_READ_AT_ONCE = 16 << 20
-
-
-def _mapped_buffers(memory: Any, start: int, lengths: Sequence[int]) -> Iterator[Any]:
-    for length in lengths:
-        part = memory[start : start + length]
-        if length:  # of no bytes, it is no memmap
-            part.offset = start
-        yield part
-        start = aligned(start + length)
-
-
-def _verify_mapped(view: memoryview, offset: int, record: Record, stop: Stop) -> None:
-    end = offset + record.head_size + record.size
-    check = xxh3_64(b"", offset)
-    for start in range(offset + RECORD_FIXED, end, _SLICE):
-        stop.check()
-        check.update(view[start : min(start + _SLICE, end)])
-        pause()
-    if int.from_bytes(view[end : end + CHECKSUM_SIZE], "little") != check.intdigest():
-        raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
-
-
-def _verify_signature(view: memoryview, key: bytes, trailer: Trailer, stop: Stop) -> None:
-    signature = hmac.new(key, digestmod=hashlib.sha256)
-    signed = len(view) - LINE + SIGNED_OF_TRAILER
-    for start in range(0, signed, _SLICE):
-        stop.check()
-        signature.update(view[start : min(start + _SLICE, signed)])
-    if not hmac.compare_digest(signature.digest(), trailer.signature):
-        raise wrong_signature()
-
-
-def _mark_changed(fd: int, header: Header) -> None:
-    """Say in a file that its buffers may differ from their checksums from now on."""
-    if Flag.CHANGED_IN_PLACE not in header.flags:
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.write(fd, pack_header(header._replace(flags=header.flags | Flag.CHANGED_IN_PLACE)))

@@ -1,0 +1,100 @@
+"""Runs the work of load and inspect in a thread, and reads for it on the event loop what only the loop can read."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aparallel._ground.handover import Inflow
+from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread, start_in_thread
+from aparallel._persist.progress import Meter, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aparallel._persist.progress import ProgressOption
+
+T = TypeVar("T")
+
+
+class OnLoop:
+    """A source that is read on the event loop.
+
+    Attributes:
+        read: returns about as many bytes as asked for, none at the end.
+        exact: it is a file, of which others may read what follows.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[Any]], *, exact: bool) -> None:
+        self.read = read
+        self.exact = exact
+
+
+def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
+    """How to read from something that is no path.
+
+    Raises:
+        TypeError: nobody can.
+    """
+    read = getattr(source, "read", None)
+    if callable(read) and not isinstance(source, io.TextIOBase):
+        if inspect.iscoroutinefunction(read):
+            return OnLoop(read, exact=True)
+        return read  # type: ignore[no-any-return]
+    if hasattr(source, "__aiter__"):
+        return OnLoop(_next_chunk(source.__aiter__()), exact=False)
+    hint = f" For bytes there is {what}s()." if isinstance(source, (bytes, bytearray, memoryview)) else ""
+    raise TypeError(
+        f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
+        f"not {type(source).__name__}. Open text files in binary mode.{hint}"
+    )
+
+
+def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
+    async def read(size: int) -> Any:
+        # An empty chunk is not the end: servers send some.
+        async for chunk in chunks:
+            if len(chunk):
+                return chunk
+        return b""
+
+    return read
+
+
+async def in_thread_with(work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str) -> T:
+    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress."""
+    stop, meter = Stop(), Meter()
+    reporter = await Progress.opened(progress, name)
+    try:
+        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
+        reporter.finish(meter.done)
+    finally:
+        reporter.close()
+    return result
+
+
+async def serve_thread(
+    source: OnLoop, work: Callable[[Callable[[int], Any], Stop, Meter], T], progress: ProgressOption
+) -> T:
+    """Run *work* in a thread that reads a source of the loop's through us, in the caller's task."""
+    reporter = await Progress.opened(progress, "load")
+    inflow, stop, meter = Inflow(), Stop(), Meter()
+
+    async def read(size: int) -> Any:
+        chunk = await source.read(size)
+        reporter.advance(meter.done, meter.total)
+        return chunk
+
+    running = await start_in_thread(lambda: work(inflow.ask, stop, meter), waits_for_others=True)
+    running.add_done_callback(lambda _: inflow.finish())
+    try:
+        await inflow.serve(read)
+        result = running.result()
+        reporter.finish(meter.done)
+        return result
+    finally:
+        stop.set()
+        inflow.close()
+        await ended(running)
+        reporter.close()
