@@ -303,6 +303,21 @@ async def read_request_id_later() -> str:
     return request_id.get()
 
 
+never_set_here: contextvars.ContextVar[str] = contextvars.ContextVar("never_set_here")
+
+
+def look_then_set() -> str:
+    seen = never_set_here.get("none")
+    never_set_here.set("set by a call")
+    return seen
+
+
+@each_backend
+async def test_what_a_call_sets_in_a_chosen_variable_ends_with_the_call(backend: Any) -> None:
+    async with Pool(1, backend, context_vars=[never_set_here]) as pool:
+        assert [await pool.run(look_then_set) for _ in range(3)] == ["none"] * 3
+
+
 @each_backend
 async def test_chosen_context_variables_travel_with_each_call(backend: Any) -> None:
     async with Pool(1, backend, context_vars=[request_id]) as pool:

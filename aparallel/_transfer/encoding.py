@@ -275,11 +275,11 @@ class ProcessEncoder(Encoder):
         return function
 
     def _values(self) -> list[tuple[bytes, Any]] | None:
-        """The chosen context variables that are set here, as a worker wants them."""
+        """The chosen context variables that are set here, as a worker wants them; None if none were chosen."""
         values = []
         for blob, variable in self._variables:
             try:
                 values.append((blob, variable.get()))
             except LookupError:  # not set, and no default
                 continue
-        return values or None
+        return values if self._variables else None

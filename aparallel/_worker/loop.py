@@ -279,7 +279,7 @@ class _Worker:
             if isinstance(function, bytes):
                 function = self.functions[number] = loads(function)
             arguments, keywords, variables = loads(blob) if parts is None else self._memory().load(blob, parts, loans)
-            context = self._context_of(variables) if variables else None
+            context = self._context_of(variables) if variables is not None else None
         except BaseException as error:
             return frames.FAILURE, describe_failure(error, LOADING)
         try:
