@@ -309,6 +309,14 @@ class Backend(ABC):
     def rest(self) -> None:  # noqa: B027
         """Let go of what :meth:`start_spare` prepared: the last worker has left and no calls wait."""
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether callers must wait for :meth:`settle` before they get outcomes that have been told."""
+        return False
+
+    async def settle(self) -> None:  # noqa: B027
+        """Wait for what belongs before those outcomes, such as log records of their calls; not for long."""
+
     async def aclose(self) -> None:  # noqa: B027
         """Release what the backend holds besides its workers, which have ended."""
 

@@ -185,8 +185,8 @@ class TestResults:
             del results
 
             def gone() -> bool:
-                # Two more of each: where a worker and the spare put their outcomes.
-                return mapped_here() <= before[0] + 2 and descriptors_here() <= idle + 4
+                # Where a worker and the spare put their outcomes is mapped, and the spare has five descriptors.
+                return mapped_here() <= before[0] + 2 and descriptors_here() <= idle + 5
 
             await until(gone)
             deadline = time.monotonic() + 5

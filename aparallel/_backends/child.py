@@ -66,9 +66,12 @@ class Child:
     Attributes:
         socket: our end of the pair, non-blocking.
         outbox: the memory that the child's outcomes wait in.
+
+    Args:
+        logs: whether it gets a pipe for log records.
     """
 
-    def __init__(self, executable: str) -> None:
+    def __init__(self, executable: str, logs: bool = False) -> None:
         _children.add(self)
         self._owner = os.getpid()
         self._descriptors: list[int] = []
@@ -78,6 +81,7 @@ class Child:
         self._exited: Callable[[], object] | None = None
         self._reaped = False
         self.outbox: Outbox | None = None
+        self._logs: int | None = None
         theirs: list[int] = []
         try:
             self.socket, far = socket.socketpair()
@@ -89,8 +93,12 @@ class Child:
             memory = create(SIZE)
             theirs.append(memory)
             self.outbox = Outbox(memory)
+            if logs:
+                self._logs, far_logs = os.pipe()
+                self._descriptors.append(self._logs)
+                theirs.append(far_logs)
             self._popen = subprocess.Popen(
-                _command(executable, [theirs[0], far_line, memory]),
+                _command(executable, theirs),
                 stdin=subprocess.DEVNULL,
                 pass_fds=theirs,
                 process_group=0,
@@ -106,6 +114,13 @@ class Child:
     def pid(self) -> int:
         assert self._popen is not None
         return self._popen.pid
+
+    def take_logs(self) -> int | None:
+        """Return our end of the pipe for log records, the caller's from now on; None if there is none."""
+        logs, self._logs = self._logs, None
+        if logs is not None:
+            self._descriptors.remove(logs)
+        return logs
 
     def watch(self, loop: asyncio.AbstractEventLoop, exited: Callable[[], object]) -> None:
         """Call *exited* on *loop* once the process has ended, not reaped yet. A later *exited* replaces it."""
@@ -182,7 +197,7 @@ def _start_error(executable: str, error: OSError) -> Exception:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return OSError(
             error.errno,
-            "No file descriptors are left to start a worker process, which takes six. "
+            "No file descriptors are left to start a worker process, which takes eight. "
             "Close what leaks them, or raise the limit (ulimit -n)",
         )
     if isinstance(error, FileNotFoundError | PermissionError):

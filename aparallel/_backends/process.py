@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 # Imported now: when the first lambda is pickled, it would hold the loop for 20 ms.
 import aparallel._transfer.by_value  # noqa: F401
 from aparallel._backends.child import Child, check_platform
+from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
@@ -68,10 +69,12 @@ class ProcessBackend(Backend):
         context_vars: Sequence[ContextVar[Any]] = (),
         inner_threads: int = 1,
         inner_threads_forced: bool = False,
+        logs: bool = True,
     ) -> None:
         self.executable = check_platform(executable)
         self._initializer = pickle((initializer, initargs)) if initializer is not None else None
         self._variables = [(pickle(variable), variable) for variable in context_vars]
+        self._relay = LogRelay(dict(self._variables)) if logs else None
         self._functions = Functions()
         self.inner_threads = inner_threads
         self._inner_threads_forced = inner_threads_forced
@@ -96,13 +99,18 @@ class ProcessBackend(Backend):
         return shared
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
-        child = self._take_spare() or Child(self.executable)
-        worker = ProcessWorker(loop, child, events, self._workers.discard, lambda: self._plan_tending(loop))
+        child = self._take_spare() or self._new_child()
+        worker = ProcessWorker(
+            loop, child, events, self._workers.discard, lambda: self._plan_tending(loop), self._relay
+        )
         self._workers.add(worker)
         self._memory.on_unused = lambda: self._on_unused(loop)
         worker.set_up(self._setup())
         self._plan_spare(loop, _SPARE_DELAY)
         return worker
+
+    def _new_child(self) -> Child:
+        return Child(self.executable, logs=self._relay is not None)
 
     def limit_threads(self, count: int, forced: bool) -> bool:
         """Set the threads of workers started from now on; return whether the present ones differ."""
@@ -118,12 +126,22 @@ class ProcessBackend(Backend):
     def rest(self) -> None:
         self._drop_spare()
 
+    @property
+    def is_unsettled(self) -> bool:
+        return self._relay is not None and self._relay.is_unsettled
+
+    async def settle(self) -> None:
+        if self._relay is not None:
+            await self._relay.settle()
+
     async def aclose(self) -> None:
         self._closed = True
         self._drop_spare()
         self._close_memory()
         if self._spares:
             await asyncio.wait(list(self._spares.values()))
+        if self._relay is not None:
+            await self._relay.aclose()
 
     def kill_all(self) -> None:
         self._closed = True
@@ -137,6 +155,8 @@ class ProcessBackend(Backend):
             child.kill()
         for child in children:
             child.reap()
+        if self._relay is not None:
+            self._relay.close_now()
 
     # Shared memory
 
@@ -173,7 +193,6 @@ class ProcessBackend(Backend):
     def _setup(self) -> dict[str, Any]:
         threads = str(self.inner_threads)
         return {
-            "path": sys.path[:],
             "argv": sys.argv[:] if hasattr(sys, "argv") else [],
             "environ": {
                 name: threads for name in _THREAD_VARIABLES if self._inner_threads_forced or name not in os.environ
@@ -200,7 +219,7 @@ class ProcessBackend(Backend):
         if self._spare is not None or self._closed or not self._workers:
             return
         with contextlib.suppress(OSError, UnsupportedPlatformError):  # the spare can wait; a worker would report it
-            self._spare = child = Child(self.executable)
+            self._spare = child = self._new_child()
             self._spares[child] = loop.create_future()
             child.watch(loop, lambda: self._on_spare_exit(child))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aparallel._backends.child import Child
+    from aparallel._backends.logs import LogRelay, WorkerRecords
     from aparallel._transfer.lending import Segment
     from aparallel.abc import Sharing
 
@@ -50,6 +51,7 @@ class ProcessWorker(Worker):
         events: WorkerEvents,
         forget: Callable[[ProcessWorker], object],
         on_memory: Callable[[], object],
+        relay: LogRelay | None,
     ) -> None:
         self.child = child
         self._loop = loop
@@ -59,6 +61,11 @@ class ProcessWorker(Worker):
         self._error: BaseException | None = None
         self._farewell: asyncio.TimerHandle | None = None
         self._path: list[str] = []
+        self._records: WorkerRecords | None = None
+        # The levels and filters that the worker has.
+        self._log_settings: object = None
+        if relay is not None:
+            self._records = relay.attach(loop, child)
 
         # Which functions the worker knows, by key, least recently used first, with their numbers there.
         self._known: OrderedDict[Any, int] = OrderedDict()
@@ -82,13 +89,23 @@ class ProcessWorker(Worker):
 
     def set_up(self, setup: dict[str, Any]) -> None:
         """Give the bare child its settings; ``on_ready`` follows."""
-        self._path = setup["path"]
-        self._channel.write(frames.SETUP, setup)
+        self._channel.write(frames.SETUP, setup | self._changing())
+
+    def _changing(self) -> dict[str, Any]:
+        """Settings that are sent again when they have changed."""
+        self._path = sys.path[:]
+        if self._records is not None:
+            self._log_settings = self._records.settings()
+        return {"path": self._path, "logs": self._log_settings}
+
+    def _has_changed(self) -> bool:
+        return sys.path != self._path or (
+            self._records is not None and self._records.settings() is not self._log_settings
+        )
 
     def send(self, batches: Sequence[Batch]) -> None:
-        if sys.path != self._path:
-            self._path = sys.path[:]
-            self._channel.write(frames.SETUP, {"path": self._path})
+        if self._has_changed():
+            self._channel.write(frames.SETUP, self._changing())
         functions: list[tuple[int, bytes | int]] = []
         tail: list[bytes] = []
         contents = []
@@ -141,9 +158,11 @@ class ProcessWorker(Worker):
         elif kind == frames.MEMORY:
             self.loans.update(*pickle.loads(body))
         elif kind == frames.READY:
+            self._notice_records()
             self._ready = True
             self._events.on_ready()
         else:
+            self._notice_records()
             self._error = rebuild_failure(body)[1]
             self.child.kill()
 
@@ -209,7 +228,13 @@ class ProcessWorker(Worker):
         else:
             self._tell([value], [], seconds)
 
+    def _notice_records(self) -> None:
+        """Log records that were made before what has just come are to be handled before it is told further up."""
+        if self._records is not None:
+            self._records.notice()
+
     def _tell(self, values: list[Any], failed: list[int], seconds: float) -> None:
+        self._notice_records()
         self._received += len(values)
         self._unfinished -= len(values)
         self._events.on_outcomes(values, failed, seconds)
@@ -287,6 +312,8 @@ class ProcessWorker(Worker):
         if self._settling is not None:
             self._settling.cancel()
         exitcode, signal = self.child.reap()
+        if self._records is not None:
+            self._records.finish()
         self._forget(self)
         self._events.on_exit(Exit(unstarted, exitcode, signal, self._ready, self._error))
 

@@ -81,6 +81,9 @@ class Pool:
             without being copied at the other end: a number, or text such as ``"10M"``; None for none of them.
         mmap_mode: how worker processes map such arguments: ``"r"`` read-only, ``"c"`` as a private copy on write,
             ``"r+"`` shared both ways (an ``np.memmap``, and what :meth:`share` made so). Gathers may say otherwise.
+        logs: whether log records and warnings of worker processes are handled by this process's ``logging`` and
+            ``warnings``, in a thread, before the outcome of their call is given. Threads and inline calls use
+            these anyway.
         temp_folder: where a file without a name takes the place of memory that is short; None for the system's folder.
 
     A pool belongs to the event loop that it is first used on, and ends with it. Leaving its
@@ -108,6 +111,7 @@ class Pool:
         max_nbytes: int | str | None = "1M",
         mmap_mode: MmapMode = "r",
         temp_folder: str | os.PathLike[str] | None = None,
+        logs: bool = True,
     ) -> None:
         check_on_cancel(on_cancel)
         check_inner_threads(inner_max_num_threads)
@@ -120,7 +124,14 @@ class Pool:
         self._sharing = make_sharing(max_nbytes, mmap_mode, temp_folder)
         self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
         self._backend = _make_backend(
-            backend, self._n_jobs, initializer, tuple(initargs), inner_max_num_threads, tuple(context_vars), executable
+            backend,
+            self._n_jobs,
+            initializer,
+            tuple(initargs),
+            inner_max_num_threads,
+            tuple(context_vars),
+            executable,
+            logs,
         )
         self._on_cancel: OnCancel = self._allowed(on_cancel) if on_cancel is not None else self._backend.on_cancel
         self._idle_timeout = idle_timeout
@@ -199,7 +210,11 @@ class Pool:
                 scheduler.dispatch_soon()
             del encoded  # its memory is the scheduler's from here on
             if not self._is_inline:
-                return await future
+                try:
+                    return await future
+                finally:
+                    if self._backend.is_unsettled and not future.cancelled():
+                        await self._backend.settle()
             with self._place_for_nested(context):
                 return await future
         except asyncio.CancelledError:
@@ -390,6 +405,8 @@ class Pool:
                 await flow.end()
             finally:
                 self._end_flow(flow)
+        if self._backend.is_unsettled:
+            await self._backend.settle()
         if flow.error is not None:
             try:
                 raise flow.error
@@ -526,6 +543,13 @@ class Pool:
         """
         scheduler = self._use()
         scheduler.start_error = None
+        try:
+            await self._start_all(scheduler)
+        finally:
+            if self._backend.is_unsettled:
+                await self._backend.settle()
+
+    async def _start_all(self, scheduler: Scheduler) -> None:
         while scheduler.start_error is None and not self._closing:
             if scheduler.start_missing():
                 self._backend.start_spare(scheduler.loop)
@@ -715,10 +739,13 @@ def _make_backend(
     inner_threads: int | None,
     context_vars: tuple[ContextVar[Any], ...],
     executable: str | None,
+    logs: bool,
 ) -> Backend:
     if isinstance(backend, Backend):
         return backend
     kind = kind_of(backend)
+    if kind != "process" and not logs:
+        raise ValueError("logs=False is for process workers: others share this process's logging. Leave it out.")
     if kind != "process" and (inner_threads is not None or executable is not None):
         raise ValueError("inner_max_num_threads= and executable= are for process workers; leave them out.")
     kind = nested_kind(kind)
@@ -735,6 +762,7 @@ def _make_backend(
         context_vars=context_vars,
         inner_threads=inner_threads or max(cpu_count() // n_jobs, 1),
         inner_threads_forced=inner_threads is not None,
+        logs=logs,
     )
 
 

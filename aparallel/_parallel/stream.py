@@ -35,6 +35,8 @@ class StreamFlow(Flow):
         self._next = 0
         self._consumed = 0
         self._arrival: asyncio.Future[None] | None = None
+        # Results have come since the backend was last asked whether something belongs before them.
+        self._unsettled = False
 
     def released(self) -> int:
         return self._consumed
@@ -62,6 +64,7 @@ class StreamFlow(Flow):
             self._announce()
 
     def _announce(self) -> None:
+        self._unsettled = True
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
@@ -77,6 +80,8 @@ class StreamFlow(Flow):
     async def next(self) -> tuple[int, Any]:
         """Return the next result and its index; raise what stopped the flow, or StopAsyncIteration."""
         while True:
+            if self._unsettled:
+                await self._settle()
             if self.error is not None:
                 raise self.error
             if self._ready:
@@ -90,6 +95,12 @@ class StreamFlow(Flow):
                 await self._arrival
             finally:
                 self._arrival = None
+
+    async def _settle(self) -> None:
+        self._unsettled = False
+        backend = self._scheduler.backend
+        if backend.is_unsettled:
+            await backend.settle()
 
 
 class ResultStream(Generic[T_co]):

@@ -32,7 +32,7 @@ def describe_failure(error: BaseException, stage: str) -> bytes:
     # The first frame is the worker's own loop, which tells the user nothing.
     own = error.__traceback__
     shown = own.tb_next if own is not None and own.tb_next is not None and stage == RUNNING else own
-    return dumps((stage, _name(type(error)), _text(error), _format(error, shown), _pickle_chain(error)), 5)
+    return dumps((stage, _name(type(error)), _text(error), _format(error, shown), pickle_chain(error)), 5)
 
 
 def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
@@ -40,7 +40,7 @@ def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
     from aparallel.errors import RemoteTraceback
 
     stage, type_name, text, trace, chain = loads(data)
-    error = _rebuild_chain(chain)
+    error = rebuild_chain(chain)
     if error is None or means_something_else_here(error):
         error = remote_call_error(type_name, text, trace)
     last = error
@@ -79,7 +79,8 @@ def wrap_bare(error: BaseException) -> BaseException:
     return wrapped
 
 
-def _pickle_chain(error: BaseException) -> bytes | None:
+def pickle_chain(error: BaseException) -> bytes | None:
+    """Pickle an exception and its explicit causes; None if they cannot be pickled. Never raises."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and len(chain) < _LONGEST_CHAIN and not any(link is seen for seen in chain):
@@ -128,7 +129,8 @@ class _Plain(_Reducing, Pickler):
     pass
 
 
-def _rebuild_chain(chain: bytes | None) -> BaseException | None:
+def rebuild_chain(chain: bytes | None) -> BaseException | None:
+    """Return the exception, with its causes; None if it cannot be rebuilt. Never raises."""
     if chain is None:
         return None
     try:

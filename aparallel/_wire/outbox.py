@@ -8,6 +8,7 @@ the parent reads them from here: what had finished keeps its outcome. The layout
     16    started u64    monotonic nanoseconds at which the current call started
     24    claimed u64    one more than the number of the call claimed last
     32    recalls u64    how often the parent has begun to take calls back; the parent writes it
+    40    logged u64     monotonic nanoseconds at which a log record was written last (``records.py``)
     64    lengths u32 × 1,024
     4160  outcomes, back to back
 
@@ -34,7 +35,7 @@ _LENGTHS = 64
 _DATA = _LENGTHS + 4 * CAPACITY
 ROOM = SIZE - _DATA
 
-FIRST, COUNT, STARTED, CLAIMED, RECALLS = range(5)
+FIRST, COUNT, STARTED, CLAIMED, RECALLS, LOGGED = range(6)
 _VERSION = 2
 _LIST = dumps([], _VERSION)[:1]
 

@@ -1,4 +1,4 @@
-"""Started as ``python -P .../aparallel/_worker/__main__.py SOCKET LIFELINE OUTBOX``.
+"""Started as ``python -P .../aparallel/_worker/__main__.py SOCKET LIFELINE OUTBOX [LOGS]``.
 
 By path, because the parent may run from a checkout that the child's ``sys.path`` does not hold, and
 with ``-P``, because the current directory may hold a ``socket.py``.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.borrowing import Loan
     from aparallel._transfer.lending import Segment
+    from aparallel._worker.logs import WorkerLogs
     from aparallel._worker.memory import WorkerMemory
 
 # Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
@@ -64,10 +65,10 @@ _example.close()
 
 
 def main(inherited: list[int]) -> None:
-    """Serve the parent until it hangs up. *inherited*: the descriptors of socket, lifeline and outbox."""
+    """Serve the parent until it hangs up. *inherited*: the descriptors of socket, lifeline, outbox and perhaps logs."""
     for fd in inherited:
         os.set_inheritable(fd, False)
-    connection, line, memory = inherited
+    connection, line, memory, *logs = inherited
     lifeline.hold(line)
     outbox = Outbox(memory)
     os.close(memory)
@@ -79,7 +80,7 @@ def main(inherited: list[int]) -> None:
 
         if not faulthandler.is_enabled():
             faulthandler.enable(sys.__stderr__.fileno())
-    _Worker(socket(fileno=connection), outbox).serve()
+    _Worker(socket(fileno=connection), outbox, *logs).serve()
 
 
 class _Frame:
@@ -95,7 +96,7 @@ class _Frame:
 
 
 class _Worker:
-    def __init__(self, connection: socket, outbox: Outbox) -> None:
+    def __init__(self, connection: socket, outbox: Outbox, logs: int | None = None) -> None:
         self.connection = connection
         self.outgoing = _Outgoing(connection, outbox)
         self.head = outbox.head
@@ -106,6 +107,11 @@ class _Worker:
         # costs the calls that need it and no others.
         self.functions: dict[int, bytes | Callable[..., Any]] = {}
         self.variables: dict[bytes, Any] = {}
+        self.logs: WorkerLogs | None = None
+        if logs is not None:
+            from aparallel._worker.logs import WorkerLogs
+
+            self.logs = WorkerLogs(logs, self.head, self.variables)
         self.memory: WorkerMemory | None = None
         # What buffers of results are too large for a pickle, and where they go if memory is short.
         self.results: tuple[int, str | None] = (_NEVER, None)
@@ -200,7 +206,9 @@ class _Worker:
         from aparallel._ground import nesting
 
         sys.path[:] = setup["path"]
-        if "argv" not in setup:  # only the path has changed
+        if self.logs is not None:
+            self.logs.configure(*setup["logs"])
+        if "argv" not in setup:  # only what is above has changed
             return True
         sys.argv[:] = setup["argv"]
         os.environ.update(setup["environ"])

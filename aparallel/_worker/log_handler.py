@@ -1,0 +1,87 @@
+"""What a worker does once ``logging`` is imported: a handler on the root logger, and the parent's levels."""
+
+from __future__ import annotations
+
+import logging
+
+from aparallel._wire.records import ATTRIBUTES, LOG, PLAIN
+from aparallel._worker.logs import portable
+
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from aparallel._worker.logs import WorkerLogs
+
+    # Levels by logger, "" for the root; logging.disable(); loggers that are disabled.
+    Levels = tuple[dict[str, int], int, list[str]]
+
+_formatter = logging.Formatter()
+
+# Attributes that travel in a form of their own, or that the parent makes anew.
+_OWN = frozenset(
+    {*ATTRIBUTES, "msg", "args", "exc_info", "exc_text", "stack_info", "relativeCreated", "message", "asctime"}
+)
+
+
+def begin(logs: WorkerLogs) -> Callable[[Levels], None]:
+    """Put the handler in place. Returns what follows the parent's levels."""
+    logging.getLogger().addHandler(RelayHandler(logs))
+    return _Follower().follow
+
+
+class RelayHandler(logging.Handler):
+    """Sends each record to the parent. The user may remove it from the root logger: its name is "aparallel"."""
+
+    def __init__(self, logs: WorkerLogs) -> None:
+        super().__init__()
+        self.set_name("aparallel")
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._logs.send(LOG, *_describe(record))
+        except RecursionError:  # as in logging's own handlers
+            raise
+        except Exception:
+            self.handleError(record)
+
+
+def _describe(record: logging.LogRecord) -> tuple[Any, ...]:
+    """Return what travels of *record*. Its arguments become part of the message: they need not be picklable."""
+    attributes = record.__dict__
+    core = [_plain(attributes.get(name)) for name in ATTRIBUTES]
+    text = record.exc_text
+    if record.exc_info and not text:
+        text = _formatter.formatException(record.exc_info)
+    others = {name: portable(value) for name, value in attributes.items() if name not in _OWN}
+    return core, str(record.getMessage()), _plain(text), _plain(record.stack_info), others
+
+
+def _plain(value: object) -> object:
+    return value if type(value) in PLAIN else str(value)
+
+
+class _Follower:
+    """Gives loggers the parent's levels, and takes back none but those that it gave."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, int] = {}
+        self._disabled: set[str] = set()
+
+    def follow(self, levels: Levels) -> None:
+        by_name, disable, disabled = levels
+        for name, level in self._given.items():
+            logger = logging.getLogger(name)
+            if name not in by_name and logger.level == level:
+                logger.setLevel(logging.NOTSET)
+        for name, level in by_name.items():
+            logging.getLogger(name).setLevel(level)
+        self._given = by_name
+        for name in self._disabled.difference(disabled):
+            logging.getLogger(name).disabled = False
+        for name in disabled:
+            logging.getLogger(name).disabled = True
+        self._disabled = set(disabled)
+        logging.disable(disable)
