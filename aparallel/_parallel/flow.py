@@ -6,10 +6,10 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterable, Iterable, Sized
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._ground.bars import load_tqdm
-from aparallel._ground.call import close_coroutines
+from aparallel._ground.call import Call, close_coroutines, wrong_item
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
@@ -22,7 +22,6 @@ from aparallel.abc import Batch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from aparallel._ground.call import Call
     from aparallel._parallel.options import Options
     from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
 
@@ -292,3 +291,31 @@ class Flow(Queue):
         finally:
             self._encoder.close()
             self._reporter.close(failed=not clean)
+
+
+class GatherFlow(Flow):
+    """A flow whose results are collected into one list."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.results: list[Any] = []
+        super().__init__(*args, **kwargs)
+
+    def expect(self, count: int) -> None:
+        self.results.extend([None] * count)
+
+    def collect(self, first: int, values: list[Any]) -> None:
+        self.results[first : first + len(values)] = values
+
+
+def single_source(calls: tuple[Any, ...]) -> Source:
+    """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if len(calls) == 1 and type(calls[0]) is not Call:
+        source = calls[0]
+        if isinstance(source, Iterable) or hasattr(source, "__aiter__"):
+            return cast("Source", source)
+        raise wrong_item(source, 0)
+    return calls

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from aparallel._ground.call import Call
 from aparallel._ground.nesting import nesting_level
+from aparallel._parallel.flow import single_source
 from aparallel._parallel.lifetime import running_loop
 from aparallel._parallel.options import GatherOptions, Options, choose_kind, resolve
-from aparallel._parallel.pool import Pool, single_source
+from aparallel._parallel.pool import Pool
 from aparallel._parallel.stream import ResultStream
 from aparallel.abc import Backend
 

@@ -6,61 +6,46 @@ import asyncio
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
-from aparallel._ground.call import Call
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._ground.nesting import call_context
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
 from aparallel._ground.shield import outlast
-from aparallel._parallel.flow import Flow, Source, prepare
+from aparallel._parallel.calls import Calls
 from aparallel._parallel.lifetime import LoopTie, running_loop
 from aparallel._parallel.options import (
-    Options,
-    PoolOptions,
     check_inner_threads,
     check_on_cancel,
     check_timeout,
     kind_of,
     make_sharing,
     nested_kind,
-    resolve,
 )
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
-from aparallel._parallel.stream import ResultStream, StreamFlow
 from aparallel._parallel.workforce import PoolStatistics
 from aparallel.abc import Backend
 from aparallel.errors import ClosedPoolError, PoolSaturatedError, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextvars import ContextVar
     from types import TracebackType
 
+    from aparallel._parallel.flow import Flow
     from aparallel._parallel.options import BackendName
     from aparallel._parallel.runs import Runs
     from aparallel.abc import Encoder, OnCancel
 
-P = ParamSpec("P")
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-
-
-# Calls in other processes see none of the caller's context but what travels with them.
-_NO_CONTEXT = contextvars.Context()
 
 # The inline pools in whose calls this context runs.
 _inline_pools: contextvars.ContextVar[tuple[Pool, ...]] = contextvars.ContextVar("aparallel_inline_pools", default=())
 
 
-class Pool:
+class Pool(Calls):
     """Workers that are started once and reused, for any number of calls.
 
     Args:
@@ -154,305 +139,11 @@ class Pool:
         self.on_closed: Callable[[], object] | None = None
         self._quiet: asyncio.Future[None] | None = None
 
-    # Calls
+    @property
+    def _pool(self) -> Pool:
+        return self
 
-    @overload
-    async def run(
-        self,
-        fn: Callable[[*Ts], Coroutine[Any, Any, T]],
-        /,
-        *args: *Ts,
-        timeout: float | None = None,
-        on_cancel: OnCancel | None = None,
-    ) -> T: ...
-    @overload
-    async def run(
-        self, fn: Callable[[*Ts], T], /, *args: *Ts, timeout: float | None = None, on_cancel: OnCancel | None = None
-    ) -> T: ...
-    async def run(
-        self, fn: Callable[..., Any], /, *args: object, timeout: float | None = None, on_cancel: OnCancel | None = None
-    ) -> Any:
-        """Run one call on a worker and return its result.
-
-        *fn* is a function for *args*, or a ``Call`` (``delayed(fn)(1, key=2)``). Calls made at the same
-        moment share messages to the workers; each keeps its own outcome.
-
-        *timeout* is in seconds of execution: waiting for a worker does not count. Cancellation: a queued
-        call never runs; a running one is treated as *on_cancel* says, the pool's own by default.
-
-        Raises:
-            Exception: what the call raised, with the worker's traceback as its last cause.
-            BrokenWorkerError: its worker died.
-            CallTimeoutError: it ran longer than *timeout*.
-            PoolSaturatedError: ``max_queued`` calls are waiting already.
-            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
-            UnpicklableCallError, UnpicklableResultError: it cannot travel.
-        """
-        scheduler = self._use()
-        if type(fn) is not Call:
-            fn = Call(fn, *args)
-        elif args:
-            raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
-        policy = self._allowed(on_cancel) if on_cancel is not None else self._on_cancel
-        if timeout is not None:
-            self._check_timeout(timeout, policy)
-        if self._max_queued is not None:
-            self._check_queue(self._max_queued)
-        context = _NO_CONTEXT if isinstance(self._backend, ProcessBackend) else call_context()
-        future: asyncio.Future[Any] = scheduler.loop.create_future()
-        place = self._waiting_runs[future] = None
-        try:
-            encoded = self._encoder.encode(fn) or (await self._encoder.encode_large(fn, None))[:2]
-            if not future.done():  # the pool may have been closed meanwhile
-                scheduler.admit(self._runs)
-                place = self._runs.enter(*encoded, future, context, timeout, policy)
-                self._waiting_runs[future] = place
-                scheduler.dispatch_soon()
-            del encoded  # its memory is the scheduler's from here on
-            if not self._is_inline:
-                try:
-                    return await future
-                finally:
-                    if self._backend.is_unsettled and not future.cancelled():
-                        await self._backend.settle()
-            with self._place_for_nested(context):
-                return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                future.exception()  # it came in the same moment, and nobody else will look at it
-            if place is not None:
-                await outlast(scheduler.cancel_run(*place))
-            raise
-        finally:
-            del self._waiting_runs[future]
-            del future  # an error that it holds refers to this frame
-            if self._closing:
-                self._tell_if_quiet()
-
-    @overload
-    async def gather(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def gather(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> list[T | BaseException]: ...
-    @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2, T3]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self, *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> list[T | BaseException]: ...
-    @overload
-    async def gather(
-        self, call1: Call[T1], call2: Call[T2], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> tuple[T1 | BaseException, T2 | BaseException]: ...
-    @overload
-    async def gather(
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException]: ...
-    @overload
-    async def gather(
-        self, *calls: Call[T], return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> list[T | BaseException]: ...
-    async def gather(self, *calls: Any, return_exceptions: bool = False, **options: Any) -> Any:
-        """Run calls on this pool and return their results in order: see :func:`aparallel.gather_parallel`.
-
-        ``n_jobs`` caps the workers that this gather uses at a time.
-        """
-        return await self._gather(single_source(calls), self._resolve(options), return_exceptions)
-
-    @overload
-    def stream(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        *,
-        ordered: bool = True,
-        return_exceptions: Literal[False] = ...,
-        **options: Unpack[PoolOptions],
-    ) -> ResultStream[T]: ...
-    @overload
-    def stream(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        *,
-        ordered: bool = True,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> ResultStream[T | BaseException]: ...
-    def stream(
-        self, calls: Any, *, ordered: bool = True, return_exceptions: bool = False, **options: Any
-    ) -> ResultStream[Any]:
-        """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`."""
-        source, resolved = single_source((calls,)), self._resolve(options)
-        return ResultStream(resolved, lambda: self._begin_stream(source, resolved, ordered, return_exceptions))
-
-    @overload
-    async def map(
-        self, fn: Callable[[T1], Coroutine[Any, Any, T]], first: Iterable[T1], /, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def map(self, fn: Callable[[T1], T], first: Iterable[T1], /, **options: Unpack[PoolOptions]) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[[T1, T2], Coroutine[Any, Any, T]],
-        first: Iterable[T1],
-        second: Iterable[T2],
-        /,
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self, fn: Callable[[T1, T2], T], first: Iterable[T1], second: Iterable[T2], /, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, T]],
-        first: Iterable[Any],
-        second: Iterable[Any],
-        third: Iterable[Any],
-        /,
-        *more: Iterable[Any],
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., T],
-        first: Iterable[Any],
-        second: Iterable[Any],
-        third: Iterable[Any],
-        /,
-        *more: Iterable[Any],
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    async def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Any) -> list[Any]:
-        """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order."""
-        if not iterables:
-            raise TypeError("map() needs at least one iterable of arguments.")
-        calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
-        return cast("list[Any]", await self._gather(calls, self._resolve(options), False))
-
-    def _resolve(self, options: dict[str, Any]) -> Options:
-        if options.get("pool") not in (None, self):
-            raise ValueError("pool= names another pool than the one whose method this is.")
-        resolved = resolve({**options, "pool": self})
-        if options.get("backend") is not None:
-            raise ValueError("A pool has its backend already; backend= cannot change it.")
-        return resolved
-
-    async def _gather(
-        self, source: Source, options: Options, return_exceptions: bool, workers: int | None = None
-    ) -> Any:
-        """Run a whole gather; *workers*, if given, is what the pool that belongs to the loop is to have."""
-        await prepare(options)
-        flow = self._begin(GatherFlow, source, options, return_exceptions, "gather_parallel", workers)
-        try:
-            with self._place_for_nested(flow.context):
-                if hasattr(source, "__aiter__"):
-                    flow.draw_in_background()
-                else:
-                    await flow.draw()
-                await flow.finished
-        finally:
-            try:
-                await flow.end()
-            finally:
-                self._end_flow(flow)
-        if self._backend.is_unsettled:
-            await self._backend.settle()
-        if flow.error is not None:
-            try:
-                raise flow.error
-            finally:
-                del flow  # the error's traceback refers to this frame
-        return flow.results
-
-    def _begin_stream(
-        self, source: Source, options: Options, ordered: bool, return_exceptions: bool, workers: int | None = None
-    ) -> tuple[StreamFlow, Callable[[], None]]:
-        flow = self._begin(StreamFlow, source, options, return_exceptions, "stream_parallel", workers, ordered=ordered)
-        return flow, lambda: self._end_flow(flow)
-
-    def _begin(
-        self,
-        kind: type[F],
-        source: Source,
-        options: Options,
-        return_exceptions: bool,
-        name: str,
-        workers: int | None,
-        **more: Any,
-    ) -> F:
-        scheduler = self._use()
-        policy = self._allowed(options.on_cancel) if options.on_cancel is not None else self._on_cancel
-        if options.timeout is not None:
-            self._check_timeout(options.timeout, policy)
-        if self._max_queued is not None:
-            self._check_queue(self._max_queued)
-        if workers is None:
-            workers = self._n_jobs if options.n_jobs is None else min(options.workers(), self._n_jobs)
-        sharing = options.sharing(self._sharing)
-        flow = kind(
-            scheduler,
-            self._backend.encoder(sharing, at_once=isinstance(source, list | tuple)),
-            source,
-            options,
-            workers,
-            sharing=sharing,
-            on_cancel=policy,
-            return_exceptions=return_exceptions,
-            name=name,
-            **more,
-        )
-        self._flows[flow] = workers
-        return flow
+    # What calls need of it
 
     @contextlib.contextmanager
     def _place_for_nested(self, context: contextvars.Context) -> Iterator[None]:
@@ -696,39 +387,6 @@ class Pool:
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
-
-
-class GatherFlow(Flow):
-    """A flow whose results are collected into one list."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.results: list[Any] = []
-        super().__init__(*args, **kwargs)
-
-    def expect(self, count: int) -> None:
-        self.results.extend([None] * count)
-
-    def collect(self, first: int, values: list[Any]) -> None:
-        self.results[first : first + len(values)] = values
-
-
-F = TypeVar("F", bound=Flow)
-
-
-def single_source(calls: tuple[Any, ...]) -> Source:
-    """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
-
-    Raises:
-        TypeError: neither.
-    """
-    if len(calls) == 1 and type(calls[0]) is not Call:
-        source = calls[0]
-        if isinstance(source, Iterable) or hasattr(source, "__aiter__"):
-            return cast("Source", source)
-        from aparallel._ground.call import wrong_item
-
-        raise wrong_item(source, 0)
-    return calls
 
 
 def _make_backend(
