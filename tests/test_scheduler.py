@@ -81,6 +81,26 @@ async def test_calls_behind_one_that_turns_slow_move_to_an_idle_worker() -> None
         assert await task == list(range(10))
 
 
+async def test_a_gather_of_one_worker_does_not_wait_behind_anothers_slow_call() -> None:
+    backend = FakeBackend()
+    async with Pool(2, backend) as pool:
+        await pool.warm_up()
+        await finish_all(backend, asyncio.ensure_future(pool.run(same, 0)))  # it is known to be fast
+        runs = [asyncio.ensure_future(pool.run(same, x)) for x in range(2)]
+        await until(lambda: all(worker.waiting for worker in backend.workers))
+        task = asyncio.ensure_future(pool.gather([delayed(same)(2)], n_jobs=1))
+        await until(lambda: any(len(worker.waiting) == 2 for worker in backend.workers))
+        slow, free = sorted(backend.workers, key=lambda worker: -len(worker.waiting))
+        slow.begin()
+        free.finish()
+        await until(lambda: free.waiting)
+        assert not slow.waiting
+        free.finish()
+        assert await task == [2]
+        slow.finish()
+        assert sorted(await asyncio.gather(*runs)) == [0, 1]
+
+
 async def test_a_death_costs_the_running_call_and_nothing_else() -> None:
     backend = FakeBackend()
     async with Pool(1, backend) as pool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from aparallel._parallel.options import Options
+    from aparallel._parallel.quotas import Quota
     from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
 
 Source = Iterable[Any] | AsyncIterable[Any]
@@ -63,8 +64,9 @@ class Flow(Queue):
         on_cancel: OnCancel,
         return_exceptions: bool,
         name: str,
+        quota: Quota | None = None,
     ) -> None:
-        super().__init__(workers, parse_batch_size(options.batch_size))
+        super().__init__(workers, parse_batch_size(options.batch_size), tally=scheduler.tally, quota=quota)
         self.context = call_context()
         self.sharing = sharing
         self.timeout = options.timeout
@@ -186,7 +188,7 @@ class Flow(Queue):
     def _ahead(self) -> int:
         call_bytes = self._drawn_bytes / self.drawn if self.drawn else 0.0
         seconds = self._timing.seconds if self._timing is not None else None
-        workers = min(self.limit, self._scheduler.limit)
+        workers = self.most_workers(self._scheduler.limit)
         return calls_ahead(self._pre_dispatch, seconds, call_bytes, workers, self.batch_size or 1)
 
     async def _wait_for_room(self) -> None:
@@ -225,6 +227,8 @@ class Flow(Queue):
             self._scheduler.dispatch()
 
     def _add(self, function: Any, payloads: list[Any]) -> None:
+        if self.cancelled:  # while a large call was encoded
+            return
         self._timing = function.timing
         self._scheduler.admit(self)
         self.push(Batch(self, function, self._reserve(len(payloads)), payloads))

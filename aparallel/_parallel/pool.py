@@ -23,6 +23,7 @@ from aparallel._parallel.options import (
     make_sharing,
     nested_kind,
 )
+from aparallel._parallel.queues import Tally
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel._parallel.workforce import PoolStatistics
@@ -123,7 +124,9 @@ class Pool(Calls):
         self._max_calls_per_worker = max_calls_per_worker
         self._max_queued = max_queued
         self._is_inline = isinstance(self._backend, InlineBackend)
-        self._runs = RunQueue(self._n_jobs, self._sharing)
+        # How many calls wait; the scheduler's queues keep it.
+        self._waiting = Tally()
+        self._runs = RunQueue(self._n_jobs, self._sharing, self._waiting)
         # Set by the first use: the loop, and what needs it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
@@ -292,7 +295,9 @@ class Pool(Calls):
             )
         self._loop = loop
         self._owner = os.getpid()
-        self._scheduler = Scheduler(loop, self._backend, self._n_jobs, self._idle_timeout, self._max_calls_per_worker)
+        self._scheduler = Scheduler(
+            loop, self._backend, self._n_jobs, self._idle_timeout, self._max_calls_per_worker, self._waiting
+        )
         self._encoder = self._backend.encoder(self._sharing, single=True)
         self._tie = LoopTie(loop, self._shut, self._on_loop_gone)
         return self._scheduler

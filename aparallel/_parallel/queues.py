@@ -6,12 +6,14 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aparallel._parallel.quotas import Bounded
 from aparallel.abc import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextvars import Context
 
+    from aparallel._parallel.quotas import Quota
     from aparallel._parallel.slots import Slot
     from aparallel.abc import OnCancel, Sharing
 
@@ -35,35 +37,77 @@ class Owner(Protocol):
     def may_retry(self, index: int) -> bool: ...
 
 
-class Queue:
+class Tally:
+    """How many calls wait in all queues of a pool.
+
+    Attributes:
+        runs: single calls.
+        drawn: calls of gathers and streams.
+    """
+
+    __slots__ = ("drawn", "runs")
+
+    def __init__(self) -> None:
+        self.runs = self.drawn = 0
+
+
+class Queue(Bounded):
     """Calls that wait for a worker, and the share of the workers that they are due.
 
     Attributes:
         count: calls pending, without those of cancelled owners.
-        limit: workers that may serve this queue at a time.
         spent: seconds of work given to workers so far; the queue with the least goes next.
+        quota: what it shares with other queues of the same key.
     """
 
-    def __init__(self, limit: int, batch_size: int | None = None) -> None:
-        self.limit = limit
+    def __init__(
+        self, limit: int, batch_size: int | None = None, *, tally: Tally | None = None, quota: Quota | None = None
+    ) -> None:
+        super().__init__(limit)
         self.batch_size = batch_size
         self.pending: deque[Batch] = deque()
         self.count = 0
         self.spent = 0.0
-        self.serving: dict[Slot, int] = {}
+        self.tally = tally or Tally()
+        self.quota = quota
 
-    def may_use(self, slot: Slot) -> bool:
-        return slot in self.serving or len(self.serving) < self.limit
+    def has_calls(self) -> bool:
+        return self.head() is not None
+
+    def queues(self) -> list[Queue]:
+        return [self]
+
+    def queue_for(self, slot: Slot | None) -> Queue | None:
+        return self if self.may_use(slot) else None
+
+    def most_workers(self, there: int) -> int:
+        """Of so many workers, how many may serve this queue at a time."""
+        most = min(there, self.limit)
+        return most if self.quota is None else min(most, self.quota.limit)
+
+    def count_in(self, slot: Slot, count: int) -> None:
+        super().count_in(slot, count)
+        if self.quota is not None:
+            self.quota.count_in(slot, count)
+
+    def count_out(self, slot: Slot, count: int) -> None:
+        super().count_out(slot, count)
+        if self.quota is not None:
+            self.quota.count_out(slot, count)
+
+    def _add_to_count(self, calls: int) -> None:
+        self.count += calls
+        self.tally.drawn += calls
 
     def push(self, batch: Batch) -> None:
         self.pending.append(batch)
-        self.count += len(batch)
+        self._add_to_count(len(batch))
 
     def push_back(self, batches: Iterable[Batch]) -> None:
         """Put back, at the front and in their order, calls that were taken from a worker."""
         for batch in batches:
             self.pending.appendleft(batch)
-            self.count += len(batch)
+            self._add_to_count(len(batch))
 
     def head(self) -> Batch | None:
         """The next batch of an owner that still wants it."""
@@ -80,13 +124,13 @@ class Queue:
         if len(batch) > count:
             batch, rest = batch.split(count)
             self.pending.appendleft(rest)
-        self.count -= len(batch)
+        self._add_to_count(-len(batch))
         return batch
 
     def clear(self) -> None:
         """Forget all that is pending."""
         self.pending.clear()
-        self.count = 0
+        self._add_to_count(-self.count)
 
 
 def still_wanted(batch: Batch) -> list[Batch]:

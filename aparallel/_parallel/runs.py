@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.batching import MESSAGE_CALLS
-from aparallel._parallel.queues import Queue, still_wanted
+from aparallel._parallel.queues import Queue, Tally, still_wanted
 from aparallel.abc import Batch, Function
 
 if TYPE_CHECKING:
@@ -62,10 +62,14 @@ class RunQueue(Queue):
     Invariant: *holes* is the number of calls in ``pending`` that are not wanted any more.
     """
 
-    def __init__(self, limit: int, sharing: Sharing) -> None:
-        super().__init__(limit)
+    def __init__(self, limit: int, sharing: Sharing, tally: Tally | None = None) -> None:
+        super().__init__(limit, tally=tally)
         self.sharing = sharing
         self.holes = 0
+
+    def _add_to_count(self, calls: int) -> None:
+        self.count += calls
+        self.tally.runs += calls
 
     def enter(
         self,
@@ -91,7 +95,7 @@ class RunQueue(Queue):
             ):
                 runs.futures.append(future)
                 last.payloads.append(payload)
-                self.count += 1
+                self._add_to_count(1)
                 return runs, index
         runs = Runs(self, context, timeout, on_cancel)
         runs.futures.append(future)
@@ -112,7 +116,7 @@ class RunQueue(Queue):
     def drop(self, runs: Runs, index: int) -> None:
         """Forget a pending call. It is passed over, not searched for, until there are many such."""
         runs.futures[index] = None
-        self.count -= 1
+        self._add_to_count(-1)
         self.holes += 1
         if self.holes > self.count + MESSAGE_CALLS:
             wanted = [part for batch in self.pending for part in still_wanted(batch)]

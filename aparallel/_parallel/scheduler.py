@@ -5,7 +5,8 @@ leaves a consistent state:
 
 - a call is in exactly one place: pending in its queue, in flight in one slot, or told to its owner;
 - ``slot.calls`` is the number of calls in ``slot.inflight``, in the order in which they were sent;
-- ``queue.serving`` counts, for each slot, the calls of that queue in flight there;
+- ``queue.serving`` counts, for each slot, the calls of that queue in flight there, and ``queue.quota.serving`` those of
+  all queues of its key;
 - a slot without calls is in ``_idle``, unless it is on its way out.
 """
 
@@ -39,15 +40,9 @@ _FAILED_STARTS = 3
 class Scheduler(Stopping):
     """Gives calls to workers and accounts for each of them."""
 
-    def admit(self, queue: Queue) -> None:
-        """Serve *queue*, which is about to get calls; :meth:`dispatch` must follow in this tick."""
-        if queue not in self._queues:
-            queue.spent = max(queue.spent, self._clock)
-            self._queues[queue] = None
-
     def dispatch(self) -> None:
         """Send what can be sent: to idle workers, then behind short work, then to new workers."""
-        while self._queues and (self._use_idle() or self._use_busy() or self._use_new()):
+        while self._turns and (self._use_idle() or self._use_busy() or self._use_new()):
             pass
         self._plan_watch()
 
@@ -58,9 +53,9 @@ class Scheduler(Stopping):
 
     def dispatch_soon(self) -> None:
         """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
-        while self._idle and self._queues and self._use_idle():
+        while self._idle and self._turns and self._use_idle():
             pass
-        if self._soon is None and self._queues:
+        if self._soon is None and self._turns:
             self._soon = self.loop.call_soon(self._dispatch_now)
 
     def _dispatch_now(self) -> None:
@@ -74,31 +69,20 @@ class Scheduler(Stopping):
         return any(slot.takes_more() and self._fill(slot) for slot in self._slots)
 
     def _use_new(self) -> bool:
-        if self._present() >= self.limit or not any(
-            queue.head() is not None and len(queue.serving) < queue.limit for queue in self._queues
-        ):
+        if self._present() >= self.limit or self._turns.queue_for(None) is None:
             return False
         slot = self.start_worker()
         return slot is not None and self._fill(slot)
 
-    def _next_queue(self, slot: Slot) -> Queue | None:
-        best: Queue | None = None
-        for queue in list(self._queues):
-            if queue.head() is None:
-                del self._queues[queue]
-            elif queue.may_use(slot) and (best is None or queue.spent < best.spent):
-                best = queue
-        return best
-
     def _fill(self, slot: Slot) -> bool:
         """Send one message from the queue whose turn it is; return False if no queue may use this worker."""
-        queue = self._next_queue(slot)
+        queue = self._turns.queue_for(slot)
         if queue is None:
             return False
         room = min(MESSAGE_CALLS, MAX_OUTSTANDING - slot.calls)
         if self.max_calls_per_worker is not None:
             room = min(room, self.max_calls_per_worker - slot.total)
-        share = fair_share(queue.count, min(self.limit, queue.limit))
+        share = fair_share(queue.count, queue.most_workers(self.limit))
         budget = MESSAGE_SECONDS
         batches: list[Batch] = []
         count = 0
@@ -116,14 +100,20 @@ class Scheduler(Stopping):
                 break
             budget -= pace * len(batch)
         if queue.head() is None:
-            del self._queues[queue]
+            self._dismiss(queue)
         if not batches:
             return False
         spent = MESSAGE_SECONDS - budget if pace is not None else MESSAGE_SECONDS
-        self._clock = queue.spent
-        queue.spent += spent
+        self._charge(queue, spent)
         self._send(slot, queue, batches, count, spent / count if pace is not None else None)
         return True
+
+    def _charge(self, queue: Queue, seconds: float) -> None:
+        if queue.quota is None:
+            self._turns.charge(queue, seconds)
+        else:
+            queue.quota.turns.charge(queue, seconds)
+            self._turns.charge(queue.quota, seconds)
 
     def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
         if not slot.calls:
@@ -134,7 +124,7 @@ class Scheduler(Stopping):
         slot.calls += count
         slot.total += count
         slot.pace = pace
-        queue.serving[slot] = queue.serving.get(slot, 0) + count
+        queue.count_in(slot, count)
         timeout = None
         for batch in batches:
             if batch.owner.timeout is not None:
@@ -220,7 +210,7 @@ class Scheduler(Stopping):
                 self._lose(batch, index, slot, exit)
         self._tell_waiters(slot)
         if slot.state is State.LEAVING:
-            if not self._slots and not self._queues:
+            if not self._slots and not self._turns.has_calls():
                 self.backend.rest()
         elif not exit.ready:
             self._on_failed_start(exit)
@@ -280,13 +270,19 @@ class Scheduler(Stopping):
         self._fail_pending(error)
 
     def _fail_pending(self, error: BaseException) -> None:
-        for queue in list(self._queues):
+        for queue in self._waiting_queues():
             while (batch := queue.head()) is not None:
                 queue.take(len(batch))
                 for index in range(batch.first, batch.first + len(batch)):
                     if batch.owner.wants(index):
                         batch.owner.deliver(index, [error], [0])
-            self._queues.pop(queue, None)
+            self._dismiss(queue)
+
+    def _waiting_queues(self) -> list[Queue]:
+        queues: list[Queue] = []
+        for waiter in self._turns:
+            queues += waiter.queues()
+        return queues
 
     # Nobody waits behind a slow call
 
@@ -311,8 +307,12 @@ class Scheduler(Stopping):
     def _could_move(self, slot: Slot) -> bool:
         if not slot.ready and not any(idle.ready for idle in self._idle):  # another start would take as long
             return False
-        queue = slot.inflight[-1].owner.queue
-        return len(queue.serving) < queue.limit or not slot.ready
+        if not slot.ready:
+            return True
+        last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
+        # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
+        free = last.may_use(None) or last is not running
+        return free and (last.quota is None or last.quota.may_use(None) or last.quota is not running.quota)
 
 
 def _name_the_call(error: BaseException, owner: Owner, index: int) -> None:

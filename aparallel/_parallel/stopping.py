@@ -33,6 +33,7 @@ class Stopping(Workforce):
         """
         flow.cancelled = True
         flow.clear()
+        self._dismiss(flow)
         return self._cancel_in(list(flow.serving), flow, None)
 
     def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
@@ -43,8 +44,15 @@ class Stopping(Workforce):
         if slots:
             runs.futures[index] = None
         else:
-            runs.queue.drop(runs, index)
+            self._drop(runs, index)
         return self._cancel_in(slots, runs, index)
+
+    def _drop(self, runs: Runs, index: int) -> None:
+        """Forget a call that waits."""
+        queue = runs.queue
+        queue.drop(runs, index)
+        if not queue.count:
+            self._dismiss(queue)
 
     def _cancel_in(self, slots: list[Slot], owner: Owner, index: int | None) -> list[asyncio.Future[None]]:
         waiting = []
@@ -103,15 +111,12 @@ class Stopping(Workforce):
             queue: Queue = batch.owner.queue
             wanted = still_wanted(batch)
             if wanted:
-                self._queues[queue] = None
+                self.admit(queue)
                 queue.push_back(reversed(wanted))
 
     def _uncount(self, slot: Slot, batch: Batch) -> None:
         slot.calls -= len(batch)
-        serving = batch.owner.queue.serving
-        serving[slot] -= len(batch)
-        if not serving[slot]:
-            del serving[slot]
+        batch.owner.queue.count_out(slot, len(batch))
 
     def _kill(self, slot: Slot) -> None:
         slot.grace = None

@@ -6,8 +6,9 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._parallel.queues import Nobody
+from aparallel._parallel.queues import Nobody, Tally
 from aparallel._parallel.slots import Slot, State
+from aparallel._parallel.turns import Turns
 from aparallel.errors import AparallelError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Workforce:
         limit: int,
         idle_timeout: float | None = None,
         max_calls_per_worker: int | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.loop = loop
         self.backend = backend
@@ -74,10 +76,9 @@ class Workforce:
         self._slots: dict[Slot, None] = {}
         # Idle workers are reused newest first: their caches are warm, and the coldest can expire.
         self._idle: list[Slot] = []
-        # The queues that have calls pending, in no particular order.
-        self._queues: dict[Queue, None] = {}
-        # The share already given to the queue served last: a queue that wakes up starts from here.
-        self._clock = 0.0
+        # Whose calls wait: queues, and keys with theirs.
+        self._turns = Turns()
+        self.tally = tally or Tally()
         self._failed_starts = 0
         # Why workers could not start, for those who wait for one; reset when one does.
         self.start_error: Exception | None = None
@@ -94,7 +95,24 @@ class Workforce:
 
     @property
     def queued(self) -> int:
-        return sum(queue.count for queue in self._queues)
+        return self.tally.runs + self.tally.drawn
+
+    def admit(self, queue: Queue) -> None:
+        """Serve *queue*, which has calls, or is about to get them; :meth:`dispatch` must follow in this tick."""
+        if queue.quota is None:
+            self._turns.add(queue)
+        else:
+            queue.quota.turns.add(queue)
+            self._turns.add(queue.quota)
+
+    def _dismiss(self, queue: Queue) -> None:
+        """Serve *queue* no more until it is admitted again: it has no calls."""
+        if queue.quota is None:
+            self._turns.remove(queue)
+            return
+        queue.quota.turns.remove(queue)
+        if not queue.quota.turns:
+            self._turns.remove(queue.quota)
 
     def free_places(self) -> int:
         """How many calls could start at once: idle workers, and workers that may yet be started."""
