@@ -33,6 +33,7 @@ _ONE_LOOP = (
     "test_hash",
     "test_memory",
     "test_memory_store",
+    "test_nice",
     "test_persist_roundtrip",
     "test_persist_joblib",
     "test_persist_trust",

@@ -70,6 +70,7 @@ class ProcessBackend(Backend):
         inner_threads: int = 1,
         inner_threads_forced: bool = False,
         logs: bool = True,
+        nice: int = 0,
     ) -> None:
         self.executable = check_platform(executable)
         self._initializer = pickle((initializer, initargs)) if initializer is not None else None
@@ -78,6 +79,7 @@ class ProcessBackend(Backend):
         self._functions = Functions()
         self.inner_threads = inner_threads
         self._inner_threads_forced = inner_threads_forced
+        self._nice = nice
         self._workers: set[ProcessWorker] = set()
         # At most one child stands by; it is started late, on a timer, and replaced when used.
         self._spare: Child | None = None
@@ -198,6 +200,7 @@ class ProcessBackend(Backend):
                 name: threads for name in _THREAD_VARIABLES if self._inner_threads_forced or name not in os.environ
             },
             "level": nesting_level() + 1,
+            "nice": self._nice,
             "initializer": self._initializer,
         }
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LOWEST_PRIORITY = 19
+
 # The inline pools in whose calls this context runs.
 _inline_pools: contextvars.ContextVar[tuple[Pool, ...]] = contextvars.ContextVar("aparallel_inline_pools", default=())
 
@@ -63,6 +65,8 @@ class Pool(Calls):
         context_vars: context variables whose values travel with each call to a worker process.
             Threads see all of the caller's context.
         executable: the Python interpreter to run worker processes with.
+        nice: how much lower the priority of worker processes is than this program's: 0 to 19, added to its own nice
+            value as nice(1) does. Under saturation the event loop then gets its turn first.
         max_nbytes: arrays and other buffers of more bytes travel to and from worker processes through shared memory,
             without being copied at the other end: a number, or text such as ``"10M"``; None for none of them.
         mmap_mode: how worker processes map such arguments: ``"r"`` read-only, ``"c"`` as a private copy on write,
@@ -94,6 +98,7 @@ class Pool(Calls):
         on_cancel: OnCancel | None = None,
         context_vars: Sequence[ContextVar[Any]] = (),
         executable: str | None = None,
+        nice: int = 0,
         max_nbytes: int | str | None = "1M",
         mmap_mode: MmapMode = "r",
         temp_folder: str | os.PathLike[str] | None = None,
@@ -103,6 +108,7 @@ class Pool(Calls):
         check_inner_threads(inner_max_num_threads)
         _check_count("max_calls_per_worker", max_calls_per_worker, 1)
         _check_count("max_queued", max_queued, 0)
+        _check_nice(nice, backend)
         if idle_timeout is not None and not idle_timeout > 0:
             raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
         if initializer is not None and not callable(initializer):
@@ -118,7 +124,9 @@ class Pool(Calls):
             tuple(context_vars),
             executable,
             logs,
+            nice,
         )
+        self._nice = nice
         self._on_cancel: OnCancel = self._allowed(on_cancel) if on_cancel is not None else self._backend.on_cancel
         self._idle_timeout = idle_timeout
         self._max_calls_per_worker = max_calls_per_worker
@@ -271,7 +279,7 @@ class Pool(Calls):
         return self._n_jobs
 
     def __repr__(self) -> str:
-        start = f"<Pool {self._backend.name} n_jobs={self._n_jobs}"
+        start = f"<Pool {self._backend.name} n_jobs={self._n_jobs}" + (f" nice={self._nice}" if self._nice else "")
         if self._closing:
             return f"{start}: {'closed' if self._closed else 'closing'}>"
         now = self.statistics()
@@ -403,6 +411,7 @@ def _make_backend(
     context_vars: tuple[ContextVar[Any], ...],
     executable: str | None,
     logs: bool,
+    nice: int,
 ) -> Backend:
     if isinstance(backend, Backend):
         return backend
@@ -426,7 +435,22 @@ def _make_backend(
         inner_threads=inner_threads or max(cpu_count() // n_jobs, 1),
         inner_threads_forced=inner_threads is not None,
         logs=logs,
+        nice=nice,
     )
+
+
+def _check_nice(nice: int, backend: str | Backend) -> None:
+    if isinstance(nice, bool) or not isinstance(nice, int) or not 0 <= nice <= _LOWEST_PRIORITY:
+        raise ValueError(
+            f"nice={nice!r} is not a whole number from 0, for this program's own priority, to {_LOWEST_PRIORITY}."
+        )
+    if nice and kind_of(backend) != "process":
+        raise ValueError(
+            f"nice={nice!r} is for worker processes: a {kind_of(backend)} worker is in the event loop's own process, "
+            f"which would be slowed down with it. Use backend='process', or leave nice= out."
+        )
+    if nice and isinstance(backend, Backend):
+        raise ValueError(f"nice={nice!r} cannot be told to {backend!r}, which was made already. Leave one of them out.")
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:

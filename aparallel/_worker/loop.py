@@ -210,6 +210,8 @@ class _Worker:
             self.logs.configure(*setup["logs"])
         if "argv" not in setup:  # only what is above has changed
             return True
+        if setup["nice"]:
+            os.nice(setup["nice"])
         sys.argv[:] = setup["argv"]
         os.environ.update(setup["environ"])
         nesting.enter_worker_process(setup["level"])

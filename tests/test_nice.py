@@ -1,0 +1,83 @@
+"""Workers of a lower priority: every one of them, whenever it starts, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import pytest
+
+from aparallel import Pool
+from aparallel.testing import FakeBackend
+
+NICE = 5
+
+pytestmark = pytest.mark.skipif(os.name != "posix" or os.nice(0) > 19 - NICE, reason="no lower priority is left")
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+seen_by_initializer: list[int] = []
+
+
+def look() -> None:
+    seen_by_initializer.append(priority())
+
+
+def what_the_initializer_saw() -> list[int]:
+    return seen_by_initializer
+
+
+def child_priority() -> int:
+    import subprocess
+    import sys
+
+    code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0))"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+
+
+async def test_every_worker_has_the_lower_priority_and_this_process_keeps_its_own() -> None:
+    before = priority()
+    async with Pool(2, nice=NICE, initializer=look) as pool:
+        await pool.warm_up()
+        assert set(await asyncio.gather(*(pool.run(priority) for _ in range(8)))) == {before + NICE}
+        assert await pool.run(what_the_initializer_saw) == [before + NICE]
+        assert await pool.run(child_priority) == before + NICE
+        assert priority() == before
+        assert f"nice={NICE}" in repr(pool)
+    assert priority() == before
+
+
+async def test_a_replacement_has_it_whether_it_stood_by_or_not() -> None:
+    async with Pool(1, nice=NICE) as pool:
+        await pool.warm_up()  # a spare stands by from here on
+        pids = {await pool.run(os.getpid)}
+        for _ in range(3):  # the second one comes before the next spare does
+            with pytest.raises(TimeoutError):
+                await pool.run(time.sleep, 60, timeout=0.01)
+            assert await pool.run(priority) == priority() + NICE
+            pids.add(await pool.run(os.getpid))
+        assert len(pids) == 4
+
+
+async def test_without_it_workers_have_the_callers_priority() -> None:
+    async with Pool(1) as pool:
+        assert await pool.run(priority) == priority()
+        assert "nice" not in repr(pool)
+
+
+@pytest.mark.parametrize("nice", [-1, 20, 1.5, True, "5", None])
+def test_a_bad_priority_is_refused(nice: Any) -> None:
+    with pytest.raises(ValueError, match="nice="):
+        Pool(1, nice=nice)
+
+
+@pytest.mark.parametrize("backend", ["thread", "threading", "inline", FakeBackend()])
+def test_workers_that_cannot_have_one_say_so(backend: Any) -> None:
+    with pytest.raises(ValueError, match="nice=5"):
+        Pool(1, backend, nice=NICE)
+    Pool(1, backend, nice=0)
