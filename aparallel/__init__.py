@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         expires_after,
     )
     from aparallel._parallel.gather import gather_parallel, stream_parallel
+    from aparallel._parallel.limits import LimitedPool, LimitStatistics
     from aparallel._parallel.options import parallel_config
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.stream import ResultStream
@@ -38,6 +39,8 @@ __all__ = [
     "Explanation",
     "FileInfo",
     "FunctionStatistics",
+    "LimitStatistics",
+    "LimitedPool",
     "MemorizedFunction",
     "MemorizedResult",
     "Memory",
@@ -71,6 +74,8 @@ _HOMES = {
     "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",
     "FunctionStatistics": "aparallel._memory.results",
+    "LimitStatistics": "aparallel._parallel.limits",
+    "LimitedPool": "aparallel._parallel.limits",
     "MemorizedFunction": "aparallel._memory.function",
     "MemorizedResult": "aparallel._memory.results",
     "Memory": "aparallel._memory.memory",

@@ -11,7 +11,7 @@
     ├── UnpicklableResultError    a result cannot travel back                (TypeError)
     ├── SharedMemoryError         large data found no room on its way        (MemoryError)
     ├── SharingError              an argument cannot be shared as asked      (ValueError)
-    ├── PoolSaturatedError        the pool's queue is full                   (RuntimeError)
+    ├── PoolSaturatedError        the pool has too much to do                (RuntimeError)
     ├── ClosedPoolError           the pool is closed                         (RuntimeError)
     ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
     ├── InitializerError          a pool's initializer failed                (RuntimeError)
@@ -173,15 +173,33 @@ class SharingError(AparallelError, ValueError):
 
 
 class PoolSaturatedError(AparallelError, RuntimeError):
-    """The pool has ``max_queued`` calls waiting and takes no more for now.
+    """The pool has too much to do to take a call, or to start it in time. The call has not run and never will.
 
     Attributes:
-        max_queued: the limit, in calls.
+        max_queued: the limit that was reached, in calls; None if the call had waited for too long.
+        queue_timeout: how long it could have waited, in seconds; None if it was not taken at all.
+        key: the key whose limit it was, as text, cut short; None if it was the pool's own.
+        retry_after: in about how many seconds the calls that the pool has now will be done; None as long as none has
+            been measured. It is ``(waiting + running) * mean / workers``: the calls that wait and those that workers
+            have, the mean duration of recent calls in seconds (an exponential average over about 32 calls; one that
+            was stopped counts with its timeout), and ``n_jobs``. For a key that is at its own limit: the key's
+            calls, and the workers that it may occupy.
     """
 
-    def __init__(self, message: str = "", *, max_queued: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        max_queued: int | None = None,
+        queue_timeout: float | None = None,
+        key: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.max_queued = max_queued
+        self.queue_timeout = queue_timeout
+        self.key = key
+        self.retry_after = retry_after
 
 
 class ClosedPoolError(AparallelError, RuntimeError):

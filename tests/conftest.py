@@ -27,10 +27,12 @@ else:
 
 # The promises of these are about calls, not loops; one loop is enough, and keeps the suite short.
 _ONE_LOOP = (
+    "test_admission",
     "test_call",
     "test_functions",
     "test_gather",
     "test_hash",
+    "test_limits",
     "test_memory",
     "test_memory_store",
     "test_nice",

@@ -12,7 +12,7 @@ from aparallel._ground.call import Call
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare, single_source
-from aparallel._parallel.options import Options, PoolOptions, resolve
+from aparallel._parallel.options import Options, PoolOptions, Unset, parse_patience, resolve
 from aparallel._parallel.stream import ResultStream, StreamFlow
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.runs import RunQueue
-    from aparallel.abc import OnCancel
+    from aparallel.abc import Function, OnCancel
 
 F = TypeVar("F", bound=Flow)
 T = TypeVar("T")
@@ -44,6 +44,11 @@ class Calls(ABC):
     def _pool(self) -> Pool:
         """The pool whose workers run the calls."""
 
+    @property
+    def backend_name(self) -> str:
+        """The kind of workers: ``"process"``, ``"thread"``, ``"inline"``, or a Backend's own name."""
+        return self._pool._backend.name
+
     @overload
     async def run(
         self,
@@ -52,27 +57,46 @@ class Calls(ABC):
         *args: *Ts,
         timeout: float | None = None,
         on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
     ) -> T: ...
     @overload
     async def run(
-        self, fn: Callable[[*Ts], T], /, *args: *Ts, timeout: float | None = None, on_cancel: OnCancel | None = None
+        self,
+        fn: Callable[[*Ts], T],
+        /,
+        *args: *Ts,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
     ) -> T: ...
     async def run(
-        self, fn: Callable[..., Any], /, *args: object, timeout: float | None = None, on_cancel: OnCancel | None = None
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: object,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
     ) -> Any:
         """Run one call on a worker and return its result.
 
         *fn* is a function for *args*, or a ``Call`` (``delayed(fn)(1, key=2)``). Calls made at the same
         moment share messages to the workers; each keeps its own outcome.
 
-        *timeout* is in seconds of execution: waiting for a worker does not count. Cancellation: a queued
-        call never runs; a running one is treated as *on_cancel* says, the pool's own by default.
+        *timeout* is in seconds of execution: waiting for a worker does not count. *queue_timeout* is how long the
+        call may wait until a worker starts it, in seconds from when its arguments are pickled; the pool's own by
+        default, None for ever. Then it is withdrawn: a call that raises PoolSaturatedError has not run and never
+        will. One that was sent to a worker is taken back first, which takes a few milliseconds; if the worker
+        starts it meanwhile, it runs. 0: only if a worker, or the room to start one, is free for it right now.
+
+        Cancellation: a queued call never runs; a running one is treated as *on_cancel* says, the pool's own by
+        default.
 
         Raises:
             Exception: what the call raised, with the worker's traceback as its last cause.
             BrokenWorkerError: its worker died.
             CallTimeoutError: it ran longer than *timeout*.
-            PoolSaturatedError: ``max_queued`` calls are waiting already.
+            PoolSaturatedError: ``max_queued`` calls are waiting already, or it waited longer than *queue_timeout*.
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
             UnpicklableCallError, UnpicklableResultError: it cannot travel.
         """
@@ -85,18 +109,25 @@ class Calls(ABC):
         policy = pool._allowed(on_cancel) if on_cancel is not None else pool._on_cancel
         if timeout is not None:
             pool._check_timeout(timeout, policy)
-        if pool._max_queued is not None:
-            pool._check_queue(pool._max_queued)
+        patience = (
+            pool._queue_timeout if queue_timeout is Unset.UNSET else parse_patience("queue_timeout", queue_timeout)
+        )
+        runs = self._runs
+        if pool._max_queued is not None or patience == 0 or runs.quota is not None:
+            pool._check_room(runs, patience)
         context = _NO_CONTEXT if isinstance(pool._backend, ProcessBackend) else call_context()
         future: asyncio.Future[Any] = scheduler.loop.create_future()
         place = pool._waiting_runs[future] = None
+        expiry: asyncio.Handle | None = None
         try:
-            encoded = pool._encoder.encode(fn) or (await pool._encoder.encode_large(fn, None))[:2]
+            encoded = pool._encoder.encode(fn) or await self._encode_large(fn)
             if not future.done():  # the pool may have been closed meanwhile
-                scheduler.admit(self._runs)
-                place = self._runs.enter(*encoded, future, context, timeout, policy)
+                scheduler.admit(runs)
+                place = runs.enter(*encoded, future, context, timeout, policy)
                 pool._waiting_runs[future] = place
                 scheduler.dispatch_soon()
+                if patience is not None:
+                    expiry = scheduler.withdraw_after(patience, *place)
             del encoded  # its memory is the scheduler's from here on
             if not pool._is_inline:
                 try:
@@ -104,7 +135,7 @@ class Calls(ABC):
                 finally:
                     if pool._backend.is_unsettled and not future.cancelled():
                         await pool._backend.settle()
-            with pool._place_for_nested(context):
+            with pool._place_for_nested(context, runs.quota):
                 return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
@@ -113,10 +144,22 @@ class Calls(ABC):
                 await outlast(scheduler.cancel_run(*place))
             raise
         finally:
+            if expiry is not None:
+                expiry.cancel()
             del pool._waiting_runs[future]
             del future  # an error that it holds refers to this frame
             if pool._closing:
                 pool._tell_if_quiet()
+
+    async def _encode_large(self, call: Call[Any]) -> tuple[Function, Any]:
+        """Encode a call off the loop. Meanwhile it counts as waiting: many at a time would fill the memory."""
+        runs = self._runs
+        runs.add_to_coming(1)
+        try:
+            function, payload, _ = await self._pool._encoder.encode_large(call, None)
+        finally:
+            runs.add_to_coming(-1)
+        return function, payload
 
     @overload
     async def gather(
@@ -283,7 +326,7 @@ class Calls(ABC):
         await prepare(options)
         flow = self._begin(GatherFlow, source, options, return_exceptions, "gather_parallel", workers)
         try:
-            with self._pool._place_for_nested(flow.context):
+            with self._pool._place_for_nested(flow.context, flow.quota):
                 if hasattr(source, "__aiter__"):
                     flow.draw_in_background()
                 else:
@@ -324,8 +367,8 @@ class Calls(ABC):
         policy = pool._allowed(options.on_cancel) if options.on_cancel is not None else pool._on_cancel
         if options.timeout is not None:
             pool._check_timeout(options.timeout, policy)
-        if pool._max_queued is not None:
-            pool._check_queue(pool._max_queued)
+        if pool._max_queued is not None or self._runs.quota is not None:
+            pool._check_room(self._runs, None)
         if workers is None:
             workers = pool._n_jobs if options.n_jobs is None else min(options.workers(), pool._n_jobs)
         sharing = options.sharing(pool._sharing)
@@ -339,6 +382,7 @@ class Calls(ABC):
             on_cancel=policy,
             return_exceptions=return_exceptions,
             name=name,
+            quota=self._runs.quota,
             **more,
         )
         pool._flows[flow] = workers

@@ -66,7 +66,7 @@ class Flow(Queue):
         name: str,
         quota: Quota | None = None,
     ) -> None:
-        super().__init__(workers, parse_batch_size(options.batch_size), tally=scheduler.tally, quota=quota)
+        super().__init__(workers, parse_batch_size(options.batch_size), tally=scheduler.tallies.drawn, quota=quota)
         self.context = call_context()
         self.sharing = sharing
         self.timeout = options.timeout
@@ -80,6 +80,7 @@ class Flow(Queue):
         self._encoder = encoder
         self._source = source
         self._return_exceptions = return_exceptions
+        workers = self.most_workers(workers)
         self._pre_dispatch = parse_pre_dispatch(options.pre_dispatch, workers)
         self._total = len(source) if isinstance(source, Sized) else None
         self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)

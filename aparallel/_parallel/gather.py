@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from aparallel._ground.call import Call
 from aparallel._ground.nesting import nesting_level
+from aparallel._parallel.calls import Calls
 from aparallel._parallel.flow import single_source
 from aparallel._parallel.lifetime import running_loop
 from aparallel._parallel.options import GatherOptions, Options, choose_kind, resolve
@@ -143,7 +144,7 @@ async def gather_parallel(*calls: Any, return_exceptions: bool = False, **option
         n_jobs: workers at most; -1 (the default) for all cores, -2 for all but one.
         backend: ``"process"`` (the default), ``"thread"``, ``"inline"``, or joblib's names for them.
         prefer, require: ``"threads"``/``"processes"``, a hint; ``"sharedmem"``, a demand for threads.
-        pool: a :class:`Pool` to use; then ``n_jobs`` caps this gather.
+        pool: a :class:`Pool` to use, or what its ``limit`` returned; then ``n_jobs`` caps this gather.
         batch_size: calls per message; ``"auto"`` goes by measured time.
         pre_dispatch: calls drawn and unfinished at most; ``"auto"``: what the workers finish in 50 ms.
         timeout: seconds that each call may run; waiting does not count.
@@ -233,7 +234,7 @@ def _forget(loop: weakref.ref[asyncio.AbstractEventLoop], key: Any) -> None:
         pools.pop(key, None)
 
 
-def _pool_for(options: Options) -> tuple[Pool, int | None]:
+def _pool_for(options: Options) -> tuple[Calls, int | None]:
     """Return the pool to use and, if it is the loop's own, how many workers this gather asks it for."""
     loop = running_loop()
     if options.pool is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import math
 import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -19,6 +20,8 @@ from aparallel.abc import Backend, Sharing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aparallel._parallel.calls import Calls
+    from aparallel._parallel.limits import LimitedPool
     from aparallel._parallel.pool import Pool
     from aparallel.abc import OnCancel
 
@@ -57,7 +60,7 @@ class GatherOptions(PoolOptions, total=False):
     """What ``gather_parallel``, ``stream_parallel`` and ``parallel_config`` accept."""
 
     backend: BackendName | Backend
-    pool: Pool | None
+    pool: Pool | LimitedPool | None
     inner_max_num_threads: int | None
 
 
@@ -73,7 +76,7 @@ class Options:
     pre_dispatch: PreDispatch = "auto"
     timeout: float | None = None
     verbose: int = 0
-    pool: Pool | None = None
+    pool: Calls | None = None
     retries: int = 0
     on_cancel: OnCancel | None = None
     progress: bool | Callable[[int, int | None], object] = False
@@ -247,6 +250,19 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
 def check_timeout(timeout: float | None) -> None:
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
         raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
+
+
+def parse_patience(name: str, seconds: float | None) -> float | None:
+    """Return how long something may wait, in seconds; None for ever.
+
+    Raises:
+        ValueError: neither a number of seconds nor None.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ValueError(f"{name}={seconds!r} is not a number of seconds, 0 or more, or None to wait for ever.")
+    return None if seconds == math.inf else seconds
 
 
 def check_on_cancel(on_cancel: str | None) -> None:

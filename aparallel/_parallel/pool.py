@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import sys
+import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._backends.inline import InlineBackend
@@ -13,8 +15,10 @@ from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
 from aparallel._ground.shield import outlast
+from aparallel._parallel.admission import queue_is_full
 from aparallel._parallel.calls import Calls
 from aparallel._parallel.lifetime import LoopTie, running_loop
+from aparallel._parallel.limits import LimitedPool
 from aparallel._parallel.options import (
     check_inner_threads,
     check_on_cancel,
@@ -22,16 +26,18 @@ from aparallel._parallel.options import (
     kind_of,
     make_sharing,
     nested_kind,
+    parse_patience,
 )
-from aparallel._parallel.queues import Tally
+from aparallel._parallel.queues import Tallies
+from aparallel._parallel.quotas import Quota
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel._parallel.workforce import PoolStatistics
 from aparallel.abc import Backend
-from aparallel.errors import ClosedPoolError, PoolSaturatedError, WrongLoopError
+from aparallel.errors import ClosedPoolError, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from contextvars import ContextVar
     from types import TracebackType
 
@@ -44,8 +50,10 @@ T = TypeVar("T")
 
 _LOWEST_PRIORITY = 19
 
-# The inline pools in whose calls this context runs.
-_inline_pools: contextvars.ContextVar[tuple[Pool, ...]] = contextvars.ContextVar("aparallel_inline_pools", default=())
+# The inline pools, and the keys of them, in whose calls this context runs.
+_inline_pools: contextvars.ContextVar[tuple[Pool | Quota | None, ...]] = contextvars.ContextVar(
+    "aparallel_inline_pools", default=()
+)
 
 
 class Pool(Calls):
@@ -57,7 +65,10 @@ class Pool(Calls):
         initializer: called with *initargs* in each worker before its first call; may be a coroutine function.
         idle_timeout: seconds after which a worker without calls goes; None to keep them.
         max_calls_per_worker: calls after which a worker is replaced; None for no limit.
-        max_queued: calls of :meth:`run` that may wait for a worker; more raise PoolSaturatedError.
+        max_queued: calls of :meth:`run` that may wait for a worker, 0 or more; a further call, gather or stream raises
+            PoolSaturatedError. None for no limit.
+        queue_timeout: seconds that a call of :meth:`run` may wait until a worker starts it, unless it says otherwise;
+            then it raises PoolSaturatedError, and never runs. None for ever.
         inner_max_num_threads: threads for BLAS and OpenMP in each worker process. By default
             ``cpu_count() // n_jobs``, at least 1, unless the environment says otherwise.
         on_cancel: what cancelling does to a running call: ``"kill"`` its worker (processes, the default),
@@ -94,6 +105,7 @@ class Pool(Calls):
         idle_timeout: float | None = 300.0,
         max_calls_per_worker: int | None = None,
         max_queued: int | None = None,
+        queue_timeout: float | None = None,
         inner_max_num_threads: int | None = None,
         on_cancel: OnCancel | None = None,
         context_vars: Sequence[ContextVar[Any]] = (),
@@ -131,10 +143,13 @@ class Pool(Calls):
         self._idle_timeout = idle_timeout
         self._max_calls_per_worker = max_calls_per_worker
         self._max_queued = max_queued
+        self._queue_timeout = parse_patience("queue_timeout", queue_timeout)
         self._is_inline = isinstance(self._backend, InlineBackend)
         # How many calls wait; the scheduler's queues keep it.
-        self._waiting = Tally()
+        self._waiting = Tallies()
         self._runs = RunQueue(self._n_jobs, self._sharing, self._waiting)
+        # What the calls of each key have together, for as long as anyone refers to it.
+        self._quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()
         # Set by the first use: the loop, and what needs it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduler: Scheduler
@@ -157,8 +172,8 @@ class Pool(Calls):
     # What calls need of it
 
     @contextlib.contextmanager
-    def _place_for_nested(self, context: contextvars.Context) -> Iterator[None]:
-        """Have one more worker while a call of this very pool waits here for other calls of it.
+    def _place_for_nested(self, context: contextvars.Context, quota: Quota | None) -> Iterator[None]:
+        """Have one more worker while a call of this very pool, or key, waits here for other calls of it.
 
         Only a coroutine that runs inline can do so; the place that it holds must not be the one it waits for.
         """
@@ -166,16 +181,21 @@ class Pool(Calls):
             yield
             return
         around = _inline_pools.get()
-        context.run(_inline_pools.set, (*around, self))
+        context.run(_inline_pools.set, (*around, self, quota))
         if self not in around:
             yield
             return
+        within = quota if quota is not None and quota in around else None
+        if within is not None:
+            within.nested += 1
         self._runs.limit += 1
         self._scheduler.limit += 1
         self._scheduler.dispatch()
         try:
             yield
         finally:
+            if within is not None:
+                within.nested -= 1
             self._runs.limit -= 1
             self._scheduler.resize(self._scheduler.limit - 1)
 
@@ -200,13 +220,70 @@ class Pool(Calls):
             f"stops a running call. Use process workers, or on_cancel='abandon' to return and leave it running."
         )
 
-    def _check_queue(self, limit: int) -> None:
-        if self._runs.count >= limit + self._scheduler.free_places():
-            raise PoolSaturatedError(
-                f"{self._runs.count} calls are waiting for a worker already (max_queued={limit}). "
-                f"Try again later, or shed load.",
-                max_queued=limit,
-            )
+    def _check_room(self, runs: RunQueue, patience: float | None) -> None:
+        """Refuse a call if as many wait as may, in the pool or of its key, or if it has no *patience* and must wait.
+
+        A call that a free worker will take does not wait. What waits for its key's limit alone leaves workers free.
+        """
+        scheduler, quota = self._scheduler, runs.quota
+        free = scheduler.free_places()
+        if quota is not None:
+            free = min(free, quota.free_places())
+            waiting = runs.count + runs.coming
+            if quota.max_queued is not None and waiting >= quota.max_queued + free:
+                scheduler.refused += 1
+                raise queue_is_full(waiting, quota.max_queued, quota, scheduler.seconds_left(quota))
+        waiting = self._waiting.runs.calls + self._waiting.coming.calls
+        if self._max_queued is not None and waiting >= self._max_queued + free:
+            scheduler.refused += 1
+            raise queue_is_full(waiting, self._max_queued, None, scheduler.seconds_left(None))
+        if patience == 0 and not free:
+            raise scheduler.impatient(quota, 0)
+
+    def limit(self, key: Hashable, n: int, *, max_queued: int | None = None) -> LimitedPool:
+        """Return this pool as the calls of *key* may use it: on at most *n* workers at a time.
+
+        ::
+
+            result = await pool.limit(tenant, 2).run(render, page)
+
+        The calls of all views of equal keys count together, whether they come from ``run``, ``gather``, ``stream`` or
+        ``map``: a view is cheap, and each request may ask for one. Workers are shared fairly between keys, gathers
+        and streams without a key, and all other single calls together; the calls of a key take turns among
+        themselves. A key may have a larger *n* than the pool has workers; an idle one keeps no worker.
+
+        Args:
+            key: who it is, such as a tenant; anything hashable. Kept only while a view or a call of it is.
+            n: workers that may have calls of it at a time, 1 or more. The latest *n* of a key holds for all its views,
+                at once; what already runs on more workers goes on.
+            max_queued: calls of ``run`` of it that may wait for a worker, besides what the pool's own ``max_queued``
+                says; more raise PoolSaturatedError. None for no limit. The latest holds, as for *n*.
+
+        Raises:
+            TypeError: *key* is not hashable.
+            ValueError: *n* or *max_queued* is not such a number.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n={n!r} is not a whole number of workers, 1 or more.")
+        _check_count("max_queued", max_queued, 0)
+        try:
+            quota = self._quotas.get(key)
+        except TypeError as error:
+            raise TypeError(
+                f"limit() needs a key that can be hashed, and {type(key).__name__} cannot: {error}"
+            ) from error
+        runs = None if quota is None else quota.runs
+        if runs is None:
+            runs = RunQueue(sys.maxsize, self._sharing, self._waiting)
+            if quota is None:
+                quota = self._quotas[key] = Quota(key, runs)
+            else:
+                quota.renew_runs(runs)
+        assert quota is not None
+        more, quota.limit, quota.max_queued = n > quota.limit, n, max_queued
+        if more and quota.turns.entries:
+            self._scheduler.dispatch_soon()
+        return LimitedPool(self, quota, runs)
 
     def share(self, value: T, *, mode: MmapMode = "r") -> Opening[T]:
         """Put *value* into memory that all workers map, for any number of calls.
@@ -267,11 +344,6 @@ class Pool(Calls):
         if self._loop is None:
             return PoolStatistics(self._n_jobs, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         return self._scheduler.statistics()
-
-    @property
-    def backend_name(self) -> str:
-        """The kind of workers: ``"process"``, ``"thread"``, ``"inline"``, or a Backend's own name."""
-        return self._backend.name
 
     @property
     def n_jobs(self) -> int:

@@ -38,17 +38,27 @@ class Owner(Protocol):
 
 
 class Tally:
-    """How many calls wait in all queues of a pool.
+    """How many calls wait in several queues together."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class Tallies:
+    """How many calls wait in a pool.
 
     Attributes:
         runs: single calls.
         drawn: calls of gathers and streams.
+        coming: single calls that will wait as soon as their arguments are pickled, which takes long.
     """
 
-    __slots__ = ("drawn", "runs")
+    __slots__ = ("coming", "drawn", "runs")
 
     def __init__(self) -> None:
-        self.runs = self.drawn = 0
+        self.runs, self.drawn, self.coming = Tally(), Tally(), Tally()
 
 
 class Queue(Bounded):
@@ -58,6 +68,7 @@ class Queue(Bounded):
         count: calls pending, without those of cancelled owners.
         spent: seconds of work given to workers so far; the queue with the least goes next.
         quota: what it shares with other queues of the same key.
+        tally: what its calls are counted in, too.
     """
 
     def __init__(
@@ -85,29 +96,17 @@ class Queue(Bounded):
         most = min(there, self.limit)
         return most if self.quota is None else min(most, self.quota.limit)
 
-    def count_in(self, slot: Slot, count: int) -> None:
-        super().count_in(slot, count)
-        if self.quota is not None:
-            self.quota.count_in(slot, count)
-
-    def count_out(self, slot: Slot, count: int) -> None:
-        super().count_out(slot, count)
-        if self.quota is not None:
-            self.quota.count_out(slot, count)
-
-    def _add_to_count(self, calls: int) -> None:
-        self.count += calls
-        self.tally.drawn += calls
-
     def push(self, batch: Batch) -> None:
         self.pending.append(batch)
-        self._add_to_count(len(batch))
+        self.count += len(batch)
+        self.tally.calls += len(batch)
 
     def push_back(self, batches: Iterable[Batch]) -> None:
         """Put back, at the front and in their order, calls that were taken from a worker."""
         for batch in batches:
             self.pending.appendleft(batch)
-            self._add_to_count(len(batch))
+            self.count += len(batch)
+            self.tally.calls += len(batch)
 
     def head(self) -> Batch | None:
         """The next batch of an owner that still wants it."""
@@ -124,13 +123,15 @@ class Queue(Bounded):
         if len(batch) > count:
             batch, rest = batch.split(count)
             self.pending.appendleft(rest)
-        self._add_to_count(-len(batch))
+        self.count -= len(batch)
+        self.tally.calls -= len(batch)
         return batch
 
     def clear(self) -> None:
         """Forget all that is pending."""
         self.pending.clear()
-        self._add_to_count(-self.count)
+        self.tally.calls -= self.count
+        self.count = 0
 
 
 def still_wanted(batch: Batch) -> list[Batch]:

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 from aparallel._parallel.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from aparallel._parallel.queues import Queue
     from aparallel._parallel.runs import RunQueue
     from aparallel._parallel.slots import Slot
+
+# Keys come from strangers, and errors quote them.
+_LONG_KEY = 80
 
 
 class Bounded:
@@ -51,20 +56,30 @@ class Quota(Bounded):
     worker has. Each of these refers to it, and it refers to none of them for longer than calls wait.
 
     Attributes:
+        key: whose it is.
         max_queued: single calls that may wait, None for any number.
+        nested: calls of it that wait for other calls of it, each in a place that is not to be counted.
         turns: whose turn it is among the key's queues.
         spent: seconds of work that the key was given.
     """
 
-    __slots__ = ("__weakref__", "_runs", "max_queued", "spent", "turns")
+    __slots__ = ("__weakref__", "_runs", "key", "max_queued", "nested", "spent", "turns")
 
-    def __init__(self, runs: RunQueue) -> None:
+    def __init__(self, key: Hashable, runs: RunQueue) -> None:
         super().__init__(1)
+        self.key = key
         self.max_queued: int | None = None
+        self.nested = 0
         self.turns = Turns()
         self.spent = 0.0
         self._runs = weakref.ref(runs)
         runs.quota = self
+
+    @property
+    def name(self) -> str:
+        """Its key, for people, cut short."""
+        text = repr(self.key)
+        return text if len(text) <= _LONG_KEY else f"{text[:_LONG_KEY]}..."
 
     @property
     def runs(self) -> RunQueue | None:
@@ -85,6 +100,13 @@ class Quota(Bounded):
     def running(self) -> int:
         """Its calls that workers have."""
         return sum(self.serving.values())
+
+    def free_places(self) -> int:
+        """How many more workers may have calls of it."""
+        return max(self.limit + self.nested - len(self.serving), 0)
+
+    def may_use(self, slot: Slot | None) -> bool:
+        return self.free_places() > 0 or slot in self.serving
 
     def has_calls(self) -> bool:
         return self.turns.has_calls()

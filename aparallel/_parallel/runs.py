@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.batching import MESSAGE_CALLS
-from aparallel._parallel.queues import Queue, Tally, still_wanted
+from aparallel._parallel.queues import Queue, Tallies, still_wanted
 from aparallel.abc import Batch, Function
 
 if TYPE_CHECKING:
@@ -57,19 +57,23 @@ class Runs:
 class RunQueue(Queue):
     """The single calls of a pool that wait for a worker.
 
-    *sharing* is how large buffers of their results travel.
+    *sharing* is how large buffers of their results travel; *coming* is how many are being pickled in threads.
 
     Invariant: *holes* is the number of calls in ``pending`` that are not wanted any more.
     """
 
-    def __init__(self, limit: int, sharing: Sharing, tally: Tally | None = None) -> None:
-        super().__init__(limit, tally=tally)
+    def __init__(self, limit: int, sharing: Sharing, tallies: Tallies | None = None) -> None:
+        tallies = tallies or Tallies()
+        super().__init__(limit, tally=tallies.runs)
+        self._all_coming = tallies.coming
         self.sharing = sharing
         self.holes = 0
+        self.coming = 0
 
-    def _add_to_count(self, calls: int) -> None:
-        self.count += calls
-        self.tally.runs += calls
+    def add_to_coming(self, calls: int) -> None:
+        """Take note that so many calls will :meth:`enter` later, or, if negative, that they do so now or never."""
+        self.coming += calls
+        self._all_coming.calls += calls
 
     def enter(
         self,
@@ -95,7 +99,8 @@ class RunQueue(Queue):
             ):
                 runs.futures.append(future)
                 last.payloads.append(payload)
-                self._add_to_count(1)
+                self.count += 1
+                self.tally.calls += 1
                 return runs, index
         runs = Runs(self, context, timeout, on_cancel)
         runs.futures.append(future)
@@ -116,7 +121,8 @@ class RunQueue(Queue):
     def drop(self, runs: Runs, index: int) -> None:
         """Forget a pending call. It is passed over, not searched for, until there are many such."""
         runs.futures[index] = None
-        self._add_to_count(-1)
+        self.count -= 1
+        self.tally.calls -= 1
         self.holes += 1
         if self.holes > self.count + MESSAGE_CALLS:
             wanted = [part for batch in self.pending for part in still_wanted(batch)]

@@ -42,7 +42,7 @@ class Scheduler(Stopping):
 
     def dispatch(self) -> None:
         """Send what can be sent: to idle workers, then behind short work, then to new workers."""
-        while self._turns and (self._use_idle() or self._use_busy() or self._use_new()):
+        while self._turns.entries and (self._use_idle() or self._use_busy() or self._use_new()):
             pass
         self._plan_watch()
 
@@ -53,9 +53,9 @@ class Scheduler(Stopping):
 
     def dispatch_soon(self) -> None:
         """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
-        while self._idle and self._turns and self._use_idle():
+        while self._idle and self._turns.entries and self._use_idle():
             pass
-        if self._soon is None and self._turns:
+        if self._soon is None and self._turns.entries:
             self._soon = self.loop.call_soon(self._dispatch_now)
 
     def _dispatch_now(self) -> None:
@@ -125,6 +125,8 @@ class Scheduler(Stopping):
         slot.total += count
         slot.pace = pace
         queue.count_in(slot, count)
+        if queue.quota is not None:
+            queue.quota.count_in(slot, count)
         timeout = None
         for batch in batches:
             if batch.owner.timeout is not None:
@@ -149,6 +151,8 @@ class Scheduler(Stopping):
             errors = [position - start for position in failed if start <= position < end]
             told.append((batch.owner, batch.first, values[start:end] if len(values) > len(batch) else values, errors))
             start = end
+        if each:
+            self.learn(each, len(values))
         slot.progress_at = self.loop.time()
         self.completed += len(values) - len(failed)
         self.failed += len(failed)
@@ -202,6 +206,7 @@ class Scheduler(Stopping):
             self._idle.remove(slot)
         slot.cancel_timers()
         self._put_back(self._take_back(slot, exit.unstarted))
+        self._refuse_overstayed(slot)
         lost = list(slot.inflight)
         slot.inflight.clear()
         for batch in lost:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._parallel.queues import Owner
+    from aparallel._parallel.runs import Runs
     from aparallel.abc import Batch, Exit, Worker
 
 
@@ -57,6 +58,8 @@ class Slot:
         # A call may have overrun its timeout, and the others are being taken back first; the timeout that it overran.
         self.overdue = False
         self.overran: float | None = None
+        # Single calls that wait here for longer than they may, with their time in seconds; they are being taken back.
+        self.overstayed: list[tuple[Runs, int, float]] = []
         # Who waits until no call of an owner, or not that call, is left here.
         self.waiters: list[tuple[Owner, int | None, asyncio.Future[None]]] = []
         self.grace: asyncio.TimerHandle | None = None
@@ -91,6 +94,10 @@ class Slot:
             batch.owner is owner and (index is None or batch.first <= index < batch.first + len(batch))
             for batch in self.inflight
         )
+
+    def has_first(self, owner: Owner, index: int) -> bool:
+        """Whether that call of *owner* is the one that runs here, or will as soon as the worker is ready."""
+        return bool(self.inflight) and self.inflight[0].owner is owner and self.inflight[0].first == index
 
     def cancel_timers(self) -> None:
         for timer in (self.grace, self.deadline):

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from aparallel._parallel.admission import waited_too_long
 from aparallel._parallel.queues import Nobody, Queue, still_wanted
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.workforce import Workforce
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.flow import Flow
     from aparallel._parallel.queues import Owner
+    from aparallel._parallel.quotas import Quota
     from aparallel._parallel.runs import Runs
+    from aparallel.errors import PoolSaturatedError
 
 # A cancelled call that ends by itself this soon is not killed: about what a worker start costs.
 GRACE_SECONDS = 0.02
@@ -54,6 +57,58 @@ class Stopping(Workforce):
         if not queue.count:
             self._dismiss(queue)
 
+    # Calls that wait too long
+
+    def withdraw_after(self, seconds: float, runs: Runs, index: int) -> asyncio.Handle:
+        """Withdraw a single call unless a worker has started it in so many seconds.
+
+        With 0 it is enough that it is all that some worker has, which may be still starting.
+        """
+        if seconds:
+            return self.loop.call_later(seconds, self._withdraw, runs, index, seconds)
+        return self.loop.call_soon(self._withdraw, runs, index, seconds)  # behind the dispatch of this tick
+
+    def _withdraw(self, runs: Runs, index: int, seconds: float) -> None:
+        slot = self._slot_with(runs, index)
+        if slot is not None:
+            slot.worker.look()
+            slot = self._slot_with(runs, index)
+        if not runs.wants(index) or (runs, index) in self._decoding:
+            return
+        if slot is None:
+            self._refuse(runs, index, seconds)
+        elif slot.has_first(runs, index) and (not seconds or slot.worker.running_since() is not None):
+            return
+        elif slot.state in (State.OPEN, State.RECALLING):  # in others, what is left has started
+            slot.overstayed.append((runs, index, seconds))
+            self._recall(slot)
+
+    def _slot_with(self, runs: Runs, index: int) -> Slot | None:
+        return next((slot for slot in runs.queue.serving if slot.holds(runs, index)), None)
+
+    def _refuse_overstayed(self, slot: Slot) -> None:
+        """What could be taken back there has been: what overstayed and is not left there has not started."""
+        overstayed, slot.overstayed = slot.overstayed, []
+        for runs, index, seconds in overstayed:
+            if runs.wants(index) and not slot.holds(runs, index) and (runs, index) not in self._decoding:
+                self._refuse(runs, index, seconds)
+
+    def _refuse(self, runs: Runs, index: int, seconds: float) -> None:
+        future = runs.futures[index]
+        self._drop(runs, index)
+        error = self.impatient(runs.queue.quota, seconds)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def impatient(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
+        """Count a call that cannot wait any longer, and build its error."""
+        self.refused += 1
+        if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
+            quota = None
+        waiting = self.queued if quota is None else quota.count
+        workers = self.limit if quota is None else min(self.limit, quota.limit)
+        return waited_too_long(seconds, waiting, workers, quota, self.seconds_left(quota))
+
     def _cancel_in(self, slots: list[Slot], owner: Owner, index: int | None) -> list[asyncio.Future[None]]:
         waiting = []
         for slot in slots:
@@ -79,6 +134,7 @@ class Stopping(Workforce):
         """What is left there has finished, with its outcome on the way, but for the last one, which may run."""
         slot.total -= count
         self._put_back(self._take_back(slot, count))
+        self._refuse_overstayed(slot)
         if slot.state is State.RECALLING:
             slot.state = State.HELD
         slot.worker.look()
@@ -116,7 +172,10 @@ class Stopping(Workforce):
 
     def _uncount(self, slot: Slot, batch: Batch) -> None:
         slot.calls -= len(batch)
-        batch.owner.queue.count_out(slot, len(batch))
+        queue: Queue = batch.owner.queue
+        queue.count_out(slot, len(batch))
+        if queue.quota is not None:
+            queue.quota.count_out(slot, len(batch))
 
     def _kill(self, slot: Slot) -> None:
         slot.grace = None
@@ -177,6 +236,7 @@ class Stopping(Workforce):
         """Stop, or abandon, the call that a worker runs: the last one of *batch*."""
         owner: Owner = batch.owner
         assert owner.timeout is not None
+        self.learn(owner.timeout, 1)
         if owner.on_cancel != "abandon":
             slot.overran = owner.timeout
             self._end_now(slot)

@@ -46,36 +46,34 @@ class Turns:
     to the top); an entry whose waiter was removed holds None.
 
     Attributes:
+        entries: who has a place, with its entry.
         clock: what the waiter served last had been given before: one that comes back starts from there.
     """
 
-    __slots__ = ("_entries", "_heap", "_number", "clock")
+    __slots__ = ("_heap", "_number", "clock", "entries")
 
     def __init__(self) -> None:
         self.clock = 0.0
         self._heap: list[list[Any]] = []
-        self._entries: dict[Waiter, list[Any]] = {}
+        self.entries: dict[Waiter, list[Any]] = {}
         self._number = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._entries))
+        return iter(list(self.entries))
 
     def add(self, waiter: Waiter) -> None:
         """Give *waiter* a place, if it has none."""
-        if waiter not in self._entries:
+        if waiter not in self.entries:
             waiter.spent = max(waiter.spent, self.clock)
-            self._entries[waiter] = entry = self._entry(waiter)
+            self.entries[waiter] = entry = self._entry(waiter)
             heapq.heappush(self._heap, entry)
 
     def remove(self, waiter: Waiter) -> None:
         """Take its place from *waiter*, if it has one."""
-        entry = self._entries.pop(waiter, None)
+        entry = self.entries.pop(waiter, None)
         if entry is not None:
             entry[2] = None
-            if len(self._heap) > 2 * len(self._entries) + _MANY_DEAD:
+            if len(self._heap) > 2 * len(self.entries) + _MANY_DEAD:
                 self._heap = [entry for entry in self._heap if entry[2] is not None]
                 heapq.heapify(self._heap)
 
@@ -111,9 +109,9 @@ class Turns:
                 heapq.heappop(heap)
             elif not waiter.has_calls():
                 heapq.heappop(heap)
-                del self._entries[waiter]
+                del self.entries[waiter]
             elif spent < waiter.spent:
-                self._entries[waiter] = entry = self._entry(waiter)
+                self.entries[waiter] = entry = self._entry(waiter)
                 heapq.heapreplace(heap, entry)
             else:
                 found: Waiter = waiter

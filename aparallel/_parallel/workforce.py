@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._parallel.queues import Nobody, Tally
+from aparallel._parallel.admission import seconds_for
+from aparallel._parallel.queues import Nobody, Tallies
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.turns import Turns
 from aparallel.errors import AparallelError
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aparallel._parallel.queues import Owner, Queue
+    from aparallel._parallel.quotas import Quota
     from aparallel.abc import Backend, Exit
 
+
+# The average of recent calls is that of all as long as there are no more than this; then old ones fade.
+_MANY_CALLS = 32
 
 _GOING = (State.LEAVING, State.KILLED)
 
@@ -36,6 +41,7 @@ class PoolStatistics:
         completed: calls that returned, since the pool began.
         failed: calls that raised, timed out or lost their worker, since the pool began.
         broken: workers that died while running a call, since the pool began.
+        refused: calls, gathers and streams that ended with PoolSaturatedError, since the pool began.
     """
 
     n_jobs: int
@@ -48,6 +54,7 @@ class PoolStatistics:
     completed: int
     failed: int
     broken: int
+    refused: int = 0
 
 
 class Workforce:
@@ -64,7 +71,7 @@ class Workforce:
         limit: int,
         idle_timeout: float | None = None,
         max_calls_per_worker: int | None = None,
-        tally: Tally | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
         self.loop = loop
         self.backend = backend
@@ -72,13 +79,16 @@ class Workforce:
         self.idle_timeout = idle_timeout
         self.max_calls_per_worker = max_calls_per_worker
         self.generation = 0
-        self.completed = self.failed = self.broken = 0
+        self.completed = self.failed = self.broken = self.refused = 0
+        # How long calls took lately, whichever they were, in seconds; None before the first.
+        self.mean_seconds: float | None = None
+        self._measured = 0
         self._slots: dict[Slot, None] = {}
         # Idle workers are reused newest first: their caches are warm, and the coldest can expire.
         self._idle: list[Slot] = []
         # Whose calls wait: queues, and keys with theirs.
         self._turns = Turns()
-        self.tally = tally or Tally()
+        self.tallies = tallies or Tallies()
         self._failed_starts = 0
         # Why workers could not start, for those who wait for one; reset when one does.
         self.start_error: Exception | None = None
@@ -95,7 +105,7 @@ class Workforce:
 
     @property
     def queued(self) -> int:
-        return self.tally.runs + self.tally.drawn
+        return self.tallies.runs.calls + self.tallies.drawn.calls
 
     def admit(self, queue: Queue) -> None:
         """Serve *queue*, which has calls, or is about to get them; :meth:`dispatch` must follow in this tick."""
@@ -111,8 +121,21 @@ class Workforce:
             self._turns.remove(queue)
             return
         queue.quota.turns.remove(queue)
-        if not queue.quota.turns:
+        if not queue.quota.turns.entries:
             self._turns.remove(queue.quota)
+
+    def learn(self, seconds: float, calls: int) -> None:
+        """Take in that *calls* took *seconds* each."""
+        weight = calls / (self._measured + calls)
+        self.mean_seconds = seconds * weight + (self.mean_seconds or 0.0) * (1 - weight)
+        self._measured = min(self._measured + calls, _MANY_CALLS)
+
+    def seconds_left(self, quota: Quota | None) -> float | None:
+        """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
+        if quota is not None:
+            return seconds_for(quota.count + quota.running, min(quota.limit, self.limit), self.mean_seconds)
+        running = sum(slot.calls for slot in self._slots)
+        return seconds_for(self.queued + self.tallies.coming.calls + running, self.limit, self.mean_seconds)
 
     def free_places(self) -> int:
         """How many calls could start at once: idle workers, and workers that may yet be started."""
@@ -197,6 +220,7 @@ class Workforce:
             completed=self.completed,
             failed=self.failed,
             broken=self.broken,
+            refused=self.refused,
         )
 
     def changed(self) -> asyncio.Future[None]:

@@ -6,7 +6,18 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import assert_type
 
-from aparallel import Call, Pool, PoolStatistics, ResultStream, cpu_count, delayed
+from aparallel import (
+    Call,
+    LimitedPool,
+    LimitStatistics,
+    Pool,
+    PoolStatistics,
+    ResultStream,
+    cpu_count,
+    delayed,
+    gather_parallel,
+    stream_parallel,
+)
 
 request: ContextVar[str] = ContextVar("request")
 
@@ -43,6 +54,9 @@ async def run_rejects_wrong_arguments(pool: Pool) -> None:
     await pool.run(fetch, 1)  # type: ignore[arg-type]
     await pool.run(area, 2, 3, height=3)  # type: ignore[call-overload]
     await pool.run(area, 2, 3, timeout="2")  # type: ignore[call-arg, call-overload]
+    assert_type(await pool.run(area, 2, 3, queue_timeout=0.5), float)
+    assert_type(await pool.run(fetch, "key", queue_timeout=None), bytes)
+    await pool.run(area, 2, 3, queue_timeout="1")  # type: ignore[call-arg, call-overload]
     await pool.run(area, 2, 3, on_cancel="stop")  # type: ignore[call-arg, call-overload]
 
 
@@ -74,11 +88,32 @@ async def stream_is_typed_as_stream_parallel_is(pool: Pool) -> None:
     pool.stream([delayed(area)(1, 2)], backend="thread")  # type: ignore[call-overload]
 
 
+async def a_limited_pool_is_typed_as_its_pool_is(pool: Pool) -> None:
+    limited = pool.limit(("tenant", 1), 2, max_queued=10)
+    assert_type(limited, LimitedPool)
+    assert_type(limited.statistics(), LimitStatistics)
+    assert_type(await limited.run(area, 2, 3, timeout=2.0, queue_timeout=1), float)
+    assert_type(await limited.run(delayed(fetch)("key")), bytes)
+    assert_type(await limited.map(shout, ["a", "b"]), list[str])
+    calls = [delayed(area)(1, 2)]
+    assert_type(await limited.gather(calls), list[float])
+    assert_type(await limited.gather(delayed(area)(1, 2), delayed(shout)("x")), tuple[float, str])
+    assert_type(await gather_parallel(calls, pool=limited), list[float])
+    async with limited.stream(calls) as results:
+        assert_type(results, ResultStream[float])
+    async with stream_parallel(calls, pool=limited) as results:
+        assert_type(results, ResultStream[float])
+    await limited.run(area, 2)  # type: ignore[arg-type]
+    pool.limit([], 2)  # type: ignore[arg-type]
+    pool.limit("tenant")  # type: ignore[call-arg]
+
+
 async def a_pool_is_a_context_manager_of_itself() -> None:
     async with Pool(2, "thread", initializer=shout, initargs=("x",), context_vars=[request]) as pool:
         assert_type(pool, Pool)
         await pool.warm_up()
     await pool.aclose()
+    Pool(nice=10, queue_timeout=1.5)
     Pool(backend="process", idle_timeout=10, max_calls_per_worker=100, max_queued=10, inner_max_num_threads=1)
     Pool(jobs=2)  # type: ignore[call-arg]
     Pool(on_cancel="stop")  # type: ignore[arg-type]
