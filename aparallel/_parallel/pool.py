@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 _LOWEST_PRIORITY = 19
 
+# What a cancelled coroutine has for its clean-up once the time of the pool is over.
+_PARTING_SECONDS = 1.0
+
 # The inline pools, and the keys of them, in whose calls this context runs.
 _inline_pools: contextvars.ContextVar[tuple[Pool | Quota | None, ...]] = contextvars.ContextVar(
     "aparallel_inline_pools", default=()
@@ -160,6 +163,7 @@ class Pool(Calls):
         # A run that is still being encoded has no place yet.
         self._waiting_runs: dict[asyncio.Future[Any], tuple[Runs, int] | None] = {}
         self._closing = False
+        self._cut_off = False  # what was admitted has been ended: nobody waits for it any more
         self._closed = False
         # Told when the pool is no more, in whichever way: whoever keeps it must forget it.
         self.on_closed: Callable[[], object] | None = None
@@ -404,11 +408,21 @@ class Pool(Calls):
             self._abort()
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Take no more calls, wait for those admitted, end the workers. Idempotent.
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Take no more calls, let those admitted finish, end the workers. Idempotent; of several, the hastiest wins.
 
-        Cancellation: the calls are cancelled, and the workers end all the same.
+        *timeout*: what runs and what waits has so many seconds to finish, None for ever. Then it ends with
+        ClosedPoolError and the workers are killed. Nothing can kill a thread, or a coroutine that ignores its
+        cancellation for a second: what it runs is left behind to end by itself, and holds no one up.
+
+        Cancellation: the calls end with ClosedPoolError, and the workers end all the same. Without a *timeout*, threads
+        are waited for.
+
+        Raises:
+            ValueError: *timeout* is not a number of seconds, 0 or more.
+            WrongLoopError: the pool belongs to another loop.
         """
+        timeout = parse_patience("timeout", timeout)
         if self._loop is None:
             self._closing = self._closed = True
             return
@@ -418,19 +432,28 @@ class Pool(Calls):
         if running_loop() is not self._loop:
             raise WrongLoopError(f"{self!r} belongs to another event loop, and only there can it be closed.")
         self._closing = True
+        deadline = None if timeout is None else self._loop.time() + timeout
         try:
-            while self._flows or self._waiting_runs:
+            while (self._flows or self._waiting_runs) and not self._cut_off:
                 self._quiet = self._quiet or self._loop.create_future()
-                await asyncio.shield(self._quiet)
+                if not await self._until(self._quiet, deadline):
+                    break
         finally:
-            await outlast([asyncio.ensure_future(self._shut())])
+            await outlast([asyncio.ensure_future(self._shut(deadline))])
+
+    async def _until(self, event: asyncio.Future[None], deadline: float | None) -> bool:
+        """Wait for *event*; return whether it came before *deadline*."""
+        assert self._loop is not None
+        left = None if deadline is None else max(deadline - self._loop.time(), 0)
+        done, _ = await asyncio.wait([event], timeout=left)
+        return bool(done)
 
     def _is_ours(self) -> bool:
         """Whether this is the process that the pool was made in. In a forked copy its workers are another's."""
         return self._loop is None or self._owner == os.getpid()
 
     def _tell_if_quiet(self) -> None:
-        if self._quiet is not None and not self._flows and not self._waiting_runs:
+        if self._quiet is not None and (self._cut_off or not (self._flows or self._waiting_runs)):
             quiet, self._quiet = self._quiet, None
             quiet.set_result(None)
 
@@ -448,15 +471,25 @@ class Pool(Calls):
                     self._scheduler.cancel_run(*place)
                 future.set_exception(error)
 
-    async def _shut(self) -> None:
-        """End the workers, and whatever they still run. May be begun again, by several, whoever is cancelled."""
+    async def _shut(self, deadline: float | None = None) -> None:
+        """End the workers, and whatever they still run. May be begun again, by several, whoever is cancelled.
+
+        Workers that nothing is sure to stop are waited for until *deadline*.
+        """
         if self._closed or not self._is_ours():
             return
         self._abort()
+        self._cut_off = True
+        self._tell_if_quiet()
         scheduler = self._scheduler
         scheduler.retire_all()
-        while scheduler.has_ending_slots():
-            await scheduler.changed()
+        if self._backend.can_time:
+            deadline = None
+        elif deadline is not None and self._backend.can_kill:
+            deadline = max(deadline, scheduler.loop.time()) + _PARTING_SECONDS
+        while scheduler.has_ending_slots() and await self._until(scheduler.changed(), deadline):
+            pass
+        scheduler.abandon_all()
         await self._backend.aclose()
         self._tie.release()
         self._forget()

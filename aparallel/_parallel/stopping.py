@@ -57,6 +57,16 @@ class Stopping(Workforce):
         if not queue.count:
             self._dismiss(queue)
 
+    def abandon_all(self) -> None:
+        """Have no more to do with the workers that are left: what they run is nobody's, and they end when it does."""
+        for slot in list(self._slots):
+            for place, batch in enumerate(slot.inflight):
+                slot.inflight[place] = Batch(Nobody(batch.owner), batch.function, batch.first, batch.payloads)
+            self._tell_waiters(slot)
+        self._slots.clear()
+        self._idle.clear()
+        self._tell_changed()
+
     # Calls that wait too long
 
     def withdraw_after(self, seconds: float, runs: Runs, index: int) -> asyncio.Handle:

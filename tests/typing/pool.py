@@ -113,6 +113,7 @@ async def a_pool_is_a_context_manager_of_itself() -> None:
         assert_type(pool, Pool)
         await pool.warm_up()
     await pool.aclose()
+    await pool.aclose(timeout=10)
     Pool(nice=10, queue_timeout=1.5)
     Pool(backend="process", idle_timeout=10, max_calls_per_worker=100, max_queued=10, inner_max_num_threads=1)
     Pool(jobs=2)  # type: ignore[call-arg]
