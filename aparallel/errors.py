@@ -14,6 +14,7 @@
     ├── PoolSaturatedError        the pool has too much to do                (RuntimeError)
     ├── ClosedPoolError           the pool is closed                         (RuntimeError)
     ├── WrongLoopError            no asyncio loop, or not the pool's         (RuntimeError)
+    ├── MissingPoolError          an app has no pool, or not yet             (LookupError)
     ├── InitializerError          a pool's initializer failed                (RuntimeError)
     ├── UnsupportedPlatformError  this system cannot start process workers   (RuntimeError)
     ├── UnpicklableObjectError    an object cannot be dumped                 (TypeError)
@@ -47,6 +48,7 @@ __all__ = [
     "CorruptFileError",
     "EmptyFileError",
     "InitializerError",
+    "MissingPoolError",
     "MissingResultError",
     "NewerVersionError",
     "NotStoredWarning",
@@ -208,6 +210,10 @@ class ClosedPoolError(AparallelError, RuntimeError):
 
 class WrongLoopError(AparallelError, RuntimeError):
     """No asyncio event loop is running here, or it is not the one that the pool belongs to."""
+
+
+class MissingPoolError(AparallelError, LookupError):
+    """A web app has no pool where one was asked for: it has no lifespan that starts one, or that did not run."""
 
 
 class InitializerError(AparallelError, RuntimeError):

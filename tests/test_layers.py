@@ -217,6 +217,20 @@ def test_light_names_stay_light_when_used(name: str) -> None:
     assert not loaded_by(f"import aparallel; aparallel.{name}") & HEAVY
 
 
+FRAMEWORKS = {"aiohttp", "fastapi", "litestar", "pydantic", "starlette"}
+
+
+def test_the_web_loads_nothing_until_a_name_is_used_and_then_no_framework() -> None:
+    import aparallel.web
+
+    assert not loaded_by("import aparallel.web") & (HEAVY | FRAMEWORKS)
+    names = ", ".join(aparallel.web.__all__)
+    assert not loaded_by(f"from aparallel.web import {names}") & FRAMEWORKS
+    assert set(aparallel.web.__all__) <= set(dir(aparallel.web))
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        aparallel.web.no_such_name  # noqa: B018
+
+
 def test_every_public_name_is_there_and_is_listed() -> None:
     for name in aparallel.__all__:
         assert getattr(aparallel, name) is not None

@@ -1,0 +1,137 @@
+"""A pool that lives as long as its app is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from aparallel._ground.units import parse_seconds
+from aparallel._parallel.pool import Pool
+from aparallel.web.finding import STATE_KEY, found_at
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import ContextVar
+
+    from aparallel._ground.sharing import MmapMode
+    from aparallel._parallel.options import BackendName
+    from aparallel.abc import Backend, OnCancel
+
+
+class PoolSettings(TypedDict, total=False):
+    """The arguments of :class:`aparallel.Pool`, which say what they mean."""
+
+    n_jobs: int
+    backend: BackendName | Backend
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    idle_timeout: float | None
+    max_calls_per_worker: int | None
+    max_queued: int | None
+    inner_max_num_threads: int | None
+    on_cancel: OnCancel | None
+    context_vars: Sequence[ContextVar[Any]]
+    executable: str | None
+    max_nbytes: int | str | None
+    mmap_mode: MmapMode
+    temp_folder: str | os.PathLike[str] | None
+
+
+def lifespan(
+    inner: Callable[[Any], AbstractAsyncContextManager[Any]] | None = None,
+    *,
+    pool: Pool | Callable[[], Pool] | None = None,
+    shutdown_timeout: float | str | None = 10.0,
+    **settings: Unpack[PoolSettings],
+) -> Lifespan:
+    """Make the lifespan of an app that has a pool: for FastAPI, Starlette, and others that take such a callable.
+
+    ::
+
+        app = FastAPI(lifespan=lifespan(n_jobs=4))
+
+    The pool starts on the server's loop, and all of its workers are ready before the app is. Requests find it
+    with :func:`get_pool`. At the end the app's own shutdown comes first and may still use the pool. Then the
+    pool admits no more calls, and those that it has may finish for *shutdown_timeout* before they are killed.
+
+    Args:
+        inner: the app's own lifespan, which runs inside and finds the pool with ``get_pool(app)``. What it
+            yields is part of the state of the requests, as without us.
+        pool: a pool to use instead of a new one, which is left open, as it is its maker's to close; or a
+            function that makes one, each time that the lifespan begins, and which is closed.
+        shutdown_timeout: seconds, a number or text such as ``"30s"``; None to wait for as long as calls take.
+        settings: those of the new :class:`aparallel.Pool`.
+
+    The result may be entered many times, also at once: by several apps, loops, or test clients.
+
+    Cancellation and errors, of the server's startup or of *inner*, end the pool at once.
+
+    Raises:
+        TypeError, ValueError: a bad argument.
+    """
+    if pool is not None and settings:
+        raise TypeError(
+            f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
+        )
+    if inner is not None and not callable(inner):
+        raise TypeError(f"The lifespan inside is {inner!r}, not a function of the app that gives a context manager.")
+    if pool is not None and not isinstance(pool, Pool) and not callable(pool):
+        raise TypeError(f"pool={pool!r} is neither a Pool nor a function that makes one.")
+    # Values are checked by each new pool; in a worker that imports the app's module a pool could not be made.
+    inspect.signature(Pool).bind(**settings)
+    return Lifespan(inner, PoolSource(pool, settings, shutdown_timeout))
+
+
+class Lifespan:
+    """What :func:`lifespan` returns: called with an app, it gives the context manager of the app's life."""
+
+    def __init__(self, inner: Callable[[Any], AbstractAsyncContextManager[Any]] | None, source: PoolSource) -> None:
+        self._inner = contextlib.asynccontextmanager(inner) if inspect.isasyncgenfunction(inner) else inner
+        self.source = source
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, app: Any) -> AsyncIterator[dict[str, Any]]:
+        """Start the pool, then the app's own lifespan; yield the state of both."""
+        async with self.source.opened() as pool:
+            with found_at(app, pool):
+                if self._inner is None:
+                    yield {STATE_KEY: pool}
+                    return
+                async with self._inner(app) as state:
+                    yield {**(state or {}), STATE_KEY: pool}
+
+
+class PoolSource:
+    """Where the pool of an app comes from, and how it ends."""
+
+    def __init__(
+        self, pool: Pool | Callable[[], Pool] | None, settings: PoolSettings, shutdown_timeout: float | str | None
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._shutdown_timeout = None if shutdown_timeout is None else parse_seconds(shutdown_timeout)
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Pool]:
+        """Yield a pool whose workers are ready. No cancel scope is held meanwhile: it may end in another task."""
+        if isinstance(self._pool, Pool):
+            await self._pool.warm_up()
+            yield self._pool
+            return
+        pool = self._pool() if self._pool is not None else Pool(**self._settings)
+        async with pool:
+            await pool.warm_up()
+            yield pool
+            await _finish(pool, self._shutdown_timeout)
+
+
+async def _finish(pool: Pool, timeout: float | None) -> None:
+    """Close *pool*, whose calls may take *timeout* seconds more."""
+    # A closing pool that is cancelled kills what still runs, and is closed all the same.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await pool.aclose()
