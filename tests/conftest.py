@@ -42,6 +42,9 @@ _ONE_LOOP = (
     "test_pool",
     "test_stores",
     "test_stream",
+    "test_web_errors",
+    "test_web_pool",
+    "test_web_streaming",
 )
 
 

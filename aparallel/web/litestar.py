@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from litestar import Litestar, Request, Response
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.plugins import InitPlugin
 from litestar.response.streaming import Stream
 
@@ -32,7 +32,7 @@ class PoolPlugin(InitPlugin):
     ::
 
         @get("/render")
-        async def render(pool: Pool) -> str: ...
+        async def render(pool: PoolDep) -> str: ...
 
         app = Litestar([render], plugins=[PoolPlugin(n_jobs=4)])
 
@@ -71,6 +71,10 @@ async def provide_pool(request: Request[Any, Any, Any]) -> Pool:
         MissingPoolError: the app has none, or its lifespan did not run.
     """
     return get_pool(request)
+
+
+#: The type of a handler's argument that is to be the app's pool: ``async def render(pool: PoolDep): ...``
+PoolDep: TypeAlias = NamedDependency[Pool]
 
 
 def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
