@@ -1,0 +1,178 @@
+"""What a client is told when the pool could not serve it, in each framework."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from web_support import Connection, http_scope
+
+from aparallel.errors import BrokenWorkerError, CallTimeoutError, ClosedPoolError, PoolSaturatedError
+from aparallel.web import PoolErrors, add_error_handlers, problem_of
+
+
+def saturated(retry_after: float | None = None) -> PoolSaturatedError:
+    error = PoolSaturatedError("calls of render(secret) are waiting already")
+    error.retry_after = retry_after  # type: ignore[attr-defined, unused-ignore]
+    return error
+
+
+CASES = [
+    pytest.param(saturated(), 503, "1", id="saturated"),
+    pytest.param(saturated(3.2), 503, "4", id="saturated, with an estimate"),
+    pytest.param(ClosedPoolError("the pool is closed: secret"), 503, "1", id="closed"),
+    pytest.param(CallTimeoutError("render(secret) took too long", call="render(secret)"), 504, None, id="timeout"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
+def test_a_problem_tells_the_status_and_nothing_of_the_call(
+    error: Exception, status: int, retry_after: str | None
+) -> None:
+    problem = problem_of(error)
+    assert problem is not None
+    assert problem.headers.get("retry-after") == retry_after
+    assert problem.headers["content-type"] == "application/problem+json"
+    assert b"secret" not in problem.body()
+    told = json.loads(problem.body())
+    assert told == {"type": "about:blank", "title": problem.title, "status": status, "detail": problem.detail}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "seconds"), [(None, 1), (0, 1), (0.01, 1), (1.0, 1), (1.01, 2), (math.inf, 1), (math.nan, 1)]
+)
+def test_retry_after_is_a_whole_number_of_seconds_of_at_least_one(estimate: float | None, seconds: int) -> None:
+    problem = problem_of(saturated(estimate))
+    assert problem is not None
+    assert problem.retry_after == seconds
+
+
+@pytest.mark.parametrize("error", [BrokenWorkerError("crashed"), TimeoutError(), ValueError("bad"), RuntimeError()])
+def test_other_errors_are_the_frameworks_own_business(error: Exception) -> None:
+    assert problem_of(error) is None
+
+
+def check(status: int, headers: Any, body: bytes, expected: int, retry_after: str | None) -> None:
+    assert status == expected
+    assert headers.get("retry-after") == retry_after
+    assert headers["content-type"].startswith("application/problem+json")
+    assert json.loads(body)["status"] == expected
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
+async def test_bare_asgi(error: Exception, status: int, retry_after: str | None) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    connection = Connection()
+    await PoolErrors(app)(http_scope(), connection.receive, connection.send)
+    start, last = connection.sent
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert int(headers["content-length"]) == len(last["body"])
+    check(start["status"], headers, last["body"], status, retry_after)
+
+
+@pytest.mark.parametrize(("kind", "begun"), [("http", True), ("websocket", False), ("lifespan", False)])
+async def test_bare_asgi_passes_on_an_error_that_it_cannot_answer(kind: str, begun: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise saturated()
+
+    connection = Connection()
+    with pytest.raises(PoolSaturatedError):
+        await PoolErrors(app)({**http_scope(), "type": kind}, connection.receive, connection.send)
+    assert len(connection.sent) == begun
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+def test_fastapi_and_starlette(framework: str, error: Exception, status: int, retry_after: str | None) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+
+    async def handler(request: Any) -> None:
+        raise error
+
+    if framework == "fastapi":
+        app = pytest.importorskip("fastapi").FastAPI()
+    else:
+        from starlette.applications import Starlette
+
+        app = Starlette()
+    app.add_route("/", handler)
+    add_error_handlers(app)
+    answer = testclient.TestClient(app).get("/")
+    check(answer.status_code, answer.headers, answer.content, status, retry_after)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(saturated(), 1013), (CallTimeoutError(""), 1011), (ClosedPoolError(""), 1012)]
+)
+def test_a_websocket_is_closed_with_the_code_that_says_why(error: Exception, code: int) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    from starlette.applications import Starlette
+    from starlette.routing import WebSocketRoute
+    from starlette.websockets import WebSocketDisconnect
+
+    async def handler(websocket: Any) -> None:
+        await websocket.accept()
+        raise error
+
+    app = Starlette(routes=[WebSocketRoute("/", handler)])
+    add_error_handlers(app)
+    with testclient.TestClient(app).websocket_connect("/") as websocket:
+        with pytest.raises(WebSocketDisconnect) as closed:
+            websocket.receive_text()
+    assert closed.value.code == code
+
+
+def test_handlers_of_ones_own_that_come_later_win() -> None:
+    fastapi = pytest.importorskip("fastapi")
+    testclient = pytest.importorskip("fastapi.testclient")
+    app = fastapi.FastAPI()
+
+    @app.get("/")
+    async def handler() -> None:
+        raise saturated()
+
+    add_error_handlers(app)
+
+    @app.exception_handler(PoolSaturatedError)
+    async def own(request: fastapi.Request, error: Exception) -> Any:
+        return fastapi.Response("mine", 529)
+
+    answer = testclient.TestClient(app).get("/")
+    assert (answer.status_code, answer.text) == (529, "mine")
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
+def test_litestar(error: Exception, status: int, retry_after: str | None) -> None:
+    litestar = pytest.importorskip("litestar")
+    from litestar.testing import TestClient
+
+    from aparallel.web.litestar import exception_handlers
+
+    @litestar.get("/")
+    async def handler() -> str:
+        raise error
+
+    with TestClient(litestar.Litestar([handler], exception_handlers=exception_handlers)) as client:
+        answer = client.get("/")
+    check(answer.status_code, answer.headers, answer.content, status, retry_after)
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
+async def test_aiohttp(error: Exception, status: int, retry_after: str | None) -> None:
+    web = pytest.importorskip("aiohttp.web")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    from aparallel.web.aiohttp import error_middleware
+
+    async def handler(request: Any) -> Any:
+        raise error
+
+    app = web.Application(middlewares=[error_middleware])
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client:
+        answer = await client.get("/")
+        check(answer.status, answer.headers, await answer.read(), status, retry_after)
