@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROMISES = sorted((ROOT / "tests" / "typing").glob("*.py"))
 
-needs_mypy = pytest.mark.skipif(find_spec("mypy") is None, reason="mypy, of the extra lint, is not installed")
+MISSING = [name for name in ("mypy", "aiohttp", "fastapi", "litestar") if find_spec(name) is None]
+needs_mypy = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}, of the extras lint and web-test")
 
 
 def run_mypy(*targets: Path, cache: Path) -> subprocess.CompletedProcess[str]:

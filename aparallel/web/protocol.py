@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
+# Both are mappings from names to anything. Frameworks type them as such, or as typed dictionaries of their own,
+# which are no mappings to a type checker; an app or middleware of ours must fit all of them.
+Scope: TypeAlias = Any
+Message: TypeAlias = Any
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-# Frameworks differ in how they type scopes and messages; all of them can be called so.
-ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Ending:
