@@ -576,6 +576,58 @@ async def test_a_route_that_is_not_watched_goes_on_without_its_client() -> None:
         await until(lambda: app.state.events == ["begun", "ended"])
 
 
+async def test_a_litestar_handler_is_cancelled_by_the_middleware() -> None:
+    litestar = pytest.importorskip("litestar")
+    from aparallel.web.litestar import PoolDep, PoolPlugin
+
+    events: list[str] = []
+
+    @litestar.get("/", middleware=[CancelOnDisconnect])
+    async def handler(pool: PoolDep) -> float:
+        try:
+            return await pool.run(nap, 600)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    app = litestar.Litestar([handler], plugins=[PoolPlugin(n_jobs=1)], openapi_config=None)
+    async with served(app) as port:
+        await leave_after_asking(port, "/", get_pool(), 1, 1)
+        await until(lambda: events == ["cancelled"] and is_idle(get_pool()))
+
+
+@pytest.mark.parametrize("cancellation", [True, False])
+async def test_an_aiohttp_handler_is_cancelled_if_its_server_is_asked_to(cancellation: bool) -> None:
+    web = pytest.importorskip("aiohttp.web")
+    from aparallel.web.aiohttp import get_pool as pool_of
+    from aparallel.web.aiohttp import pool_ctx
+
+    events: list[str] = []
+
+    async def handler(request: Any) -> Any:
+        try:
+            await pool_of(request).run(nap, 600 if cancellation else 0.2)
+            events.append("ended")
+            return web.Response()
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    app.cleanup_ctx.append(pool_ctx(n_jobs=1))
+    runner = web.AppRunner(app, handler_cancellation=cancellation)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = site._server.sockets[0].getsockname()[1]
+        await leave_after_asking(port, "/", get_pool(), 1, 1)
+        await until(lambda: events == ["cancelled" if cancellation else "ended"] and is_idle(get_pool()))
+    finally:
+        await runner.cleanup()
+
+
 async def test_requests_on_one_connection_do_not_cancel_one_another() -> None:
     app = fastapi_app(n_jobs=1)
     async with served(app) as port:
