@@ -269,6 +269,34 @@ async def test_a_cancellation_by_somebody_else_in_the_same_moment_is_passed_on()
     assert serving.cancelling() == 1
 
 
+async def test_a_receive_that_is_slow_to_end_has_ended_when_the_request_has() -> None:
+    ending, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await may_end.wait()
+            ended.set()
+        raise AssertionError("reached")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await settle()
+        await send(START)
+        await send(LAST)
+
+    serving = asyncio.create_task(CancelOnDisconnect(app)(http_scope(), receive, Connection().send))
+    await ending.wait()
+    serving.cancel()
+    await settle()
+    assert not serving.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert ended.is_set()
+
+
 async def test_an_error_in_clean_up_reaches_the_server() -> None:
     waits = asyncio.Event()
 

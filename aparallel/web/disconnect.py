@@ -106,7 +106,7 @@ class _Exchange:
         finally:
             self._runs = False
             reader.cancel()
-            await outlast([reader])
+            await _ended(reader)
 
     def _was_ours(self, before: int) -> bool:
         """Whether the task was cancelled by us and by nobody else; from here on it is not by us any more."""
@@ -160,6 +160,15 @@ class _Exchange:
         if self._runs and not self._ending.ended:
             self._cancelled = True
             self._task.cancel("The client disconnected.")
+
+
+async def _ended(reader: asyncio.Task[None]) -> None:
+    """Wait until *reader*, which is cancelled, has ended, whoever cancels this task meanwhile."""
+    try:
+        await asyncio.sleep(0)  # enough for a receive that just waits
+    finally:
+        if not reader.done():
+            await outlast([reader])
 
 
 def _holds_body(scope: Scope) -> bool:
