@@ -211,7 +211,7 @@ def test_bad_arguments_are_refused_where_they_are_written(arguments: dict[str, A
         lifespan(**arguments)
 
 
-def test_the_settings_are_those_of_a_pool() -> None:
+def test_the_settings_are_the_arguments_of_a_pool() -> None:
     assert set(inspect.signature(Pool).parameters) == set(PoolSettings.__annotations__)
 
 
@@ -227,6 +227,13 @@ async def test_a_pool_is_found_by_scope_and_by_app_and_by_the_loop_alone() -> No
         assert get_pool({"type": "http", "app": App(), "litestar_app": app}) is pool
         assert get_pool(app) is pool
         assert get_pool() is pool
+
+
+async def test_a_handler_in_a_thread_finds_the_pool() -> None:
+    app = App()
+    async with lifespan(n_jobs=1, backend="thread")(app) as state:
+        for where in (None, app, {"type": "http", "state": dict(state)}, {"type": "http", "app": app}):
+            assert await asyncio.to_thread(get_pool, where) is state["aparallel_pool"]
 
 
 async def test_without_a_request_two_apps_are_one_too_many() -> None:

@@ -315,15 +315,17 @@ async def test_pings_come_while_nothing_else_does_and_lose_nothing() -> None:
     async def results() -> AsyncIterator[int]:
         yield 1
         await may_go_on.wait()
-        yield 2
+        for i in range(2, 5):
+            yield i
 
     chunks = server_sent_events(results(), ping=0.005)
     assert await anext(chunks) == b"data: 1\n\n"
     for _ in range(3):
         assert await anext(chunks) == b": ping\n\n"
     may_go_on.set()
+    await settle()  # it comes while nobody waits for it
     rest = await collect(chunks)
-    assert events_of(rest) == [("message", "2", ""), ("stream_end", "", "")]
+    assert events_of(rest) == [("message", str(i), "") for i in range(2, 5)] + [("stream_end", "", "")]
 
 
 async def test_without_pings_none_are_sent() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.shield import outlast
@@ -156,12 +157,16 @@ class _Drawer:
     """
 
     def __init__(self, results: Results) -> None:
-        loop = asyncio.get_running_loop()
-        self._begun: asyncio.Future[None] = loop.create_future()
+        self._loop = asyncio.get_running_loop()
+        self._begun: asyncio.Future[None] = self._loop.create_future()
+        # Set while an item is asked for and has not come, also over a wait that ran out of time. No other
+        # is asked for before one that has come is taken: there is never more than one.
         self._asked = asyncio.Event()
-        # The item that was asked for; kept over a wait that timed out.
-        self._answer: asyncio.Future[Any] | None = None
-        self._task = loop.create_task(self._draw(results), name="aparallel-events")
+        self._drawn: deque[Any] = deque()
+        # Whoever waits for an item. It wakes up for one, for the end of the task, and when its time is over.
+        self._waiter: asyncio.Future[None] | None = None
+        self._task = self._loop.create_task(self._draw(results), name="aparallel-events")
+        self._task.add_done_callback(self._wake)
 
     async def begin(self) -> None:
         """Wait until the results have begun; raise what they raise."""
@@ -171,18 +176,29 @@ class _Drawer:
 
     async def next(self, timeout: float | None) -> Any:
         """Return the next item; TimeoutError if there is none within *timeout* seconds, and ask again later."""
-        if self._answer is None:
-            self._answer = asyncio.get_running_loop().create_future()
+        if not (self._drawn or self._task.done()):
             self._asked.set()
-        # Whatever ends the task, it is seen here; a task that ends without an answer is out of items.
-        done, _ = await asyncio.wait([self._answer, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if self._answer in done:
-            answer, self._answer = self._answer, None
-            return answer.result()
-        if not done:
+            await self._news(timeout)
+        if self._drawn:
+            return self._drawn.pop()
+        if not self._task.done():
             raise TimeoutError
         self._task.result()
         raise StopAsyncIteration
+
+    async def _news(self, timeout: float | None) -> None:
+        self._waiter = self._loop.create_future()
+        timer = None if timeout is None else self._loop.call_later(timeout, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self, _: object = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def aclose(self) -> None:
         """End the task, and the results with it."""
@@ -197,9 +213,9 @@ class _Drawer:
             await self._asked.wait()
             async for item in items:
                 self._asked.clear()
-                assert self._answer is not None
-                self._answer.set_result(item)
+                self._drawn.append(item)
                 del item
+                self._wake()
                 await self._asked.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import weakref
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from aparallel._parallel.pool import Pool
 from aparallel.errors import MissingPoolError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
 
 # The name of the pool in the state of a lifespan, which servers copy to the scope of each request.
@@ -30,23 +30,23 @@ def get_pool(where: object = None, /) -> Pool:
         where: a request, websocket or other connection, an ASGI scope, or the app itself. Without it,
             the only pool that an app of the running loop has.
 
+    A handler that its framework runs in a thread may ask, too, and hand back a stream of the pool's results.
+
     Raises:
         MissingPoolError: there is none, most often because the app's lifespan did not run; or *where* was
             left out and several apps on this loop have pools.
-        WrongLoopError: no event loop is running here.
     """
-    here = _serving.get(running_loop(), [])
     if where is None:
-        return _only(here)
+        return _only(_entries())
     scope = where if isinstance(where, Mapping) else getattr(where, "scope", None)
     if not isinstance(scope, Mapping):
-        return _of_app(here, (where,), where)
+        return _of_app((where,), where)
     state = scope.get("state")
     pool = state.get(STATE_KEY) if isinstance(state, Mapping) else None
     if isinstance(pool, Pool):
         return pool
     # Litestar has no state of the lifespan in its scopes, and some servers have not.
-    return _of_app(here, (scope.get("app"), scope.get("litestar_app")), where)
+    return _of_app((scope.get("app"), scope.get("litestar_app")), where)
 
 
 @contextlib.contextmanager
@@ -61,6 +61,14 @@ def found_at(app: object, pool: Pool) -> Iterator[None]:
         here.remove(entry)
 
 
+def _entries() -> list[tuple[object, Pool]]:
+    """The apps of the running loop; in a thread that runs a handler, where there is none, of every loop."""
+    try:
+        return _serving.get(asyncio.get_running_loop(), [])
+    except RuntimeError:
+        return [entry for entries in list(_serving.values()) for entry in entries]
+
+
 def _only(here: list[tuple[object, Pool]]) -> Pool:
     pools = {id(pool): pool for _, pool in here}
     if len(pools) == 1:
@@ -73,8 +81,8 @@ def _only(here: list[tuple[object, Pool]]) -> Pool:
     raise MissingPoolError(f"No app with a pool runs on this loop. {_ADVICE}")
 
 
-def _of_app(here: list[tuple[object, Pool]], apps: tuple[object, ...], where: object) -> Pool:
-    for app, pool in reversed(here):
+def _of_app(apps: tuple[object, ...], where: object) -> Pool:
+    for app, pool in reversed(_entries()):
         if app is not None and any(app is one for one in apps):
             return pool
     raise MissingPoolError(f"There is no pool for this {type(where).__name__}. {_ADVICE}")

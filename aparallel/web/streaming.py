@@ -163,7 +163,7 @@ async def respond(chunks: Chunks, response: ASGIApp, scope: Scope, receive: Rece
     """
 
     async def begun(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "HEAD":  # there is nobody to compute them for
+        if scope.get("method") == "HEAD":  # there is nobody to compute them for
             await chunks.aclose()
         await chunks.begin()
         await response(scope, receive, send)
