@@ -481,7 +481,13 @@ def litestar_app(**settings: Any) -> Any:
     async def without(request: litestar.Request[Any, Any, Any], x: FromPath[int]) -> int:
         return await get_pool(request).run(pow, x, 2)
 
-    app = litestar.Litestar([square, without], plugins=[PoolPlugin(**settings)], lifespan=[own])
+    @litestar.websocket("/ws")
+    async def socket(socket: litestar.WebSocket[Any, Any, Any], pool: PoolDep) -> None:
+        await socket.accept()
+        await socket.send_json(await pool.run(pow, 2, 5))
+        await socket.close()
+
+    app = litestar.Litestar([square, without, socket], plugins=[PoolPlugin(**settings)], lifespan=[own])
     return app, events
 
 
@@ -493,6 +499,8 @@ def test_litestar_and_its_test_client() -> None:
         with TestClient(app) as client:
             assert client.get("/7").json() == 49
             assert client.get("/without/8").json() == 64
+            with client.websocket_connect("/ws") as websocket:
+                assert websocket.receive_json() == 32
     assert events == ["start with 8", "end with 16"] * 2
 
 

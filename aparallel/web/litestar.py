@@ -8,6 +8,7 @@ from litestar import Litestar, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.plugins import InitPlugin
 from litestar.response.streaming import Stream
+from litestar.types import Scope
 
 from aparallel._parallel.pool import Pool
 from aparallel.web.errors import ANSWERED, problem_of
@@ -64,13 +65,13 @@ class PoolPlugin(InitPlugin):
         return app_config
 
 
-async def provide_pool(request: Request[Any, Any, Any]) -> Pool:
-    """Return the app's pool: the dependency that :class:`PoolPlugin` provides.
+async def provide_pool(scope: Scope) -> Pool:
+    """Return the app's pool: the dependency that :class:`PoolPlugin` provides to requests and websockets.
 
     Raises:
         MissingPoolError: the app has none, or its lifespan did not run.
     """
-    return get_pool(request)
+    return get_pool(scope)
 
 
 #: The type of a handler's argument that is to be the app's pool: ``async def render(pool: PoolDep): ...``
