@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ from web_support import DISCONNECT, Connection, body, connected, fetch, http_sco
 
 from aparallel import Pool, delayed
 from aparallel.errors import PoolSaturatedError
-from aparallel.web import Chunks, Event, add_error_handlers, get_pool, lifespan, ndjson, server_sent_events
+from aparallel.web import Chunks, Event, add_error_handlers, encoding, get_pool, lifespan, ndjson, server_sent_events
 from aparallel.web.encoding import encode
 
 # Encoding
@@ -84,6 +85,63 @@ def test_an_encoder_that_breaks_lines_is_refused(breaks: bytes) -> None:
     for give in (lambda: encode(breaks), lambda: encode(1, lambda _: breaks)):
         with pytest.raises(ValueError, match="several lines"):
             give()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=200),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=40,
+)
+
+
+@given(json_values)
+def test_json_made_in_slices_is_the_same_json(value: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_SLICE", 3)
+        assert encoding._encode_in_slices(value) == encode(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.linspace(0, 1, 30_000),
+        np.arange(30_000).reshape(10, 30, 100),
+        [np.arange(5_000), {"a": np.full(5_000, math.nan), 3: "x" * 200_000}],
+        {"points": [Point(1.0, 2.0)] * 3_000, "none": []},
+        Point(np.zeros(3_000), 1),  # type: ignore[arg-type]
+        [[1, 2, 3]] * 10_000,
+    ],
+)
+async def test_large_results_are_encoded_in_slices_and_to_the_same(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    monkeypatch.setattr(encoding, "pause", lambda: threads.add(threading.get_ident()))
+    assert await encoding.encode_aside(value) == encode(value)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_small_results_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "in_thread", None)
+    assert await encoding.encode_aside({"a": list(range(500))}) == encode({"a": list(range(500))})
+
+
+async def test_the_loop_lives_while_a_large_result_is_encoded() -> None:
+    lags, done = [], asyncio.Event()
+
+    async def watch() -> None:
+        while not done.is_set():
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            lags.append(time.perf_counter() - before)
+
+    watching = asyncio.ensure_future(watch())
+    begun = time.perf_counter()
+    await encoding.encode_aside(np.random.default_rng(0).random(1_000_000))
+    took = time.perf_counter() - begun
+    done.set()
+    await watching
+    assert len(lags) > 10
+    assert sorted(lags)[len(lags) // 2] < took / 20
 
 
 # Bodies

@@ -10,8 +10,10 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.hop import in_thread, pause
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     Dumps = Callable[[Any], bytes | str]
 
@@ -35,14 +37,130 @@ def encode(value: object, dumps: Dumps | None = None) -> bytes:
     return _one_line(encoded.encode("utf-8", "backslashreplace") if isinstance(encoded, str) else bytes(encoded))
 
 
+async def encode_aside(value: object, dumps: Dumps | None = None) -> bytes:
+    """Return what :func:`encode` does, off the loop if that would hold it for more than about a millisecond.
+
+    Then the encoder that is the default is fed in slices, because it holds the GIL for as long as it is called.
+    """
+    if isinstance(value, bytes | bytearray | memoryview) or weight(value) <= _SLICE:
+        return encode(value, dumps)
+    if dumps is not None:
+        return await in_thread(encode, value, dumps)
+    return await in_thread(_encode_in_slices, value)
+
+
 def to_json(value: object) -> bytes:
     """Return *value* as JSON by the encoder that is the default."""
+    return _as_utf8(_text(value))
+
+
+def _text(value: object) -> str:
     try:
-        text = _strict.encode(value)
+        return _strict.encode(value)
     except ValueError:  # NaN or an infinity, somewhere; or a circle, which the second try finds as well
-        text = _strict.encode(_finite(value))
+        return _strict.encode(_finite(value))
+
+
+def _as_utf8(text: str) -> bytes:
     # A lone surrogate is no UTF-8; Python writes it as \ud800, and so does JSON.
     return text.encode("utf-8", "backslashreplace")
+
+
+# How many numbers, or as much else, are encoded at a time.
+_SLICE = 2_000
+
+
+def weight(value: object, depth: int = 0) -> int:
+    """Return about how many numbers *value* is worth to the encoder, judging long containers by their first item."""
+    if isinstance(value, str):
+        return 1 + len(value) // 50
+    size = getattr(value, "size", None)
+    if isinstance(size, int) and _is_array(value):
+        return size
+    if depth > _DEEPEST:  # perhaps a circle: the encoder will say so
+        return 1
+    if isinstance(value, dict):
+        return 1 + _weight_of_all(value.values(), len(value), depth)
+    if isinstance(value, list | tuple):
+        return 1 + _weight_of_all(value, len(value), depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return 1 + sum(weight(getattr(value, field.name), depth + 1) for field in dataclasses.fields(value))
+    return 1
+
+
+def _weight_of_all(items: Iterable[object], count: int, depth: int) -> int:
+    if count <= 16 and depth < 4:
+        return sum(weight(item, depth + 1) for item in items)
+    return count * weight(next(iter(items)), depth + 1)
+
+
+def _is_array(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _encode_in_slices(value: object) -> bytes:
+    pieces = []
+    for piece in _pieces(value):
+        pieces.append(_as_utf8(piece))
+        pause()
+    return b"".join(pieces)
+
+
+def _pieces(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the JSON of *value* in pieces, none of which takes long to make."""
+    if depth > _DEEPEST:
+        raise ValueError(_TOO_DEEP)
+    if weight(value) <= _SLICE:
+        yield _text(value)
+    elif _is_array(value) and value.ndim == 1:
+        for start in range(0, len(value), _SLICE):
+            yield ("," if start else "[") + _text(value[start : start + _SLICE])[1:-1]
+        yield "]"
+    elif isinstance(value, list | tuple) or (_is_array(value) and value.ndim > 1):
+        yield from _pieces_of_items(value, depth)
+    elif isinstance(value, dict):
+        yield from _pieces_of_members(value, depth)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _pieces(_plain(value), depth)
+    else:
+        yield _text(value)
+
+
+def _pieces_of_items(items: Any, depth: int) -> Iterator[str]:
+    small: list[Any] = []
+    separator, total = "[", 0
+    for item in items:
+        heft = weight(item)
+        if small and total + heft > _SLICE:
+            yield separator + _text(small)[1:-1]
+            separator, small, total = ",", [], 0
+        if heft > _SLICE:
+            yield separator
+            yield from _pieces(item, depth + 1)
+            separator = ","
+        else:
+            small.append(item)
+            total += heft
+    yield separator + _text(small)[1:-1] + "]" if small else "]"
+
+
+def _pieces_of_members(members: dict[Any, Any], depth: int) -> Iterator[str]:
+    small: dict[Any, Any] = {}
+    separator, total = "{", 0
+    for key, item in members.items():
+        heft = weight(item)
+        if small and total + heft > _SLICE:
+            yield separator + _text(small)[1:-1]
+            separator, small, total = ",", {}, 0
+        if heft > _SLICE:
+            yield separator + _text({key: None})[1 : -len("null}")]
+            yield from _pieces(item, depth + 1)
+            separator = ","
+        else:
+            small[key] = item
+            total += heft
+    yield separator + _text(small)[1:-1] + "}" if small else "}"
 
 
 def _one_line(encoded: bytes) -> bytes:
@@ -77,7 +195,7 @@ def _plain(value: object) -> object:
 def _finite(value: object, depth: int = 0) -> object:
     """Return *value* with None for the numbers that JSON has not."""
     if depth > _DEEPEST:
-        raise ValueError(f"No JSON can be made of a value that is nested {_DEEPEST} deep, or contains itself.")
+        raise ValueError(_TOO_DEEP)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -90,4 +208,5 @@ def _finite(value: object, depth: int = 0) -> object:
 
 
 _DEEPEST = 200
+_TOO_DEEP = f"No JSON can be made of a value that is nested {_DEEPEST} deep, or contains itself."
 _strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import parse_seconds
-from aparallel.web.encoding import encode
+from aparallel.web.encoding import encode, encode_aside
 from aparallel.web.streaming import Chunks, opened, problem_in_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from aparallel.web.encoding import Dumps
     from aparallel.web.streaming import Results
@@ -66,6 +66,13 @@ class Event:
 
     def encode(self, dumps: Dumps | None = None) -> bytes:
         """Return the event as it travels."""
+        return self._framed(None if self.data is _NO_DATA else encode(self.data, dumps))
+
+    async def encode_aside(self, dumps: Dumps | None = None) -> bytes:
+        """Return what :meth:`encode` does, off the loop if the data is large."""
+        return self._framed(None if self.data is _NO_DATA else await encode_aside(self.data, dumps))
+
+    def _framed(self, data: bytes | None) -> bytes:
         fields = [] if self.id is None else [f"id: {self.id}"]
         if self.event is not None:
             fields.append(f"event: {self.event}")
@@ -74,8 +81,8 @@ class Event:
         if self.text is not None:
             fields.extend(f"data: {line}" for line in _LINE_BREAK.split(self.text))
         lines = [field.encode("utf-8", "replace") for field in fields]
-        if self.data is not _NO_DATA:
-            lines.append(b"data: " + encode(self.data, dumps))
+        if data is not None:
+            lines.append(b"data: " + data)
         return b"\n".join([*lines, b"", b""])
 
 
@@ -114,10 +121,10 @@ def server_sent_events(
     def failure(error: Exception) -> bytes:
         return Event(problem_in_body(error), event="stream_error").encode()
 
-    def event(result: object) -> bytes:
+    async def event(result: object) -> bytes:
         if isinstance(result, BaseException):
             return Event(problem_in_body(result), event="call_error").encode()
-        return (result if isinstance(result, Event) else Event(result)).encode(dumps)
+        return await (result if isinstance(result, Event) else Event(result)).encode_aside(dumps)
 
     return Chunks("text/event-stream", _events(results, seconds, first, event, failure), failure)
 
@@ -126,7 +133,7 @@ async def _events(
     results: Results,
     ping: float | None,
     first: bytes,
-    event: Callable[[object], bytes],
+    event: Callable[[object], Awaitable[bytes]],
     failure: Callable[[Exception], bytes],
 ) -> AsyncGenerator[bytes, None]:
     async with _drawn(results) as drawer:
@@ -142,7 +149,7 @@ async def _events(
                     continue
                 except StopAsyncIteration:
                     break
-                yield event(item)
+                yield await event(item)
         except Exception as error:
             yield failure(error)
         else:

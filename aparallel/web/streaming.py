@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aparallel._parallel.stream import ResultStream
 from aparallel.web.disconnect import CancelOnDisconnect
-from aparallel.web.encoding import encode
+from aparallel.web.encoding import encode, encode_aside
 from aparallel.web.errors import Problem, problem_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 
     from aparallel.web.encoding import Dumps
     from aparallel.web.protocol import ASGIApp, Receive, Scope, Send
-
-T = TypeVar("T")
 
 Results: TypeAlias = "ResultStream[Any] | AsyncIterable[Any]"
 
@@ -89,7 +87,7 @@ def ndjson(results: Results, *, dumps: Dumps | None = None) -> Chunks:
         results: a stream (``pool.stream(...)``, ``stream_parallel(...)``) that has not been entered, or any async
             iterable. ``bytes`` among them are JSON already.
         dumps: makes JSON of a result, on one line: ``orjson.dumps``. By default Python's own, for which see
-            ``docs/reference.md``. It runs on the loop.
+            ``docs/reference.md``. It runs on the loop, for large results in a thread.
 
     A result that is an exception (``return_exceptions=True``) is the line ``{"call_error": ...}``. If the results
     themselves fail, the last line is ``{"stream_error": ...}``. Both hold a problem as of RFC 9457, and
@@ -101,22 +99,22 @@ def ndjson(results: Results, *, dumps: Dumps | None = None) -> Chunks:
     def failure(error: Exception) -> bytes:
         return encode({"stream_error": problem_in_body(error)}) + b"\n"
 
-    def line(result: object) -> bytes:
+    async def line(result: object) -> bytes:
         if isinstance(result, BaseException):
             return encode({"call_error": problem_in_body(result)}) + b"\n"
-        return encode(result, dumps) + b"\n"
+        return await encode_aside(result, dumps) + b"\n"
 
     return Chunks("application/x-ndjson", _lines(results, line, failure), failure)
 
 
 async def _lines(
-    results: Results, line: Callable[[object], bytes], failure: Callable[[Exception], bytes]
+    results: Results, line: Callable[[object], Awaitable[bytes]], failure: Callable[[Exception], bytes]
 ) -> AsyncGenerator[bytes, None]:
     async with opened(results) as items:
         yield b""
         try:
             async for item in items:
-                yield line(item)
+                yield await line(item)
         except Exception as error:
             yield failure(error)
 
