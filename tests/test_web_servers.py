@@ -161,8 +161,10 @@ def test_a_server_serves_and_a_client_that_leaves_stops_its_work_without_noise(k
         assert server.noise() == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_lets_a_request_finish_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "number"), [*((kind, signal.SIGINT) for kind in KINDS), ("uvicorn", signal.SIGTERM)])
+def test_a_signal_to_the_group_lets_a_request_finish_and_leaves_nothing(
+    kind: str, number: signal.Signals, tmp_path: Path
+) -> None:
     with running(kind, tmp_path) as server, ThreadPoolExecutor() as threads:
         if kind == "uvicorn-workers":
             both = {server.get("/")["pid"] for _ in range(20)}
@@ -170,7 +172,7 @@ def test_ctrl_c_lets_a_request_finish_and_leaves_nothing(kind: str, tmp_path: Pa
         answer = threads.submit(server.get, "/nap/0.5")
         time.sleep(0.1)  # it is under way, or about to be; either must do
         server.look()
-        os.killpg(server.process.pid, signal.SIGINT)
+        os.killpg(server.process.pid, number)
         assert answer.result(SECONDS) == 0.5
         server.wait_until_gone()
         assert server.noise() == []
@@ -197,6 +199,19 @@ def test_a_request_that_outlasts_the_servers_patience_is_stopped_and_leaves_noth
         server.look()
         server.process.terminate()
         # uvicorn cancels the request, and answers it with 500 or not at all.
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            assert lost.result(SECONDS) == 500
+        server.wait_until_gone()
+
+
+def test_a_second_ctrl_c_ends_a_server_that_waits_for_a_request_and_leaves_nothing(tmp_path: Path) -> None:
+    with running("uvicorn", tmp_path) as server, ThreadPoolExecutor() as threads:
+        lost = threads.submit(server.get, "/nap/600")
+        wait_until(lambda: server.get("/")["running"], server.said)
+        server.look()
+        os.killpg(server.process.pid, signal.SIGINT)
+        wait_until(lambda: "CTRL+C to force quit" in server.said(), server.said)
+        os.killpg(server.process.pid, signal.SIGINT)
         with contextlib.suppress(OSError, http.client.HTTPException):
             assert lost.result(SECONDS) == 500
         server.wait_until_gone()
