@@ -549,10 +549,9 @@ async def leave_after_asking(port: int, path: str, pool: Pool, concurrency: int,
         await asyncio.gather(*[one() for _ in range(concurrency)])
 
 
-@pytest.mark.parametrize("http", ["h11", "httptools"])
-async def test_within_200_ms_of_a_disconnect_the_worker_is_free_or_replaced(
-    http: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_within_200_ms_of_a_disconnect_the_worker_is_free_or_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    # uvicorn has two parsers of HTTP, which tell of a disconnect each in its own way: one for each loop.
+    http = "httptools" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "h11"
     pytest.importorskip(http)
     caplog.set_level(logging.WARNING)
     app = fastapi_app(n_jobs=1)
