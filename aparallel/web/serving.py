@@ -71,7 +71,7 @@ def lifespan(
     Cancellation and errors, of the server's startup or of *inner*, end the pool at once.
 
     Raises:
-        TypeError, ValueError: a bad argument.
+        TypeError, ValueError: a bad argument. Values of *settings* are checked where the pool is made: at startup.
     """
     if pool is not None and settings:
         raise TypeError(
