@@ -448,6 +448,7 @@ async def test_starlettes_middleware_may_stand_in_front_and_behind(front: int, b
 @pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 @pytest.mark.parametrize("read", ["body", "stream", "nothing"])
 async def test_uploads_and_streams_pass_starlettes_middleware(front: int, behind: int, read: str) -> None:
+    pytest.importorskip("starlette")
     from starlette.responses import StreamingResponse
 
     got: list[bytes] = []
@@ -475,6 +476,7 @@ async def test_uploads_and_streams_pass_starlettes_middleware(front: int, behind
 
 @pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (0, 1)])
 async def test_background_tasks_outlive_a_client_that_left_after_the_response(front: int, behind: int) -> None:
+    pytest.importorskip("starlette")
     from starlette.background import BackgroundTask
     from starlette.responses import PlainTextResponse
 

@@ -607,6 +607,7 @@ async def test_a_client_that_leaves_while_a_result_is_computed_ends_the_calls(fr
 
 
 async def test_a_response_that_is_stuck_in_sending_closes_its_results_when_the_client_leaves() -> None:
+    pytest.importorskip("starlette")
     from aparallel.web.starlette import NDJSONResponse
 
     closed = asyncio.Event()
@@ -631,6 +632,7 @@ async def test_a_response_that_is_stuck_in_sending_closes_its_results_when_the_c
 
 
 async def test_a_head_request_computes_nothing() -> None:
+    pytest.importorskip("starlette")
     from aparallel.web.starlette import NDJSONResponse
 
     drawn = []

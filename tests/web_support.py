@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
+
 DISCONNECT = {"type": "http.disconnect"}
 
 
@@ -89,8 +91,7 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 @contextlib.asynccontextmanager
 async def served(app: Any, **options: Any) -> AsyncIterator[int]:
     """A uvicorn server on this loop; gives its port."""
-    import uvicorn
-
+    uvicorn = pytest.importorskip("uvicorn")
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=10, **options)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
