@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_support import DISCONNECT, Connection, body, connected, fetch, http_scope, request, served, settle, until
 
@@ -94,6 +94,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_json_made_in_slices_is_the_same_json(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -120,9 +121,10 @@ async def test_large_results_are_encoded_in_slices_and_to_the_same(value: Any, m
     assert threading.get_ident() not in threads
 
 
-async def test_small_results_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [{"a": list(range(500))}, [[[[[[[{}]]]]]]], [], None])
+async def test_small_results_are_encoded_at_once(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "in_thread", None)
-    assert await encoding.encode_aside({"a": list(range(500))}) == encode({"a": list(range(500))})
+    assert await encoding.encode_aside(value) == encode(value)
 
 
 async def test_the_loop_lives_while_a_large_result_is_encoded() -> None:
@@ -323,6 +325,7 @@ async def test_nothing_is_drawn_before_it_is_asked_for(make: Callable[..., Chunk
 # Server-sent events
 
 
+@settings(deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     kind=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1),

@@ -91,7 +91,7 @@ def weight(value: object, depth: int = 0) -> int:
 def _weight_of_all(items: Iterable[object], count: int, depth: int) -> int:
     if count <= 16 and depth < 4:
         return sum(weight(item, depth + 1) for item in items)
-    return count * weight(next(iter(items)), depth + 1)
+    return count * weight(next(iter(items), None), depth + 1)
 
 
 def _is_array(value: object) -> bool:
