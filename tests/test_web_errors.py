@@ -12,9 +12,7 @@ from aparallel.web import PoolErrors, add_error_handlers, problem_of
 
 
 def saturated(retry_after: float | None = None) -> PoolSaturatedError:
-    error = PoolSaturatedError("calls of render(secret) are waiting already")
-    error.retry_after = retry_after  # type: ignore[attr-defined, unused-ignore]
-    return error
+    return PoolSaturatedError("calls of render(secret) are waiting already", retry_after=retry_after)
 
 
 CASES = [

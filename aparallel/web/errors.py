@@ -72,7 +72,7 @@ def problem_of(error: BaseException) -> Problem | None:
     ==================  ======  ===========================================
     """
     if isinstance(error, PoolSaturatedError):
-        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, _BUSY, _whole_seconds(getattr(error, "retry_after", None)))
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, _BUSY, _whole_seconds(error.retry_after))
     if isinstance(error, CallTimeoutError):
         return Problem(HTTPStatus.GATEWAY_TIMEOUT, _TOO_LONG)
     if isinstance(error, ClosedPoolError):

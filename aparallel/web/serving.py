@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -32,13 +31,16 @@ class PoolSettings(TypedDict, total=False):
     idle_timeout: float | None
     max_calls_per_worker: int | None
     max_queued: int | None
+    queue_timeout: float | None
     inner_max_num_threads: int | None
     on_cancel: OnCancel | None
     context_vars: Sequence[ContextVar[Any]]
     executable: str | None
+    nice: int
     max_nbytes: int | str | None
     mmap_mode: MmapMode
     temp_folder: str | os.PathLike[str] | None
+    logs: bool
 
 
 def lifespan(
@@ -126,12 +128,4 @@ class PoolSource:
         async with pool:
             await pool.warm_up()
             yield pool
-            await _finish(pool, self._shutdown_timeout)
-
-
-async def _finish(pool: Pool, timeout: float | None) -> None:
-    """Close *pool*, whose calls may take *timeout* seconds more."""
-    # A closing pool that is cancelled kills what still runs, and is closed all the same.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            await pool.aclose()
+            await pool.aclose(self._shutdown_timeout)
