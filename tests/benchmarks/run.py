@@ -21,14 +21,14 @@ from suite.report import Report, number
 from suite.rounds import Plan, run_rounds
 from suite.turn import LOOPS, Turn
 from suite.work import SCALES, Setting
-from suite.works import WORKS
+from suite.works import OTHER_WORKS, WEB_WORKS, WORKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print what *arguments* ask for. Returns 1 if a contender failed, else 0."""
     options = _parse(arguments)
     plan = Plan(
-        works=[WORKS[name] for name in options.names or WORKS],
+        works=[WORKS[name] for name in options.names],
         setting=Setting(SCALES[options.scale], options.n_jobs),
         loop=options.loop,
         seconds=options.seconds,
@@ -50,7 +50,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"works:\n{works}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="work", help="works to run, all of them if none is named")
+    parser.add_argument(
+        "names", nargs="*", metavar="work", help="works to run; web for all about servers; all others if none is named"
+    )
     parser.add_argument("--scale", choices=SCALES, default="full", help="how much of everything (default: full)")
     parser.add_argument(
         "--quick", dest="scale", action="store_const", const="quick", default="full", help="--scale quick"
@@ -61,12 +63,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--loop", choices=LOOPS, default="asyncio", help="the event loop (default: asyncio)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     options = parser.parse_args(arguments)
+    options.names = _expanded(options.names)
     if unknown := set(options.names) - set(WORKS):
         parser.error(f"no such work: {', '.join(sorted(unknown))}")
     known = {entry.name for work in WORKS.values() for entry in work.contenders}
     if unknown := set(options.contenders or ()) - known:
         parser.error(f"no such contender: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     return options
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """The names of the works that are meant, each once, in the order of the command."""
+    meant = [work for name in names for work in (WEB_WORKS if name == "web" else [name])]
+    return list(dict.fromkeys(meant)) or OTHER_WORKS
 
 
 def _names(text: str) -> list[str]:

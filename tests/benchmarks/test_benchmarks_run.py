@@ -24,7 +24,7 @@ from suite.rounds import Plan, run_rounds, take_in_process
 from suite.targets import TARGETS, RatioTarget
 from suite.turn import Turn
 from suite.work import SCALES, Measurement, ParallelWork, Setting, WrongResult, affordable_calls
-from suite.works import WORKS
+from suite.works import OTHER_WORKS, WORKS
 from suite.works.object_files import FileWork
 
 TINY = Setting(SCALES["tiny"], n_jobs=2)
@@ -236,7 +236,7 @@ def test_command_runs_at_full_scale_unless_told_otherwise(monkeypatch: pytest.Mo
         assert run.main(arguments) == 0
 
     assert [plan.setting.scale.name for plan in plans] == ["full", "quick", "tiny"]
-    assert [[work.name for work in plan.works] for plan in plans] == [[*WORKS], [*WORKS], ["one_call"]]
+    assert [[work.name for work in plan.works] for plan in plans] == [OTHER_WORKS, OTHER_WORKS, ["one_call"]]
     assert [plan.seconds for plan in plans] == [None, None, 7.0]
 
 

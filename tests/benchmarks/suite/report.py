@@ -18,10 +18,14 @@ OURS = "aparallel"
 NOTABLE_LAG_MS = 1.0
 NOTABLE: Mapping[Unit, float] = {Unit.MEGABYTES: 1.0}
 
+# Of these more is better; a share is neither good nor bad by itself.
+RATES = frozenset({Unit.REQUESTS_PER_SECOND})
+SHARES = frozenset({Unit.PERCENT})
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of one contender over all rounds. Less is better, whatever the unit."""
+    """One figure of one contender over all rounds."""
 
     work: str
     figure: str
@@ -38,6 +42,14 @@ class Row:
     ratio: float | None = None
     """To aparallel in the same run: above 1, aparallel is better. None where the two cannot be compared: time
     is told per call, but the memory for fewer calls is another matter."""
+
+    def excess_over(self, other: Row) -> float:
+        """By how much this is worse than *other*, in the figure's unit; negative if it is better."""
+        return other.value - self.value if self.unit in RATES else self.value - other.value
+
+    def overlaps(self, other: Row) -> bool:
+        """Whether the two ranges have a value in common."""
+        return self.lowest <= other.highest and other.lowest <= self.highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +95,11 @@ class Report:
 
     def _better_than(self, ours: Row) -> str:
         better = [
-            f"{row.contender} {number(row.value)}" + (" (ranges overlap)" if row.highest >= ours.lowest else "")
+            f"{row.contender} {number(row.value)}" + (" (ranges overlap)" if row.overlaps(ours) else "")
             for row in self._peers(ours)
             if not row.contender.startswith(OURS)
             and row.ratio is not None
-            and ours.value - row.value > NOTABLE.get(row.unit, 0.0)
+            and ours.excess_over(row) > NOTABLE.get(row.unit, 0.0)
         ]
         figure = f"{ours.work}, {ours.figure}: {OURS} {number(ours.value)} {ours.unit.value}"
         return f"{figure}; better: {', '.join(better)}" if better else ""
@@ -180,8 +192,12 @@ def _lag_of_rounds(lags: Sequence[Lag]) -> Lag:
 
 
 def _with_ratio(row: Row, ours: Row | None) -> Row:
-    if ours is None or ours.value <= 0 or (row.unit is Unit.MEGABYTES and row.calls != ours.calls):
+    if ours is None or ours.value <= 0 or row.unit in SHARES:
         return row
+    if row.unit is Unit.MEGABYTES and row.calls != ours.calls:
+        return row
+    if row.unit in RATES:
+        return replace(row, ratio=ours.value / row.value) if row.value > 0 else row
     return replace(row, ratio=row.value / ours.value)
 
 

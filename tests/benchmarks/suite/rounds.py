@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.contenders import Entry
+from suite.contenders import WEB, Entry
 from suite.turn import Turn
 from suite.work import Setting, Work
 
@@ -30,9 +30,17 @@ class Plan:
     setting: Setting
     loop: str = "asyncio"
     seconds: float | None = None
-    """For all works together; None for what the scale says. A turn that has begun ends."""
+    """For all works together; None for what the scale says (:attr:`time`). A turn that has begun ends."""
     only: Collection[str] | None = None
     """Names of the contenders; None for all."""
+
+    @property
+    def time(self) -> float:
+        """Seconds for all works together."""
+        if self.seconds is not None:
+            return self.seconds
+        scale = self.setting.scale
+        return scale.web_seconds if all(work.contenders is WEB for work in self.works) else scale.seconds
 
     def entries(self, work: Work[Any]) -> list[Entry[Any]]:
         return [entry for entry in work.contenders if self.only is None or entry.name in self.only]
@@ -40,7 +48,7 @@ class Plan:
 
 def run_rounds(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Iterator[Turn]:
     """One round of every work, then another one of every work for which there is time, and so on."""
-    end = time.monotonic() + (plan.setting.scale.seconds if plan.seconds is None else plan.seconds)
+    end = time.monotonic() + plan.time
     taking_part = {work.name: plan.entries(work) for work in plan.works}
     longest_round = dict.fromkeys(taking_part, 0.0)
     for number in range(plan.setting.scale.max_rounds):

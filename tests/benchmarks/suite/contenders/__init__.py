@@ -13,6 +13,7 @@ from typing import Generic, TypeVar, cast
 from suite.cache_contender import CacheContender
 from suite.contender import Contender
 from suite.file_contender import FileContender
+from suite.web_contender import WebContender
 
 C = TypeVar("C")
 
@@ -80,4 +81,12 @@ CACHES: tuple[Entry[CacheContender], ...] = (
     Entry("joblib coroutine", "caches", "JoblibCoroutine", "joblib"),
     Entry("diskcache", "caches", "DiskCache", "diskcache"),
     Entry("cashews", "caches", "Cashews", "cashews"),
+)
+
+WEB: tuple[Entry[WebContender], ...] = (
+    Entry("aparallel", "web", "Aparallel", "aparallel"),
+    Entry("blocking", "web", "Blocking", "starlette"),
+    Entry("thread pool", "web", "ThreadPool", "starlette"),
+    Entry("run_in_executor", "web", "RunInExecutor", "starlette"),
+    Entry("anyio.to_process", "web", "AnyioToProcess", "anyio"),
 )

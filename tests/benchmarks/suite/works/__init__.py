@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from suite.contenders import WEB
 from suite.work import Work
 from suite.works.arrays import ArrayResults, ArrayTraffic, OneArray, SharedArray
 from suite.works.caches import (
@@ -29,6 +30,7 @@ from suite.works.object_files import (
 )
 from suite.works.one_call import OneCall
 from suite.works.tiny_calls import SeparateCalls, TinyCalls
+from suite.works.web import WebCrash, WebLeft, WebLight, WebOverload
 
 WORKS: Mapping[str, Work[Any]] = {
     work.name: work
@@ -57,5 +59,13 @@ WORKS: Mapping[str, Work[Any]] = {
         CacheCallers(),
         CacheProcesses(),
         CacheMany(),
+        WebLight(),
+        WebLeft(),
+        WebCrash(),
+        WebOverload(),
     )
 }
+
+# Servers have a run of their own: what a visitor waits for is a matter of seconds at a time.
+WEB_WORKS = [name for name, work in WORKS.items() if work.contenders is WEB]
+OTHER_WORKS = [name for name, work in WORKS.items() if work.contenders is not WEB]
