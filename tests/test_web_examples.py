@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,10 +146,14 @@ class Service:
         return self.request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
 
     @contextmanager
-    def waiting(self, path: str, method: str = "GET", body: str = "") -> Iterator[socket.socket]:
+    def waiting(
+        self, path: str, method: str = "GET", body: str = "", tenant: str = "nobody"
+    ) -> Iterator[socket.socket]:
         """A client that has sent its request, and leaves at the end of the block."""
         with socket.create_connection((HOST, self.port), timeout=TIME_LIMIT) as client:
-            head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nX-Tenant: {tenant}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
             client.sendall((head + body).encode())
             yield client
 
@@ -304,7 +308,7 @@ class TestImages:
         self, service: Service
     ) -> None:
         computed = service.get("/statistics").json["computed"]
-        with service.waiting(ENDLESS.format(100)), service.waiting(ENDLESS.format(101)):
+        with service.waiting(ENDLESS.format(100), tenant="ann"), service.waiting(ENDLESS.format(101), tenant="bob"):
             wait_until(lambda: service.busy() == 2, "both workers draw")
             waits = []
             for _ in range(10):
@@ -326,20 +330,36 @@ class TestImages:
         assert service.get("/statistics").json["computed"] == computed + 1
 
     def test_refuses_more_than_32_who_wait_and_says_when_to_come_back(self, service: Service) -> None:
-        clients = [service.waiting(ENDLESS.format(300 + number)) for number in range(34)]
-        for client in clients:
-            client.__enter__()
-        try:
+        with ExitStack() as clients:
+            for number in range(34):
+                clients.enter_context(service.waiting(ENDLESS.format(300 + number), tenant=f"tenant {number}"))
             wait_until(lambda: service.get("/statistics").json["waiting"] == 32, "32 wait")
             answer = service.get(ENDLESS.format(399))
-        finally:
-            for client in clients:
-                client.__exit__(None, None, None)
         wait_until(lambda: service.busy() == 0, "no worker draws")
 
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.headers["content-type"] == "application/problem+json"
+
+    def test_leaves_a_worker_and_room_to_others_when_one_tenant_wants_all(self, service: Service) -> None:
+        with ExitStack() as clients:
+            for number in range(25):
+                clients.enter_context(service.waiting(ENDLESS.format(400 + number), tenant="crowd"))
+            wait_until(lambda: service.get("/statistics").json["waiting"] == 24, "24 wait")
+            refused = service.request("GET", ENDLESS.format(499), headers={"X-Tenant": "crowd"})
+            served = service.request("GET", "/landscapes/498?width=16", headers={"X-Tenant": "ann"})
+            busy = service.busy()
+        wait_until(lambda: service.busy() == 0, "no worker draws")
+
+        assert refused.status == 503
+        assert served.status == 200
+        assert busy == 1
+
+    def test_runs_its_workers_at_a_lower_priority_than_itself(self, service: Service) -> None:
+        server, *workers = service.tree()
+        assert service.get("/landscapes/1?width=16").status == 200
+        assert server.nice() == psutil.Process().nice()
+        assert server.nice() + 10 in {worker.nice() for worker in workers}
 
     def test_the_load_tells_how_long_visitors_wait(self, service: Service) -> None:
         url = f"http://{HOST}:{service.port}"
@@ -354,11 +374,12 @@ class TestImages:
             "health, beside new pictures",
             "new pictures, 8 visitors",
             "one picture again, 8 visitors",
-            "new pictures, 100 visitors",
+            "new pictures, 100 of one tenant",
+            "new pictures, 1 of another",
             "health, beside those",
         ]
         assert {row[2] for row in numbers.values()} == {"0"}  # failed
-        assert int(numbers["new pictures, 100 visitors"][1]) > 0
+        assert int(numbers["new pictures, 100 of one tenant"][1]) > 0
         assert empty == ""
         assert re.fullmatch(r"20 visitors left: no worker worked for them \d+ ms later", last)
 

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from filters import Look
 from imaging import BadImageError, card, develop, get_ready, landscape
 
-from aparallel import Memory, Pool, delayed
+from aparallel import LimitedPool, Memory, delayed
 from aparallel.web import CancelOnDisconnect
 from aparallel.web.fastapi import NDJSONResponse, PoolDep, ServerSentEventsResponse, add_error_handlers, lifespan
 
@@ -30,25 +30,37 @@ First = Annotated[int, Query(ge=0)]
 Count = Annotated[int, Query(ge=1, le=1000)]
 
 memory = Memory(CACHE, max_bytes="200MB", ttl="1d")
-# Workers are ready before the first visitor comes. More than 32 pictures that wait are refused with 503.
 app = FastAPI(
     title="Landscapes",
-    lifespan=lifespan(n_jobs=int(os.environ.get("IMAGES_WORKERS", "-1")), max_queued=32, initializer=get_ready),
+    lifespan=lifespan(
+        n_jobs=int(os.environ.get("IMAGES_WORKERS", "-1")),
+        max_queued=32,  # pictures that wait; who comes after that is refused with 503
+        nice=10,  # the server goes first when all cores are busy
+        initializer=get_ready,
+    ),
 )
 add_error_handlers(app)
 # Who leaves stops the work that was for him.
 app.add_middleware(CancelOnDisconnect)
 
 
+def share(pool: PoolDep, x_tenant: Annotated[str, Header(max_length=64)] = "nobody") -> LimitedPool:
+    """What a tenant may have of the pool: all workers but one, so that there is always one for somebody else."""
+    return pool.limit(x_tenant, max(1, pool.n_jobs - 1), max_queued=24)
+
+
+Share = Annotated[LimitedPool, Depends(share)]
+
+
 # Results are remembered by what they are made of, for all processes of the service. Who computes them, and for how
 # long he may, is no part of that.
 @memory.cache(ignore=["pool", "timeout"])
-async def drawn(seed: int, look: Look, width: int, pool: Pool, timeout: float) -> bytes:
+async def drawn(seed: int, look: Look, width: int, pool: LimitedPool, timeout: float) -> bytes:
     return await pool.run(landscape, seed, look, width, timeout=timeout)
 
 
 @memory.cache(ignore=["pool", "timeout"])
-async def developed(data: bytes, look: Look, width: int, pool: Pool, timeout: float) -> bytes:
+async def developed(data: bytes, look: Look, width: int, pool: LimitedPool, timeout: float) -> bytes:
     return await pool.run(develop, data, look, width, timeout=timeout)
 
 
@@ -64,13 +76,13 @@ async def health() -> dict[str, str]:
 
 
 @app.get("/landscapes/{seed}")
-async def get_landscape(seed: int, pool: PoolDep, look: Look = "plain", width: Width = 800) -> Response:
+async def get_landscape(seed: int, pool: Share, look: Look = "plain", width: Width = 800) -> Response:
     """Draw the landscape of a number."""
     return Response(await drawn(seed, look, width, pool, TIME_LIMIT), media_type="image/jpeg")
 
 
 @app.post("/pictures")
-async def post_picture(file: UploadFile, pool: PoolDep, look: Look = "plain", width: Width = 800) -> Response:
+async def post_picture(file: UploadFile, pool: Share, look: Look = "plain", width: Width = 800) -> Response:
     """Give a look to a picture of your own."""
     data = await file.read(MAX_UPLOAD + 1)
     if len(data) > MAX_UPLOAD:
@@ -80,7 +92,7 @@ async def post_picture(file: UploadFile, pool: PoolDep, look: Look = "plain", wi
 
 @app.get("/landscapes.ndjson")
 async def many_lines(
-    pool: PoolDep, first: First = 0, count: Count = 24, look: Look = "plain", width: Width = 240
+    pool: Share, first: First = 0, count: Count = 24, look: Look = "plain", width: Width = 240
 ) -> NDJSONResponse:
     """Draw many, each a line of JSON as soon as it is ready."""
     calls = (delayed(card)(seed, look, width) for seed in range(first, first + count))
@@ -89,7 +101,7 @@ async def many_lines(
 
 @app.get("/landscapes.events")
 async def many_events(
-    pool: PoolDep, first: First = 0, count: Count = 24, look: Look = "plain", width: Width = 240
+    pool: Share, first: First = 0, count: Count = 24, look: Look = "plain", width: Width = 240
 ) -> ServerSentEventsResponse:
     """Draw many, each a server-sent event, for a page."""
     calls = (delayed(card)(seed, look, width) for seed in range(first, first + count))

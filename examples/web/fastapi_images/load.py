@@ -38,16 +38,17 @@ class Site:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
 
-    async def get(self, path: str, due: float | None = None) -> Answer:
+    async def get(self, path: str, *, tenant: str = "", due: float | None = None) -> Answer:
         """Request *path* on a connection of its own. Cancelling it closes the connection: the visitor leaves."""
         due = time.perf_counter() if due is None else due
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            head = f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nX-Tenant: {tenant}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode())
+            answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.close()
-        first, *fields = head.decode("latin-1").lower().split("\r\n")
+        first, *fields = answer.decode("latin-1").lower().split("\r\n")
         headers = dict(field.split(": ", 1) for field in fields)
         return Answer(int(first.split()[1]), time.perf_counter() - due, body, float(headers.get("retry-after", 0)))
 
@@ -63,25 +64,25 @@ async def in_a_hurry(site: Site, seconds: float) -> list[Answer]:
     for number in range(max(1, round(seconds * HEALTH_RATE))):
         due = start + number / HEALTH_RATE
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(site.get("/health", due)))
+        tasks.append(asyncio.create_task(site.get("/health", due=due)))
     return await asyncio.gather(*tasks)
 
 
 @asynccontextmanager
-async def visitors(site: Site, number: int, seeds: Iterator[int]) -> AsyncIterator[list[Answer]]:
-    """Have so many visitors look at one picture after the other. Gives their answers, which become more.
+async def visitors(site: Site, tenants: Sequence[str], seeds: Iterator[int]) -> AsyncIterator[list[Answer]]:
+    """Have one visitor of each of *tenants* look at one picture after the other. Gives their answers, as they grow.
 
     Who is refused comes back when he was told to.
     """
     answers: list[Answer] = []
 
-    async def look_around() -> None:
+    async def look_around(tenant: str) -> None:
         for seed in seeds:
-            answer = await site.get(PICTURE.format(seed))
+            answer = await site.get(PICTURE.format(seed), tenant=tenant)
             answers.append(answer)
             await asyncio.sleep(answer.retry_after)
 
-    tasks = [asyncio.create_task(look_around()) for _ in range(number)]
+    tasks = [asyncio.create_task(look_around(tenant)) for tenant in tenants]
     try:
         yield answers
     finally:
@@ -133,18 +134,19 @@ async def visit(url: str, seconds: float) -> None:
     hurried = await in_a_hurry(site, each)
     print(f"{'':32}{'served':>8}{'refused':>9}{'failed':>8}{'p50 ms':>10}{'p99 ms':>10}{'per s':>9}")
     print(row("health, nothing else to do", hurried, each), flush=True)
-    async with visitors(site, 8, fresh) as pictures:
+    async with visitors(site, ["ann", "bob"] * 4, fresh) as pictures:
         hurried = await in_a_hurry(site, each)
     print(row("health, beside new pictures", hurried, each))
     print(row("new pictures, 8 visitors", pictures, each), flush=True)
     first = next(fresh)
     await site.get(PICTURE.format(first))
-    async with visitors(site, 8, itertools.repeat(first)) as pictures:
+    async with visitors(site, ["ann", "bob"] * 4, itertools.repeat(first)) as pictures:
         await asyncio.sleep(each)
     print(row("one picture again, 8 visitors", pictures, each), flush=True)
-    async with visitors(site, 100, fresh) as pictures:
+    async with visitors(site, ["crowd"] * 100, fresh) as pictures, visitors(site, ["ann"], fresh) as others:
         hurried = await in_a_hurry(site, each)
-    print(row("new pictures, 100 visitors", pictures, each))
+    print(row("new pictures, 100 of one tenant", pictures, each))
+    print(row("new pictures, 1 of another", others, each))
     print(row("health, beside those", hurried, each), flush=True)
     print(f"\n20 visitors left: no worker worked for them {await leave(site, 20, fresh) * 1e3:.0f} ms later")
 
