@@ -81,6 +81,8 @@ class AnyioToProcess(WebContender):
 class Aparallel(WebContender):
     """aparallel.web, with the queue bounded as its documentation advises."""
 
+    nice = 0
+
     def app(self, n_jobs: int) -> Starlette:
         from starlette.applications import Starlette
         from starlette.middleware import Middleware
@@ -90,7 +92,7 @@ class Aparallel(WebContender):
         # Eight waiting calls per worker: nobody waits for more than eight others.
         app = Starlette(
             routes=self.routes(),
-            lifespan=lifespan(n_jobs=n_jobs, max_queued=8 * n_jobs),
+            lifespan=lifespan(n_jobs=n_jobs, max_queued=8 * n_jobs, nice=self.nice),
             middleware=[Middleware(CancelOnDisconnect)],
         )
         add_error_handlers(app)
@@ -103,3 +105,9 @@ class Aparallel(WebContender):
             return answer(await get_pool(request).run(fn, steps_of(request)))
 
         return handle
+
+
+class AparallelNice(Aparallel):
+    """The same, with workers at the lowest priority: when the cores are saturated, the loop goes first."""
+
+    nice = 19
