@@ -168,7 +168,8 @@ class WebOverload(WebWork):
     async def load(self, scene: Scene) -> Measurement:
         setting = scene.setting
         seconds = 2 * setting.scale.slice
-        steps = round(HEAVY_STEPS * max(1.0, setting.n_jobs / 10))
+        # Shorter calls where visitors have less patience.
+        steps = round(HEAVY_STEPS * max(0.5, setting.scale.slice, setting.n_jobs / 10))
         rate = min(MAX_RATE, OVERLOAD * setting.n_jobs / await seconds_alone(scene, steps))
         with PeakTreeMemory(scene.server) as memory:
             answers = await open_loop(scene.client, heavy(steps), rate=rate, seconds=seconds, patience=scene.patience)
