@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from aparallel._wire.records import ATTRIBUTES, LOG, PLAIN
-from aparallel._worker.logs import portable
+from aparallel._worker.portable import portable
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:

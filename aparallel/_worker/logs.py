@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from _pickle import dumps
 from itertools import count
 from marshal import dumps as marshal
 from time import monotonic_ns
 
 from aparallel._transfer.failures import pickle_chain
-from aparallel._transfer.pickling import MAIN, pickle_by_value
 from aparallel._wire.outbox import LOGGED
-from aparallel._wire.records import PLAIN, WARNING, pieces_of
+from aparallel._wire.records import WARNING, pieces_of
+from aparallel._worker.portable import portable
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -103,34 +102,6 @@ class WorkerLogs:
             self.send(WARNING, base.__name__, text, whole, filename, lineno, _module_at(filename), line)
         except (OSError, ValueError):  # the user's code closed the pipe; its warnings must not raise for that
             self._print(message, category, filename, lineno, file, line)
-
-
-def portable(value: object) -> object:
-    """Return plain data for *value*: itself, a list of its pickle, or its repr if it cannot be pickled."""
-    if type(value) in PLAIN:
-        return value
-    try:
-        return [_pickle(value)]
-    except Exception:  # __reduce__ may raise anything
-        return _repr(value)
-
-
-def _pickle(value: object) -> bytes:
-    """Pickle *value*, by value only if ``__main__`` is the reason: what cannot be pickled is met again and again."""
-    try:
-        data = dumps(value, 5)
-    except Exception as error:
-        if "__main__" not in str(error):
-            raise
-        return pickle_by_value(value)
-    return pickle_by_value(value) if MAIN in data else data
-
-
-def _repr(value: object) -> str:
-    try:
-        return "".join([repr(value)])
-    except Exception as error:
-        return f"<{type(value).__qualname__}, whose repr() raised {type(error).__name__}>"
 
 
 def _module_at(filename: str) -> str | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aparallel.web.asgi import PoolMiddleware
     from aparallel.web.disconnect import CancelOnDisconnect
-    from aparallel.web.errors import PoolErrors, Problem, add_error_handlers, problem_of
+    from aparallel.web.errors import PoolErrors, Problem, problem_of
     from aparallel.web.events import Event, server_sent_events
     from aparallel.web.finding import get_pool
+    from aparallel.web.handlers import add_error_handlers
     from aparallel.web.serving import Lifespan, PoolSettings, lifespan
     from aparallel.web.streaming import Chunks, ndjson
 
@@ -41,7 +42,7 @@ _HOMES = {
     "PoolMiddleware": "aparallel.web.asgi",
     "PoolSettings": "aparallel.web.serving",
     "Problem": "aparallel.web.errors",
-    "add_error_handlers": "aparallel.web.errors",
+    "add_error_handlers": "aparallel.web.handlers",
     "get_pool": "aparallel.web.finding",
     "lifespan": "aparallel.web.serving",
     "ndjson": "aparallel.web.streaming",

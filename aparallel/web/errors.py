@@ -93,8 +93,8 @@ class PoolErrors:
 
         app = PoolErrors(app)
 
-    For apps without a framework. With one, use its own way, which keeps the framework's middleware in the
-    picture: :func:`add_error_handlers`, or what ``aparallel.web.litestar`` and ``aparallel.web.aiohttp`` have.
+    For apps without a framework. With one, use its own way, which keeps the framework's middleware in the picture:
+    :func:`aparallel.web.add_error_handlers`, or what ``aparallel.web.litestar`` and ``aparallel.web.aiohttp`` have.
     An error after the response has begun is passed on.
     """
 
@@ -123,20 +123,3 @@ class PoolErrors:
             encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
             await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
             await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def add_error_handlers(app: Any) -> None:
-    """Have a FastAPI or Starlette app answer a saturated or closed pool with 503, and a call's timeout with 504.
-
-    The answers are those of :func:`problem_of`. A websocket is closed with the code that RFC 6455's registry
-    has for it: 1013 (try again later), 1011 (internal error), or 1012 (service restart).
-
-    Call it before you add handlers of your own for the same errors: the last one counts.
-
-    Raises:
-        ImportError: Starlette is not installed.
-    """
-    from aparallel.web.starlette import answer
-
-    for kind in ANSWERED:
-        app.add_exception_handler(kind, answer)

@@ -13,8 +13,8 @@ from fastapi.routing import APIRoute
 
 from aparallel._parallel.pool import Pool
 from aparallel.web.disconnect import CancelOnDisconnect
-from aparallel.web.errors import add_error_handlers
 from aparallel.web.finding import get_pool
+from aparallel.web.handlers import add_error_handlers
 from aparallel.web.serving import lifespan
 from aparallel.web.starlette import ChunksResponse, NDJSONResponse, ServerSentEventsResponse
 
