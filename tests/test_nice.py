@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aparallel import Pool
+from aparallel import Pool, delayed, gather_parallel
 from aparallel.testing import FakeBackend
 
 NICE = 5
@@ -64,13 +64,20 @@ async def test_a_replacement_has_it_whether_it_stood_by_or_not() -> None:
         assert len(pids) == 4
 
 
-async def test_without_it_workers_have_the_callers_priority() -> None:
+async def test_without_it_the_loop_goes_first() -> None:
     async with Pool(1) as pool:
-        assert await pool.run(priority) == priority()
+        assert await pool.run(priority) == min(priority() + 10, 19)
         assert "nice" not in repr(pool)
+    assert await gather_parallel([delayed(priority)()]) == [min(priority() + 10, 19)]
 
 
-@pytest.mark.parametrize("nice", [-1, 20, 1.5, True, "5", None])
+async def test_workers_may_have_the_callers_own_priority() -> None:
+    async with Pool(1, nice=0) as pool:
+        assert await pool.run(priority) == priority()
+        assert "nice=0" in repr(pool)
+
+
+@pytest.mark.parametrize("nice", [-1, 20, 1.5, True, "5"])
 def test_a_bad_priority_is_refused(nice: Any) -> None:
     with pytest.raises(ValueError, match="nice="):
         Pool(1, nice=nice)

@@ -36,7 +36,7 @@ class PoolSettings(TypedDict, total=False):
     on_cancel: OnCancel | None
     context_vars: Sequence[ContextVar[Any]]
     executable: str | None
-    nice: int
+    nice: int | None
     max_nbytes: int | str | None
     mmap_mode: MmapMode
     temp_folder: str | os.PathLike[str] | None
