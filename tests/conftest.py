@@ -25,21 +25,29 @@ else:
     uvloop.new_event_loop().close()
 
 
-# The promises of these are about calls, not loops; one loop is enough, and keeps the suite short.
+# The promises of these are about calls, not loops: in the suite one loop is enough, and the other is for soak.
 _ONE_LOOP = (
     "test_admission",
+    "test_backends",
     "test_call",
+    "test_closing",
+    "test_crashes",
     "test_functions",
     "test_gather",
     "test_hash",
     "test_limits",
+    "test_logs",
     "test_memory",
     "test_memory_store",
     "test_nice",
-    "test_persist_roundtrip",
+    "test_output",
+    "test_persist_checking",
+    "test_persist_files",
     "test_persist_joblib",
+    "test_persist_roundtrip",
     "test_persist_trust",
     "test_pool",
+    "test_progress",
     "test_stores",
     "test_stream",
     "test_web_errors",
@@ -48,13 +56,12 @@ _ONE_LOOP = (
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the tests that have nothing to do with loops on asyncio alone."""
-    left_out = [item for item in items if item.module.__name__ in _ONE_LOOP and "uvloop" in item.nodeid]  # type: ignore[attr-defined]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        dropped = set(map(id, left_out))
-        items[:] = [item for item in items if id(item) not in dropped]
+@pytest.hookimpl(tryfirst=True)  # before the marks are asked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that have nothing to do with loops on asyncio alone, but with ``-m soak``."""
+    for item in items:
+        if item.module.__name__ in _ONE_LOOP and "uvloop" in item.nodeid:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(params=LOOPS)

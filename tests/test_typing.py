@@ -38,6 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_mypy
+@pytest.mark.soak  # it is a step of .ci/run, too
 def test_the_package_and_the_promises_pass_mypy_strict(cache: Path) -> None:
     result = run_mypy(ROOT / "aparallel", ROOT / "tests" / "typing", cache=cache)
     assert result.returncode == 0, result.stdout + result.stderr
