@@ -16,7 +16,7 @@ import tempfile
 import textwrap
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,20 @@ def by_value(thing: T) -> T:
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 
 MB = 1 << 20
+
+
+async def assert_freed_without_collector(attempt: Callable[[], Awaitable[weakref.ref[Any]]]) -> None:
+    """Assert that what *attempt* refers to goes by reference counts alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        arrays = [await attempt() for _ in range(5)]
+        deadline = time.monotonic() + 5
+        while any(array() is not None for array in arrays):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 @by_value
@@ -203,16 +217,7 @@ class TestResults:
 
         async with Pool(1, max_nbytes=1000) as pool:
             await attempt(pool)
-            gc.collect()
-            gc.disable()
-            try:
-                arrays = [await attempt(pool) for _ in range(5)]
-                deadline = time.monotonic() + 5
-                while any(array() is not None for array in arrays):
-                    assert time.monotonic() < deadline
-                    await asyncio.sleep(0.01)
-            finally:
-                gc.enable()
+            await assert_freed_without_collector(lambda: attempt(pool))
 
     async def test_the_arguments_of_a_failed_run_are_let_go_of_without_the_garbage_collector(self) -> None:
         async def attempt(pool: Pool) -> Any:
@@ -223,18 +228,9 @@ class TestResults:
 
         async with Pool(1, max_nbytes=1000) as pool:
             await attempt(pool)
-            gc.collect()
-            gc.disable()
-            try:
-                arrays = [await attempt(pool) for _ in range(5)]
-                deadline = time.monotonic() + 5
-                while any(array() is not None for array in arrays):
-                    assert time.monotonic() < deadline
-                    await asyncio.sleep(0.01)
-                memory = pool._backend._memory.get()  # type: ignore[attr-defined]
-                assert all(segment.is_free for segment in memory.lender.segments.values())
-            finally:
-                gc.enable()
+            await assert_freed_without_collector(lambda: attempt(pool))
+            memory = pool._backend._memory.get()  # type: ignore[attr-defined]
+            assert all(segment.is_free for segment in memory.lender.segments.values())
 
     async def test_gathers_of_ever_new_arrays_write_into_the_memory_of_the_last(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool:
