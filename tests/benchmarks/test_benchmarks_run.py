@@ -184,6 +184,7 @@ def test_a_cache_that_computes_again_or_gives_something_else_is_never_measured(
         asyncio.run(WORKS[work].measure(contender, TINY))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("work", QUICK_WORKS)
 def test_the_required_verbs_are_enough_for_every_work(work: str) -> None:
     assert_is_sound(work, asyncio.run(WORKS[work].measure(Inline(), TINY)))
@@ -195,6 +196,7 @@ def test_wrong_results_are_never_measured(work: str) -> None:
         asyncio.run(WORKS[work].measure(Liar(), TINY))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("work", QUICK_WORKS)
 def test_what_a_contender_does_not_offer_is_not_measured(work: str) -> None:
     with pytest.raises(NotOffered):
