@@ -200,7 +200,7 @@ async def test_streams_of_asyncio_carry_objects() -> None:
 
 
 @pytest.mark.parametrize("compress", [None, "zlib"])
-@pytest.mark.parametrize("size", [1, 7, 64, 100_000])
+@pytest.mark.parametrize("size", [1, 7, pytest.param(64, marks=pytest.mark.soak), 100_000])
 async def test_chunks_are_the_file_and_load_from_any_chunking(compress: Any, size: int) -> None:
     expected = [np.zeros(2_000 if size < 64 else 2_000_000, "i1"), "x" * 3000]
     chunks = [chunk async for chunk in dump_chunks(expected, compress)]
