@@ -30,7 +30,6 @@ _ONE_LOOP = (
     "test_admission",
     "test_backends",
     "test_call",
-    "test_cancellation",
     "test_closing",
     "test_crashes",
     "test_functions",

@@ -66,9 +66,7 @@ class LimitedPool(Calls):
     def statistics(self) -> LimitStatistics:
         """Return what the calls of this key are doing now."""
         quota = self._quota
-        return LimitStatistics(
-            quota.key, quota.limit, quota.max_queued, len(quota.serving), quota.count, sum(quota.serving.values())
-        )
+        return LimitStatistics(quota.key, quota.limit, quota.max_queued, len(quota.serving), quota.count, quota.running)
 
     def __repr__(self) -> str:
         now = self.statistics()

@@ -50,7 +50,7 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
         guard = Guard(trust)
         try:
             dry_run(reader(), guard)
-        except Undecided:
+        except Undecided:  # the walk, below, can judge everything
             pass
         else:
             if not guard.has_whys:

@@ -63,6 +63,6 @@ def stats_in(folder: str) -> dict[str, Any]:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     found[entry.name] = entry.stat(follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):  # nothing was stored there, or somebody removed it
         pass
     return found
