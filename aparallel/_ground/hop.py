@@ -8,38 +8,36 @@ import importlib
 import sys
 import threading
 import time
-import weakref
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import anyio
-
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _ANYIO = "anyio._backends._asyncio"
 
-# Hops are short and CPU-bound: more threads at a time would only fight over the GIL. The limiter is
-# our own because anyio's default one belongs to the user's code.
-_THREADS = 4
-_limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = weakref.WeakKeyDictionary()
+# Hops are short and CPU-bound: more threads at a time would only fight over the GIL.
+_threads = Threads(4)
 
 
 async def in_thread(fn: Callable[..., T], *args: object) -> T:
     """Run ``fn(*args)`` in a thread and return its result.
 
-    Cancellation: by an anyio scope, after *fn* is done; natively, at once, and *fn* runs on to its end.
+    Cancellation: by an anyio scope, after *fn* is done; natively, at once. If *fn* has begun, it runs on to its end.
     """
-    await import_anyio()
-    from anyio import CapacityLimiter, to_thread
+    if _ANYIO not in sys.modules:  # nobody can have an anyio scope
+        return await _threads.start(fn, *args)
+    import anyio.lowlevel
 
-    loop = asyncio.get_running_loop()
-    limiter = _limiters.get(loop)
-    if limiter is None:
-        limiter = _limiters[loop] = CapacityLimiter(_THREADS)
-    return await to_thread.run_sync(fn, *args, limiter=limiter)
+    # Hops alone, one after the other, would never see that the scope is cancelled.
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    result = _threads.start(fn, *args)
+    with anyio.CancelScope(shield=True):
+        await result
+    return result.result()
 
 
 async def import_anyio() -> None:

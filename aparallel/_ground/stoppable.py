@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from aparallel._ground.hop import import_anyio
 from aparallel._ground.shield import outlast
+from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import anyio
-
 T = TypeVar("T")
 
 # Threads that read and write files wait for the disk more than they compute.
-_THREADS = 16
-_limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = weakref.WeakKeyDictionary()
+_threads = Threads(16)
 
 
 class Stopped(Exception):
@@ -63,7 +59,7 @@ async def in_stoppable_thread(
     Cancellation, and an error of *meanwhile*: *stop* is called, which must make *fn* end soon, and the
     cancellation or error goes on when it has.
     """
-    running = await start_in_thread(fn)
+    running = _threads.start(fn)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=None if meanwhile is None else every)
@@ -76,24 +72,7 @@ async def in_stoppable_thread(
     return running.result()
 
 
-async def start_in_thread(fn: Callable[[], T], *, waits_for_others: bool = False) -> asyncio.Task[T]:
-    """Start *fn* in a thread of anyio's and return at once.
-
-    *waits_for_others*: it may wait for data without end, so it does not count among the threads that may
-    run at a time. The task returned must be waited for with :func:`ended` whatever happens.
-    """
-    await import_anyio()
-    from anyio import CapacityLimiter, to_thread
-
-    loop = asyncio.get_running_loop()
-    limiter = CapacityLimiter(1) if waits_for_others else _limiters.get(loop)
-    if limiter is None:
-        limiter = _limiters[loop] = CapacityLimiter(_THREADS)
-    # A task of its own, so that no scope around the caller cancels it: the thread decides when it ends.
-    return loop.create_task(to_thread.run_sync(fn, limiter=limiter))
-
-
-async def ended(running: asyncio.Task[object]) -> None:
+async def ended(running: asyncio.Future[Any]) -> None:
     """Wait until *running* is done, whatever is cancelled meanwhile, and whatever came of it."""
     with contextlib.suppress(asyncio.CancelledError):
         await outlast([running])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import weakref
 from typing import TYPE_CHECKING
 
+from aparallel._ground.loop_end import LoopEnd
 from aparallel.errors import WrongLoopError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-
-_YEAR = 365 * 86400.0
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -45,9 +43,8 @@ class LoopTie:
     """Ends a pool with its loop.
 
     ``asyncio.run`` and ``uvloop.run`` finish the loop's async generators before they close it, so one that
-    is suspended here shuts the pool in good order. ``loop.close()`` alone does not, but it drops the loop's
-    timers: when the one that refers to *keeper* is dropped, the workers are killed. The interpreter's
-    exit does the same.
+    is suspended here shuts the pool in good order. ``loop.close()`` alone does not: then the workers are killed, and
+    at the interpreter's exit, too.
     """
 
     def __init__(
@@ -56,22 +53,11 @@ class LoopTie:
         self._generator = _until_loop_ends(shut)
         with contextlib.suppress(StopIteration):
             self._generator.__anext__().send(None)  # runs to its yield; the loop has it now
-        keeper = _Keeper()
-        self._finalizer = weakref.finalize(keeper, kill)
-        # Only the loop may hold the timer: asyncio drops it at its close, but does not empty it.
-        self._timer = weakref.ref(loop.call_later(_YEAR, keeper.stay))
+        self._end = LoopEnd(loop, kill)
 
     def release(self) -> None:
         """The pool is shut: nothing is left to end."""
-        self._finalizer.detach()
-        timer = self._timer()
-        if timer is not None:
-            timer.cancel()
-
-
-class _Keeper:
-    def stay(self) -> None:
-        """Do nothing: being referred to by a timer is all that this is for."""
+        self._end.release()
 
 
 async def _until_loop_ends(shut: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
-from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread, start_in_thread
+from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread
+from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import CallableSink, FileSink, replacing
 from aparallel._persist.keys import checked_key
@@ -157,9 +158,7 @@ def dump_chunks(
 async def _chunks(obj: object, options: DumpOptions, progress: ProgressOption) -> AsyncGenerator[bytes, None]:
     reporter = await Progress.opened(progress, "dump")
     outflow, stop = Outflow(), Stop()
-    running = await start_in_thread(
-        lambda: _dump(obj, CallableSink(outflow.put, stop), options, stop, Meter()), waits_for_others=True
-    )
+    running = start_apart(lambda: _dump(obj, CallableSink(outflow.put, stop), options, stop, Meter()))
     running.add_done_callback(lambda _: outflow.finish())
     given = 0
     try:

@@ -7,7 +7,8 @@ import io
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.handover import Inflow
-from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread, start_in_thread
+from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread
+from aparallel._ground.threads import start_apart
 from aparallel._persist.progress import Meter, Progress
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ async def serve_thread(
         reporter.advance(meter.done, meter.total)
         return chunk
 
-    running = await start_in_thread(lambda: work(inflow.ask, stop, meter), waits_for_others=True)
+    running = start_apart(lambda: work(inflow.ask, stop, meter))
     running.add_done_callback(lambda _: inflow.finish())
     try:
         await inflow.serve(read)

@@ -1,0 +1,169 @@
+"""Threads for work that would hold an event loop: a few for each loop, which start when needed and end with it.
+
+Not anyio's, because a job there and back is to cost little more than the two wake-ups: ``to_thread.run_sync`` also
+takes three turns of the loop and a queue in Python, and its limiter frees a slot while its thread still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import threading
+import weakref
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aparallel._ground.loop_end import LoopEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Threads:
+    """At most *limit* threads for each event loop that uses them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._crews: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Crew] = weakref.WeakKeyDictionary()
+        _all.add(self)
+
+    def start(self, fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        """Have a thread run ``fn(*args)``, in a copy of this context, and return the future of its result.
+
+        Jobs begin in the order of their arrival. One whose future is cancelled before that never runs; later, it runs
+        on to its end, and only then another has its place.
+        """
+        loop = asyncio.get_running_loop()
+        crew = self._crews.get(loop)
+        if crew is None:
+            crew = self._crews[loop] = _Crew(self._limit)
+            LoopEnd(loop, functools.partial(crew.jobs.put, None))
+        return crew.start(loop, fn, args)
+
+    def forget(self) -> None:
+        """Begin anew in a forked child, which has no threads."""
+        self._crews.clear()
+
+
+def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
+    """Have a thread of its own run ``fn(*args)``, for jobs that may wait for others without end.
+
+    Nor does the interpreter's exit wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    job = _Job(loop, _deliver, future, copy_context(), fn, args)
+    Context().run(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True).start)
+    return future
+
+
+class _Job(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    deliver: Callable[[asyncio.Future[Any], Any, BaseException | None], None]
+    future: asyncio.Future[Any]
+    context: Context
+    fn: Callable[..., Any]
+    args: tuple[object, ...]
+
+    def run(self) -> None:
+        """Run in a thread, and tell the loop."""
+        value: object = None
+        error: BaseException | None = None
+        if not self.future.cancelled():
+            try:
+                value = self.context.run(self.fn, *self.args)
+            except StopIteration as raised:  # which no future takes
+                error = RuntimeError(f"{self.fn!r} raised StopIteration")
+                error.__cause__ = raised
+            except BaseException as raised:
+                error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is there to be told
+            self.loop.call_soon_threadsafe(self.deliver, self.future, value, error)
+        error = None  # its traceback has this frame
+
+
+def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
+
+
+class _Crew:
+    """The threads of one loop, on which alone the methods are called and the counts change."""
+
+    __slots__ = ("_limit", "_threads", "_unfinished", "jobs")
+
+    def __init__(self, limit: int) -> None:
+        # None is the last job: who gets it puts it back for the others, and ends.
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._limit = limit
+        self._threads = 0
+        self._unfinished = 0
+
+    def start(
+        self, loop: asyncio.AbstractEventLoop, fn: Callable[..., T], args: tuple[object, ...]
+    ) -> asyncio.Future[T]:
+        if self._unfinished >= self._threads and self._threads < self._limit:
+            self._add_thread()
+        future: asyncio.Future[T] = loop.create_future()
+        self._unfinished += 1
+        self.jobs.put(_Job(loop, self._finished, future, copy_context(), fn, args))
+        return future
+
+    def _finished(self, future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+        self._unfinished -= 1
+        _deliver(future, value, error)
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=_serve, args=[self.jobs], name="aparallel-thread", daemon=True)
+        _serving[thread] = self.jobs
+        try:
+            Context().run(thread.start)  # it outlives this context
+        except RuntimeError:
+            del _serving[thread]
+            if not self._threads:  # otherwise those that are there will do
+                raise
+        else:
+            self._threads += 1
+
+
+def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job  # while we wait for the next
+    jobs.put(None)
+    _serving.pop(threading.current_thread(), None)
+
+
+# Threads that have not ended, and what they take jobs from. They are daemons, so that one of a loop that was never
+# closed does not keep the interpreter from exiting, but what they are doing then is done to its end.
+_serving: dict[threading.Thread, SimpleQueue[_Job | None]] = {}
+_all: weakref.WeakSet[Threads] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    serving = dict(_serving)
+    for jobs in serving.values():
+        jobs.put(None)
+    for thread in serving:
+        thread.join()
+
+
+def _in_child() -> None:
+    _serving.clear()
+    for threads in _all:
+        threads.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
