@@ -170,8 +170,8 @@ class ProcessEncoder(Encoder):
             try:
                 if fn is not last:
                     add = drawn.run_of(self._function(fn)).append
-                    # A callable's state may change from call to call.
-                    last = fn if type(fn) is FunctionType else None
+                    # A callable's state may change from call to call, unless only its name travels.
+                    last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
                 args = call.args
                 for value in args:
                     kind = type(value)
