@@ -17,17 +17,19 @@ from typing import Any
 from aparallel._ground.store import Limits, Listed
 from aparallel._ground.units import parse_bytes, parse_seconds
 from aparallel._memory.disk.store import DiskStore
-from aparallel._memory.entry import Damaged, NotOurs
+from aparallel._memory.entry import Damaged, NotOurs, WrongSignature
 from aparallel._memory.notes import about_function, function_of_note
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.shelf import stored_call
+from aparallel._persist.keys import checked_key
 from aparallel.errors import AparallelError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what *arguments* say, those of the process by default. Returns the exit code.
 
-    0: done; 1: ``verify`` found damaged entries, ``show`` found nothing; 2: it could not be done.
+    0: done; 1: ``verify`` found what is damaged and left it, or what it could not check, or ``show`` found nothing;
+    2: it could not be done.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     clear = action("clear", _clear, "remove all entries, or those of one function")
     clear.add_argument("function", nargs="?", help="its name")
     verify = action("verify", _verify, "check every entry against its checksum, or its signature")
-    verify.add_argument("--remove", action="store_true", help="remove those that are damaged")
+    verify.add_argument("--remove", action="store_true", help="remove those that are damaged, and only those")
     return parser
 
 
@@ -84,10 +86,15 @@ def _names(store: DiskStore) -> dict[str, str]:
 
 
 def _signing_key(options: argparse.Namespace) -> bytes | None:
+    """Read the key. That of a text file ends before the file's last line break; a binary one is all of the file."""
     if not options.signing_key_file:
         return None
     with open(options.signing_key_file, "rb") as file:
-        return file.read().rstrip(b"\r\n")
+        key = file.read()
+    try:
+        return checked_key(key.decode().rstrip("\r\n"))
+    except UnicodeDecodeError:
+        return key
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -171,29 +178,36 @@ def _removed(options: argparse.Namespace, store: DiskStore, removed: int) -> int
 def _verify(options: argparse.Namespace) -> int:
     store = _store(options)
     sealed = _sealed(options, store)
+    problems = [(listed.place, _problem_of(sealed, listed)) for listed in list(store.entries())]
+    # What is not signed with a key that fits others was changed; if it fits none, it is the key that is wrong.
+    key_fits = any(problem is None for _, problem in problems)
     damaged: list[dict[str, str]] = []
-    checked = 0
-    for listed in list(store.entries()):
-        checked += 1
-        problem = _problem_of(sealed, listed)
+    unchecked: list[dict[str, str]] = []
+    for place, problem in problems:
+        is_damaged = isinstance(problem, Damaged) or (isinstance(problem, WrongSignature) and key_fits)
         if problem is not None:
-            damaged.append({"key": listed.place.key.hex(), "problem": problem})
-            if options.remove:
-                store.remove(listed.place)
+            (damaged if is_damaged else unchecked).append({"key": place.key.hex(), "problem": str(problem)})
+        if is_damaged and options.remove:
+            store.remove(place)
+    checked = len(problems)
+    removed = len(damaged) if options.remove else 0
     if options.json:
-        _print_json({"checked": checked, "damaged": damaged, "removed": len(damaged) if options.remove else 0})
+        _print_json({"checked": checked, "damaged": damaged, "unchecked": unchecked, "removed": removed})
     else:
-        for one in damaged:
+        for one in damaged + unchecked:
             sys.stdout.write(f"{one['key'][:12]}  {one['problem']}\n")
-        sys.stdout.write(f"{checked:,} entries, {len(damaged):,} damaged{' and removed' if options.remove else ''}\n")
-    return 1 if damaged and not options.remove else 0
+        sys.stdout.write(
+            f"{checked:,} entries, {len(damaged):,} damaged{' and removed' if options.remove else ''}"
+            f"{f', {len(unchecked):,} could not be checked' if unchecked else ''}\n"
+        )
+    return 1 if unchecked or len(damaged) > removed else 0
 
 
-def _problem_of(sealed: SealedStore, listed: Listed) -> str | None:
+def _problem_of(sealed: SealedStore, listed: Listed) -> Exception | None:
     try:
         sealed.verify(listed.place)
     except (Damaged, NotOurs, OSError, AparallelError) as error:
-        return str(error)
+        return error
     return None
 
 

@@ -402,7 +402,9 @@ class StoreSuite:
                 assert record.content == record.content[:1] * 10_000
 
         with ThreadPoolExecutor(4) as threads:
-            for done in [*(threads.submit(write, number) for number in range(2)), *[threads.submit(read)] * 2]:
+            running = [threads.submit(write, number) for number in range(2)]
+            running += [threads.submit(read) for _ in range(2)]
+            for done in running:
                 done.result()
 
     async def test_a_memory_remembers_in_it(self) -> None:

@@ -121,6 +121,36 @@ def test_a_signed_directory_is_verified_with_its_key(tmp_path: Path, capsys: pyt
     assert run(capsys, "verify", location, "--signing-key-file", str(key))[0] == 0
 
 
+def test_verify_removes_nothing_that_it_cannot_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location, key = str(tmp_path / "cache"), tmp_path / "key"
+    memory = Memory(location, signing_key="secret")
+    asyncio.run(memory.cache(small)(1))
+    asyncio.run(memory.cache(large)(200_000))
+    code, out, _ = run(capsys, "verify", location, "--remove")
+    assert (code, out.splitlines()[-1]) == (1, "2 entries, 0 damaged and removed, 2 could not be checked")
+    key.write_text("another")
+    code, out, _ = run(capsys, "verify", location, "--remove", "--json", "--signing-key-file", str(key))
+    assert code == 1
+    assert (json.loads(out)["removed"], len(json.loads(out)["unchecked"])) == (0, 2)
+    key.write_text("\n")
+    assert "signing_key is empty" in run(capsys, "verify", location, "--signing-key-file", str(key))[2]
+    key.write_text("secret\n")
+    assert run(capsys, "verify", location, "--signing-key-file", str(key)) == (0, "2 entries, 0 damaged\n", "")
+
+
+def test_verify_removes_what_changed_under_a_signature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location, key = str(tmp_path / "cache"), tmp_path / "key"
+    key.write_bytes(b"\xff\x00secret\n")  # no text: the line break is part of it
+    memory = Memory(location, signing_key=key.read_bytes())
+    for x in range(3):
+        asyncio.run(memory.cache(small)(x))
+    path = files_of(location)[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    code, out, _ = run(capsys, "verify", location, "--remove", "--signing-key-file", str(key))
+    assert (code, out.splitlines()[-1]) == (0, "3 entries, 1 damaged and removed")
+    assert run(capsys, "verify", location, "--signing-key-file", str(key))[1] == "2 entries, 0 damaged\n"
+
+
 def test_what_cannot_be_done_says_why(filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not the directory of a Memory" in run(capsys, "ls", str(tmp_path))[2]
     assert "Say how far" in run(capsys, "prune", filled)[2]

@@ -4,8 +4,8 @@
 
      0   8  magic: 89 "APM" 0D 0A 1A 0A
      8   2  version: 1
-    10   1  the body: 1 a pickle of the value, 3 a pickle of an exception, 4 the last 64 bytes of the container before
-            it, which has the value. (2 is taken: earlier versions kept that container in a file beside)
+    10   1  the body: 1 a pickle of the value, 2 a pickle of an exception, 3 the last 64 bytes of the container before
+            it, which has the value
     11   1  1 if the seal is signed, else 0
     12   4  size of the metadata, in bytes
     16   8  size of the body, in bytes
@@ -54,15 +54,19 @@ class Damaged(Exception):
 
 
 class NotOurs(Exception):
-    """The content is not signed with our key, or signed where we have none."""
+    """The content is signed where we have no key, or the other way round, or of a later version."""
+
+
+class WrongSignature(NotOurs):
+    """The content was not signed with our key, or has changed since."""
 
 
 class Body(IntEnum):
     """What an entry holds."""
 
     VALUE = 1
-    ERROR = 3
-    CONTAINER = 4
+    ERROR = 2
+    CONTAINER = 3
     """The value is in the container before it."""
 
 
@@ -114,6 +118,8 @@ def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
     if len(data) < _START:
         raise Damaged("it is too short")
     magic, version, kind, is_signed, meta_size, body_size, created = _HEAD.unpack_from(data)
+    if magic == _MAGIC and version > 1:
+        raise NotOurs("it was written by a later version of aparallel")
     if magic != _MAGIC or version != 1 or kind not in _BODIES:
         raise Damaged("it is no entry of this version")
     if len(data) != _START + meta_size + body_size:
@@ -122,7 +128,7 @@ def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
         raise NotOurs("it is not signed" if secret is not None else "it is signed, and there is no signing_key")
     view = memoryview(data)
     if _seal(key, secret, view[: _HEAD.size], view[_START:]) != data[_HEAD.size : _START]:
-        raise NotOurs("its signature is not ours") if secret is not None else Damaged("its checksum is wrong")
+        raise WrongSignature("its signature is not ours") if secret is not None else Damaged("its checksum is wrong")
     middle = _START + meta_size
     return Entry(_BODIES[kind], created, data[_START:middle], data[middle:])
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._memory.entry import TAIL_SIZE, Damaged, ending
 from aparallel._persist.dump import dump_to_bytes, dump_to_descriptor
 from aparallel._persist.load import load_from_bytes, load_from_file
+from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,8 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
     """Check a container against its checksums and signature. Nothing of it is built.
 
     Raises:
-        AparallelError: it is damaged, or not signed with the key.
+        Damaged: it is not what was written.
+        UnsupportedFormatError: it is of a later version.
         OSError: it cannot be read.
     """
     from aparallel._ground.stoppable import Stop
@@ -68,5 +70,8 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
         if isinstance(content, bytes)
         else FileSource(content.fileno(), Stop(), size)
     )
-    with contextlib.closing(read_container(source, Keys(signing_key=signing_key), whole=True)):
-        pass
+    try:
+        with contextlib.closing(read_container(source, Keys(signing_key=signing_key), whole=True)):
+            pass
+    except CorruptFileError as error:
+        raise Damaged(f"its value is damaged: {error}") from error

@@ -17,12 +17,12 @@ from aparallel._memory.options import (
     check_pool,
     checked_bytes,
     checked_entries,
-    checked_key,
     checked_tags,
     function_options,
 )
 from aparallel._memory.results import MemoryStatistics, StoredCall
 from aparallel._memory.shelf import Home, Shelf, stored_call
+from aparallel._persist.keys import checked_key
 
 if TYPE_CHECKING:
     from datetime import timedelta

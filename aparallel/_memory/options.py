@@ -126,16 +126,6 @@ def check_track(track: Track) -> Track:
     return track
 
 
-def checked_key(key: bytes | str | None) -> bytes | None:
-    if key is None:
-        return None
-    if not isinstance(key, bytes | str):
-        raise TypeError(f"signing_key is bytes or text, got {type(key).__name__}.")
-    if not key:
-        raise ValueError("signing_key is empty: anybody could sign with it.")
-    return key.encode() if isinstance(key, str) else key
-
-
 def checked_entries(count: int | None) -> int | None:
     if count is None:
         return None

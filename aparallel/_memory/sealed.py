@@ -94,7 +94,8 @@ class SealedStore:
         """Check an entry against its checksums and signature. Nothing of it is built.
 
         Raises:
-            Damaged, NotOurs, AparallelError: there is one that cannot be used.
+            Damaged: it is not what was written.
+            NotOurs, UnsupportedFormatError: whether it is cannot be told, without its key or by this version.
             OSError: it cannot be read.
         """
         found = self.read(place)

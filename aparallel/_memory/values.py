@@ -1,8 +1,4 @@
-"""Values as bytes. The one place that knows how a result is written and read.
-
-A small one is a pickle inside its entry: one read gives it. A large one, and one whose arrays are to be mapped, is a
-file of its own beside the entry, in the format of ``dump`` and ``load``.
-"""
+"""Small values as pickles inside their entries: one read gives them. ``large.py`` has the others."""
 
 from __future__ import annotations
 
@@ -38,7 +34,7 @@ class _Bounded(io.BytesIO):
 
 
 def pickle_small(value: object, *, compressed: bool, mapped: bool) -> bytes | None:
-    """Return the pickle of *value*, or None if it belongs in a file of its own.
+    """Return the pickle of *value*, or None if it belongs in a container.
 
     That is so if it is large, if arrays in it are to be *mapped*, and if the standard pickle cannot take it.
     """

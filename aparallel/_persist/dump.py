@@ -318,11 +318,7 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
 
 
 def path_of(target: object) -> str | None:
-    """Return *target* as a path if it is one: text or an ``os.PathLike``.
-
-    Raises:
-        TypeError: it is a path of bytes, which would be taken for content.
-    """
+    """Return *target* as a path if it is one: text or an ``os.PathLike``. Bytes would be content."""
     if isinstance(target, str):
         return target
     if isinstance(target, os.PathLike):

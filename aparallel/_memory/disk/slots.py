@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from aparallel._ground.store import Totals
 from aparallel._memory.disk.counts import SLOTS, Counts
-from aparallel._memory.disk.directory import LITTER_AGE
 from aparallel._memory.disk.eviction import Candidate
 from aparallel._memory.disk.files import names_in, remove, size_of, stats_in
 from aparallel._memory.disk.locks import acquire_soon, open_locks
@@ -147,9 +145,7 @@ def lock_of_key(key: bytes) -> int:
 
 
 def scan_folder(folder: str, function: str) -> Iterator[Candidate]:
-    """Yield the entries of one function in one slot. What earlier versions put beside them is removed."""
+    """Yield the entries of one function in one slot. What else lies there is somebody else's."""
     for name, status in stats_in(folder).items():
         if len(name) == _KEY_DIGITS:
             yield Candidate(function, name, status.st_size, status.st_mtime, status.st_atime)
-        elif time.time() - status.st_mtime > LITTER_AGE:
-            remove(os.path.join(folder, name))
