@@ -102,18 +102,23 @@ _HOMES = {
 _MODULES = frozenset({"abc", "errors", "testing"})
 
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module
+if not TYPE_CHECKING:  # to a checker, a module with this has any name
 
-    if name in _MODULES:
-        return import_module(f"aparallel.{name}")
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'aparallel' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _MODULES:
+            return import_module(f"aparallel.{name}")
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'aparallel' has no attribute {name!r}")
+        try:
+            value = getattr(import_module(home), name)
+        except AttributeError as error:  # `from aparallel import` would say that there is no such name
+            raise ImportError(f"aparallel.{name} could not be loaded. Is a dependency too old? {error}") from error
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

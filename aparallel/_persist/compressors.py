@@ -127,8 +127,7 @@ class Numeric(Compressor):
 
     The bytes of numbers are shuffled (all first bytes, all second bytes, …), or their bits, or nothing is, whichever
     makes a sample of each chunk smallest: shuffled measurements shrink to a half of what zlib makes of them, but
-        decimal
-    fractions grow to double. Without shuffling it is as good as zstd.
+    decimal fractions grow to double. Without shuffling it is as good as zstd.
     """
 
     name = "numeric"

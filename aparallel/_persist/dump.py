@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
-from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread
+from aparallel._ground.stoppable import Stop, Stopped, ended
 from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import CallableSink, FileSink, replacing
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter, Progress, checked
+from aparallel._persist.threads import in_thread_with
 from aparallel.errors import AparallelError, UnpicklableObjectError
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ async def dump(
         progress: True for tqdm's bar, or a function of (bytes written, total or None), called on the loop.
 
     Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for. A path is as it
-        was. What went to another
-    kind of target stays there.
+    was; what went to another kind of target stays there.
 
     Raises:
         UnpicklableObjectError: *obj* or a part of it cannot be pickled.
@@ -112,7 +112,7 @@ async def dump(
     path = path_of(target)
     options = DumpOptions.checked(compress, path=path, durable=durable, signing_key=signing_key, n_jobs=n_jobs)
     if path is not None:
-        return await _dump_in_thread(lambda stop, meter: dump_to_path(obj, path, options, stop, meter), progress)
+        return await in_thread_with(lambda stop, meter: dump_to_path(obj, path, options, stop, meter), progress, "dump")
     write = getattr(target, "write", None)
     if not callable(write) or isinstance(target, io.TextIOBase):
         raise TypeError(
@@ -121,7 +121,7 @@ async def dump(
         )
     if inspect.iscoroutinefunction(write) or isinstance(target, asyncio.StreamWriter):
         return await _dump_to_async_file(obj, target, options, progress)
-    return await _dump_in_thread(lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress)
+    return await in_thread_with(lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress, "dump")
 
 
 async def dumps(
@@ -134,7 +134,7 @@ async def dumps(
 ) -> bytes:
     """Return *obj* as bytes, as :func:`dump` would write it to a file. The arguments and errors are the same."""
     options = DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs)
-    return await _dump_in_thread(lambda stop, meter: dump_to_bytes(obj, options, stop, meter), progress)
+    return await in_thread_with(lambda stop, meter: dump_to_bytes(obj, options, stop, meter), progress, "dump")
 
 
 def dump_chunks(
@@ -238,18 +238,6 @@ async def _write_all(write: Callable[[Any], Awaitable[Any]], chunk: bytes) -> No
     while view:
         written = await write(bytes(view) if len(view) < len(chunk) else chunk)
         view = view[written if isinstance(written, int) else len(view) :]
-
-
-async def _dump_in_thread(work: Callable[[Stop, Meter], T], progress: ProgressOption) -> T:
-    """Run *work* in a thread until it is done or the caller is cancelled."""
-    stop, meter = Stop(), Meter()
-    reporter = await Progress.opened(progress, "dump")
-    try:
-        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
-        reporter.finish(meter.done)
-    finally:
-        reporter.close()
-    return result
 
 
 def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Meter) -> int:
