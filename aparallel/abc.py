@@ -261,7 +261,10 @@ class Worker(ABC):
 
     @abstractmethod
     def running_since(self) -> float | None:
-        """When the current call started, on ``time.monotonic``'s clock; None if no call runs."""
+        """When the current call started, on ``time.monotonic``'s clock; None if no call runs.
+
+        Now, for a call whose function is still being imported: that is not counted in its timeout.
+        """
 
     @abstractmethod
     def kill(self) -> None:

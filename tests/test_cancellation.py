@@ -446,6 +446,24 @@ async def test_a_timeout_counts_execution_and_not_the_time_spent_queued() -> Non
 
 
 @on_one_loop
+async def test_a_timeout_does_not_count_what_a_worker_imports_for_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, time\nif os.getpid() != int(os.environ['PARENT']):\n    time.sleep(0.6)\ndef f(): return 1\n"
+    )
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__("slow_to_import")
+    async with Pool(1) as pool:
+        assert await pool.run(module.f, timeout=0.3) == 1
+        with pytest.raises(CallTimeoutError):
+            await pool.run(time.sleep, LONG, timeout=0.1)  # kills the worker: the next one imports anew
+        assert await pool.gather([delayed(module.f)()] * 3, timeout=0.3) == [1, 1, 1]
+        await assert_consistent(pool)
+
+
+@on_one_loop
 async def test_a_timeout_stops_its_call_alone(pipe: Pipe) -> None:
     async with Pool(2) as pool:
         await pool.warm_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +279,7 @@ class ProcessWorker(Worker):
         outbox = self.child.outbox
         if outbox is None or self._unfinished <= self._unclaimed():
             return None
-        return outbox.started_ns / 1e9
+        return min(outbox.started_ns / 1e9, time.monotonic())
 
     # Its end
 

@@ -83,11 +83,12 @@ class Calls(ABC):
         *fn* is a function for *args*, or a ``Call`` (``delayed(fn)(1, key=2)``). Calls made at the same
         moment share messages to the workers; each keeps its own outcome.
 
-        *timeout* is in seconds of execution: waiting for a worker does not count. *queue_timeout* is how long the
-        call may wait until a worker starts it, in seconds from when its arguments are pickled; the pool's own by
-        default, None for ever. Then it is withdrawn: a call that raises PoolSaturatedError has not run and never
-        will. One that was sent to a worker is taken back first, which takes a few milliseconds; if the worker
-        starts it meanwhile, it runs. 0: only if a worker, or the room to start one, is free for it right now.
+        *timeout* is in seconds of execution: waiting for a worker does not count, nor does what a worker imports to
+        have the function. *queue_timeout* is how long the call may wait until a worker starts it, in seconds from
+        when its arguments are pickled; the pool's own by default, None for ever. Then it is withdrawn: a call that
+        raises PoolSaturatedError has not run and never will. One that was sent to a worker is taken back first,
+        which takes a few milliseconds; if the worker starts it meanwhile, it runs. 0: only if a worker, or the room
+        to start one, is free for it right now.
 
         Cancellation: a queued call never runs; a running one is treated as *on_cancel* says, the pool's own by
         default.

@@ -5,7 +5,8 @@ the parent reads them from here: what had finished keeps its outcome. The layout
 
     0     first u64      position of the first outcome held, in all that this worker ever gives
     8     count u64      outcomes held; written last, so an outcome counts only when it is whole
-    16    started u64    monotonic nanoseconds at which the current call started
+    16    started u64    monotonic nanoseconds at which the current call started; while its function is being
+                         loaded, a time that never comes
     24    claimed u64    one more than the number of the call claimed last
     32    recalls u64    how often the parent has begun to take calls back; the parent writes it
     40    logged u64     monotonic nanoseconds at which a log record was written last (``records.py``)
@@ -58,7 +59,10 @@ class Outbox:
 
     @property
     def started_ns(self) -> int:
-        """Monotonic nanoseconds at which the worker started its current call; 0 before the first."""
+        """Monotonic nanoseconds at which the worker started its current call; 0 before the first.
+
+        In the future while the call's function is being loaded.
+        """
         return self.head[STARTED]
 
     def read_from(self, position: int) -> tuple[list[int], bytes]:
