@@ -283,6 +283,43 @@ def run_script(tmp_path: Path, body: str) -> str:
     return run.stdout
 
 
+INITIALIZERS = {
+    "function": "init",
+    "coroutine function": "later",
+    "lambda": "lambda value: init(value)",
+    "partial": "functools.partial(init)",
+}
+
+
+@pytest.mark.parametrize("initializer", list(INITIALIZERS.values()), ids=list(INITIALIZERS))
+def test_calls_of_a_script_find_what_the_initializer_set_in_its_globals(tmp_path: Path, initializer: str) -> None:
+    printed = run_script(
+        tmp_path,
+        f"""
+        model, factor, table, items, settings = None, 1, {{}}, [], types.SimpleNamespace()
+        def init(value):
+            global model, new
+            model = new = table["value"] = settings.value = value
+            items.append(value)
+        async def later(value):
+            init(value)
+        def look():
+            return model, new, table, items, vars(settings), factor
+        class Look:
+            def method(self):
+                return new
+        async def main():
+            global factor
+            async with Pool(2, initializer={initializer}, initargs=(5,)) as pool:
+                print(await pool.run(look), await pool.gather(delayed(Look().method)(), delayed(lambda: new)()))
+                factor = 2
+                print((await pool.run(look))[-1], model, table)
+        asyncio.run(main())
+        """,
+    )
+    assert printed == "(5, 5, {'value': 5}, [5], {'value': 5}, 1) [5, 5]\n2 None {}\n"
+
+
 CHANGES = {
     "global": ("level = 1\ndef f(): return level", "globals()['level'] = 2"),
     "list": ("levels = [1]\ndef f(): return levels[0]", "levels[0] = 2"),

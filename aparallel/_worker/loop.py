@@ -216,11 +216,14 @@ class _Worker:
         os.environ.update(setup["environ"])
         nesting.enter_worker_process(setup["level"])
         if setup["initializer"] is not None:
+            from aparallel._transfer import rebuilding
+
             try:
-                initializer, arguments = loads(setup["initializer"])
+                (initializer, arguments), keep_globals = rebuilding.load_initializer(setup["initializer"])
                 value = initializer(*arguments)
                 if hasattr(type(value), "__await__"):
                     self._await(value, None)
+                keep_globals()
                 if not self.original:
                     _leave_forked_copy()
             except BaseException as error:
