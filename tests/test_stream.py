@@ -288,6 +288,27 @@ async def test_an_iteration_that_waits_in_another_task_ends_when_the_block_is_le
         reader.exception()
 
 
+async def test_several_tasks_share_the_results_of_one_stream() -> None:
+    release = threading.Event()
+    taken: list[tuple[str, int]] = []
+
+    async def take(name: str) -> None:
+        async for index, result in results.indexed():
+            assert result == 2 * index
+            taken.append((name, index))
+            release.set()
+            await asyncio.sleep(0)
+
+    def hold(x: int) -> int:
+        return 2 * x if release.wait(20) else -1
+
+    calls = [delayed(double)(0), *(delayed(hold)(x) for x in range(1, 40))]
+    async with asyncio.timeout(20), stream_parallel(calls, ordered=False, backend="thread", n_jobs=2) as results:
+        await asyncio.gather(take("a"), take("b"))  # both wait before the first result
+        assert [index async for index, _ in results.indexed()] == []
+    assert sorted(index for _, index in taken) == list(range(40))
+
+
 async def test_the_end_stays_the_end() -> None:
     async with stream_parallel([delayed(double)(1)], backend="inline") as results:
         assert [value async for value in results] == [2]

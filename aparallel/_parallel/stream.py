@@ -34,7 +34,8 @@ class StreamFlow(Flow):
         self._early: dict[int, Any] = {}
         self._next = 0
         self._consumed = 0
-        self._arrival: asyncio.Future[None] | None = None
+        # A future for each task that waits for a result.
+        self._waiting: set[asyncio.Future[None]] = set()
         # Results have come since the backend was last asked whether something belongs before them.
         self._unsettled = False
 
@@ -65,8 +66,9 @@ class StreamFlow(Flow):
 
     def _announce(self) -> None:
         self._unsettled = True
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        for arrival in self._waiting:
+            if not arrival.done():
+                arrival.set_result(None)
 
     async def end(self) -> None:
         try:
@@ -90,11 +92,12 @@ class StreamFlow(Flow):
                 return self._ready.popleft()
             if self.finished.done():
                 raise StopAsyncIteration
-            self._arrival = self._scheduler.loop.create_future()
+            arrival = self._scheduler.loop.create_future()
+            self._waiting.add(arrival)
             try:
-                await self._arrival
+                await arrival
             finally:
-                self._arrival = None
+                self._waiting.remove(arrival)
 
     async def _settle(self) -> None:
         self._unsettled = False
@@ -107,7 +110,7 @@ class ResultStream(Generic[T_co]):
     """The results of calls that still run: an async iterator, inside its ``async with`` block.
 
     Leaving the block cancels the calls that have not finished and waits until they have stopped.
-    One task at a time may iterate.
+    Several tasks may iterate: each result is given to one of them.
     """
 
     def __init__(self, options: Options, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
