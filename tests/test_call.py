@@ -6,7 +6,7 @@ import copy
 import gc
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -131,6 +131,41 @@ async def test_the_first_wrong_item_is_named_by_its_index() -> None:
 async def test_a_partial_is_no_call() -> None:
     with pytest.raises(TypeError, match=r"Item 0 is <partial>"):
         await gather_parallel([partial(add, 1)], backend="inline")  # type: ignore[list-item]
+
+
+async def test_delayed_without_arguments_is_no_call() -> None:
+    with pytest.raises(TypeError, match=r"Item 0 is delayed\(.*add\) without its arguments"):
+        await gather_parallel([delayed(add)], backend="inline")  # type: ignore[list-item]
+
+
+async def test_joblibs_delayed_is_told_from_ours() -> None:
+    joblibs: Any = (add, (1,), {})
+    with pytest.raises(TypeError, match=r"joblib.*from aparallel import delayed"):
+        await gather_parallel([joblibs], backend="inline")
+
+
+async def test_what_is_no_function_is_refused_before_it_runs() -> None:
+    async with Pool(1, "inline") as pool:
+        with pytest.raises(TypeError, match=r"3 \(int\) is not a function. Write run\(f, x\)"):
+            await pool.run(3)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match=r"map\(f, xs\)"):
+            await pool.map(None, [1])  # type: ignore[call-overload]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(TypeError, match=r"coroutine.*run\(f, x\)"):
+                await pool.run(add_later(1))  # type: ignore[call-overload]
+            gc.collect()
+
+
+async def test_map_says_what_it_cannot_iterate_over() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    async with Pool(1, "inline") as pool:
+        with pytest.raises(TypeError, match="Argument 2 of map"):
+            await pool.map(add, [1], 2)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="async for"):
+            await pool.map(add, numbers())  # type: ignore[call-overload]
 
 
 def gather_star(items: list[Any]) -> Any:

@@ -693,6 +693,9 @@ def test_a_bad_configuration_is_refused_where_it_is_made() -> None:
 # Options
 
 
+async def report_later(done: int, total: int | None) -> None: ...
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_job": 2}, TypeError, "no option 'n_job'. Did you mean 'n_jobs'"),
     ({"n_jobs": 0}, ValueError, "n_jobs"),
@@ -722,6 +725,10 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"retries": 1.0}, ValueError, "retries"),
     ({"verbose": "loud"}, TypeError, "verbose"),
     ({"progress": 3}, TypeError, "progress"),
+    ({"progress": report_later}, TypeError, "coroutine function"),
+    ({"pool": 3}, TypeError, "pool=3"),
+    ({"return_as": "generator"}, TypeError, "stream_parallel"),
+    ({"ordered": False}, TypeError, "stream_parallel"),
     ({"inner_max_num_threads": 0}, ValueError, "inner_max_num_threads"),
 ]
 
@@ -780,6 +787,20 @@ async def test_joblibs_names_mean_what_they_mean_there(
     assert (await gather_one(os.getpid, **options) == os.getpid()) is own_process
     here = (os.getpid(), threading.main_thread().ident)
     assert (await gather_one(partial(lambda: (os.getpid(), threading.get_ident())), **options) == here) is own_thread
+
+
+def thread_of() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+@pytest.mark.parametrize("backend", ["loky", "process", "thread", "inline"])
+async def test_a_demand_for_shared_memory_outweighs_the_backend_of_a_block(backend: Any) -> None:
+    with parallel_config(backend=backend):
+        (found,) = await gather_parallel([delayed(thread_of)()], require="sharedmem")
+        assert found[0] == os.getpid()
+        assert (found[1] == threading.get_ident()) is (backend == "inline")  # which shares memory, too
+    with parallel_config(require="sharedmem"), pytest.raises(ValueError, match="sharedmem"):
+        await gather_parallel([delayed(os.getpid)()], backend="process")
 
 
 async def test_negative_n_jobs_count_from_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -430,7 +430,13 @@ BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"inner_max_num_threads": 0}, ValueError, "inner_max_num_threads"),
     ({"inner_max_num_threads": 1, "backend": "thread"}, ValueError, "inner_max_num_threads"),
     ({"executable": "python", "backend": "thread"}, ValueError, "executable"),
+    ({"idle_timeout": "1"}, ValueError, "idle_timeout='1'"),
     ({"initializer": 3}, TypeError, "initializer"),
+    ({"initializer": print, "initargs": 3}, TypeError, "initargs=3"),
+    ({"initializer": print, "initargs": "path"}, TypeError, r"initargs=\(value,\)"),
+    ({"initializer": print, "initargs": [threading.Lock()]}, errors.UnpicklableCallError, "print .*argument 0 is a"),
+    ({"context_vars": "var"}, TypeError, "context_vars='var'"),
+    ({"context_vars": contextvars.ContextVar("var")}, TypeError, "sequence"),
     ({"on_cancel": "stop"}, ValueError, "on_cancel"),
     ({"on_cancel": "kill", "backend": "thread"}, ValueError, "kill"),
 ]

@@ -15,8 +15,10 @@ import aparallel._transfer.by_value  # noqa: F401
 from aparallel._backends.child import Child, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
+from aparallel._ground.call import name_of
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
+from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.encoding import Functions, ProcessEncoder
 from aparallel._transfer.pickling import pickle
 from aparallel._transfer.shipment import LazyMemory
@@ -73,7 +75,7 @@ class ProcessBackend(Backend):
         nice: int = 0,
     ) -> None:
         self.executable = check_platform(executable)
-        self._initializer = pickle((initializer, initargs)) if initializer is not None else None
+        self._initializer = _pickle_initializer(initializer, initargs) if initializer is not None else None
         self._variables = [(pickle(variable), variable) for variable in context_vars]
         self._relay = LogRelay(dict(self._variables)) if logs else None
         self._functions = Functions()
@@ -241,3 +243,10 @@ class ProcessBackend(Backend):
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.kill()
+
+
+def _pickle_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> bytes:
+    try:
+        return pickle((initializer, initargs))
+    except Exception as error:
+        raise unpicklable_call(initializer, initargs, {}, name_of(initializer), None, error) from error

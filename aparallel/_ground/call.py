@@ -64,9 +64,7 @@ def delayed(fn: Callable[P, Any]) -> Callable[P, Call[Any]]:
         TypeError: *fn* is not callable.
     """
     if not callable(fn):
-        raise TypeError(
-            f"delayed() takes a function, got {fn!r} ({type(fn).__name__}). Write delayed(f)(x), not delayed(f(x))."
-        )
+        raise not_a_function(fn, "delayed(f)(x), not delayed(f(x))")
     return _partial(Call, fn)  # which takes P and gives a Call
 
 
@@ -95,6 +93,15 @@ def _short(value: object) -> str:
     return text if text and len(text) <= 40 else f"<{type(value).__name__}>"
 
 
+def not_a_function(fn: object, instead: str) -> TypeError:
+    """Build the error for what was given where a function belongs; *instead* is how to write it."""
+    import inspect
+
+    if inspect.iscoroutine(fn):
+        fn.close()  # as in wrong_item
+    return TypeError(f"{_short(fn)} ({type(fn).__name__}) is not a function. Write {instead}.")
+
+
 def close_coroutines(source: object) -> None:
     """Close the coroutines in a list of calls that is refused: Python need not warn that nobody awaits them."""
     import inspect
@@ -113,6 +120,11 @@ def wrong_item(item: object, index: int) -> TypeError:
         name = item.__qualname__
         item.close()  # it will never be awaited; Python need not warn about that too
         return TypeError(f"Item {index} is the coroutine {name}(...). Write delayed({name})(...), which workers await.")
+    if isinstance(item, functools.partial) and item.func is Call:
+        name = name_of(item.args[0])
+        return TypeError(f"Item {index} is delayed({name}) without its arguments. Write delayed({name})(...).")
+    if isinstance(item, tuple) and len(item) == 3 and callable(item[0]):  # joblib's
+        return TypeError(f"Item {index} is a call as joblib makes it. Write from aparallel import delayed.")
     return TypeError(
         f"Item {index} is {_short(item)} ({type(item).__name__}), not a call. "
         f"Write delayed(f)(x) for x in xs: f(x) would already have run."

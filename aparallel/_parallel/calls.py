@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._backends.process import ProcessBackend
-from aparallel._ground.call import Call
+from aparallel._ground.call import Call, not_a_function
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare, single_source
@@ -16,7 +17,7 @@ from aparallel._parallel.options import Options, PoolOptions, Unset, parse_patie
 from aparallel._parallel.stream import ResultStream, StreamFlow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterable, Callable, Coroutine
 
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.runs import RunQueue
@@ -104,6 +105,8 @@ class Calls(ABC):
         pool = self._pool
         scheduler = pool._use()
         if type(fn) is not Call:
+            if not callable(fn):
+                raise not_a_function(fn, "run(f, x), or run(delayed(f)(x))")
             fn = Call(fn, *args)
         elif args:
             raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
@@ -307,8 +310,16 @@ class Calls(ABC):
     ) -> list[T]: ...
     async def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Any) -> list[Any]:
         """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order."""
+        if not callable(fn):
+            raise not_a_function(fn, "map(f, xs)")
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments.")
+        for position, iterable in enumerate(iterables, 1):
+            if not isinstance(iterable, Iterable):
+                raise TypeError(
+                    f"Argument {position} of map() is a {type(iterable).__name__}, and not an iterable. "
+                    f"For an async one, write gather(delayed(f)(x) async for x in xs)."
+                )
         calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
         return cast("list[Any]", await self._gather(calls, self._resolve(options), False))
 

@@ -238,6 +238,8 @@ def _pool_for(options: Options) -> tuple[Calls, int | None]:
     """Return the pool to use and, if it is the loop's own, how many workers this gather asks it for."""
     loop = running_loop()
     if options.pool is not None:
+        if not isinstance(options.pool, Calls):
+            raise TypeError(f"pool={options.pool!r} is neither a Pool nor what the limit() of one gave.")
         return options.pool, None
     kind = choose_kind(options)
     workers = options.workers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import inspect
 import math
 import os
 from contextvars import ContextVar
@@ -102,6 +103,9 @@ class Options:
 
 _NAMES = frozenset(field.name for field in dataclasses.fields(Options))
 
+# What is asked of a gather now and then, joblib's name for it included.
+_OF_STREAMS = frozenset({"ordered", "return_as"})
+
 # What a pool has settled already, whatever a surrounding block says.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
@@ -139,18 +143,22 @@ def resolve(given: dict[str, Any]) -> Options:
             import difflib
 
             close = difflib.get_close_matches(name, _NAMES, 1)
+            if name in _OF_STREAMS:
+                raise TypeError(f"There is no option {name!r} here. For results as they come, use stream_parallel.")
             hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_NAMES))}."
             raise TypeError(f"There is no option {name!r}.{hint}")
     if given.get("pool") is not None and given.get("backend") is not None:
         raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
     configured = _configured.get()
-    if given.get("backend") is not None or given.get("require") is not None:
-        configured = {name: value for name, value in configured.items() if name != "pool"}
-    if given.get("pool") is not None:  # what it was made with stands
-        configured = {
-            name: value for name, value in configured.items() if name not in ("backend", "inner_max_num_threads")
-        }
-    options = Options(**{**configured, **given})
+    outweighed: frozenset[str] = frozenset()
+    if given.get("pool") is not None:
+        outweighed = _OF_POOLS
+    elif given.get("backend") is not None:
+        outweighed = frozenset({"pool"})
+    elif given.get("require") is not None:
+        processes = kind_of(configured.get("backend") or "process") == "process"
+        outweighed = frozenset({"pool", "backend"} if processes else {"pool"})  # as in joblib
+    options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | given)
     _check(options)
     return options
 
@@ -173,6 +181,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"require={options.require!r} is not 'sharedmem'.")
     if not isinstance(options.progress, bool) and not callable(options.progress):
         raise TypeError(f"progress={options.progress!r} is not True, False or a function of (done, total).")
+    if inspect.iscoroutinefunction(options.progress):
+        raise TypeError(f"progress={options.progress!r} is a coroutine function, and nobody would await it.")
     check_inner_threads(options.inner_max_num_threads)
     options.sharing(Sharing())
     if options.require == "sharedmem":
@@ -247,9 +257,9 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
     return Sharing(largest, mmap_mode, folder)
 
 
-def check_timeout(timeout: float | None) -> None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
+def check_timeout(seconds: float | None, name: str = "timeout") -> None:
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0):
+        raise ValueError(f"{name}={seconds!r} is not a positive number of seconds, or None.")
 
 
 def parse_patience(name: str, seconds: float | None) -> float | None:

@@ -8,6 +8,8 @@ import contextvars
 import os
 import sys
 import weakref
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._backends.inline import InlineBackend
@@ -37,8 +39,7 @@ from aparallel.abc import Backend
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
-    from contextvars import ContextVar
+    from collections.abc import Callable, Hashable, Iterator
     from types import TracebackType
 
     from aparallel._parallel.flow import Flow
@@ -128,10 +129,13 @@ class Pool(Calls):
         _check_count("max_calls_per_worker", max_calls_per_worker, 1)
         _check_count("max_queued", max_queued, 0)
         _check_nice(nice, backend)
-        if idle_timeout is not None and not idle_timeout > 0:
-            raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
+        check_timeout(idle_timeout, "idle_timeout")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r} is not a function.")
+        if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
+            raise TypeError(f"initargs={initargs!r} is not a tuple of arguments. Write initargs=(value,).")
+        if not isinstance(context_vars, Sequence) or not all(isinstance(var, ContextVar) for var in context_vars):
+            raise TypeError(f"context_vars={context_vars!r} is not a sequence of ContextVars.")
         self._sharing = make_sharing(max_nbytes, mmap_mode, temp_folder)
         self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
         self._backend = _make_backend(

@@ -264,7 +264,8 @@ class Scheduler(Stopping):
         elif self._failed_starts >= _FAILED_STARTS:
             error = BrokenWorkerError(
                 f"{self._failed_starts} workers in a row died before they could run a call ({exit}). "
-                f"What they printed is on stderr. Check that {_interpreter(self.backend)} starts.",
+                f"What they printed is on stderr. Check that {_interpreter(self.backend)} starts, "
+                f"and that the pool's initializer, if it has one, does not end it.",
                 exitcode=exit.exitcode,
                 signal=exit.signal,
             )
