@@ -195,6 +195,13 @@ async def test_what_cannot_travel_is_found(call: Any, part: str) -> None:
     assert "lock" in str(error)
 
 
+async def test_what_is_shared_is_not_blamed_for_a_call_that_cannot_travel() -> None:
+    async with Pool(1) as pool, pool.share(b"shared") as shared:
+        with pytest.raises(errors.UnpicklableCallError) as caught:
+            await pool.run(len, [shared, LOCK])
+    assert caught.value.part == "argument 0[1]"
+
+
 async def test_a_run_that_cannot_travel_is_not_called_by_an_index() -> None:
     async with Pool(1) as pool:
         for extra in (b"", b"x" * 1_000_000):

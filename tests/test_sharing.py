@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from aparallel import Pool, delayed, gather_parallel
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.lending import Lender
-from aparallel.errors import ClosedPoolError
+from aparallel.errors import ClosedPoolError, SharingError
 
 T = TypeVar("T")
 
@@ -135,6 +136,119 @@ class TestWrittenOnce:
                     assert await pool.gather(delayed(total)(given) for _ in range(10)) == [SIZE] * 10
                     assert await pool.run(total, given) == SIZE
                 assert writes.take() == 0
+
+
+# Functions that bring arrays along
+
+
+@by_value
+class Table:
+    """A class with methods: the usual home of a large array."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = numbers
+
+    def total(self) -> float:
+        return float(self.numbers.sum())
+
+    def __call__(self) -> float:
+        return self.total()
+
+    async def wait_and_total(self) -> float:
+        return self.total()
+
+    def is_writeable(self) -> bool:
+        return bool(self.numbers.flags.writeable)
+
+
+def closure(array: Any) -> Callable[[], float]:
+    return lambda: float(array.sum())
+
+
+def default(array: Any) -> Callable[[], float]:
+    def total(numbers: Any = array) -> float:
+        return float(numbers.sum())
+
+    return by_value(total)
+
+
+def helper_of_closure(array: Any) -> Callable[[], float]:
+    helper = closure(array)
+    return lambda: helper() + 0
+
+
+def uses_global(array: Any) -> Callable[[], float]:
+    space: dict[str, Any] = {"__name__": "__main__", "numbers": array}
+    exec("def total():\n    return float(numbers.sum())", space)
+    found: Callable[[], float] = space["total"]
+    return found
+
+
+BRINGERS = pytest.mark.parametrize(
+    "bring",
+    [
+        closure,
+        default,
+        helper_of_closure,
+        uses_global,
+        Table,
+        lambda array: Table(array).total,
+        lambda array: functools.partial(Table(array).total),
+        lambda array: Table(array).wait_and_total,
+    ],
+    ids=["closure", "default", "helper", "global", "callable", "method", "partial", "coroutine"],
+)
+
+
+@on_one_loop
+class TestArraysOfFunctions:
+    """What a function closes over, or is a method of, is shared like its arguments."""
+
+    @BRINGERS
+    async def test_they_are_written_once_and_seen_as_they_are_at_each_draw(self, bring: Any, writes: Writes) -> None:
+        array = ones()
+        function = bring(array)
+
+        def refilled() -> Iterator[Any]:
+            for value in (1, 1, 2, 2, 3):
+                array[:] = value
+                yield delayed(function)()
+
+        async with Pool(2, max_nbytes=1000) as pool:
+            assert await pool.gather([delayed(function)() for _ in range(5)]) == [SIZE] * 5
+            assert await pool.gather(delayed(function)() for _ in range(5)) == [SIZE] * 5
+            assert await pool.run(function) == SIZE
+            assert writes.take() == 1
+            assert await pool.gather(refilled()) == [SIZE, SIZE, 2 * SIZE, 2 * SIZE, 3 * SIZE]
+            assert writes.take() == 2
+            async with pool.share(array) as shared:
+                writes.take()
+                assert await pool.gather([delayed(bring(shared))(), delayed(bring(shared.array))()]) == [3 * SIZE] * 2
+                assert writes.take() == 0
+            with pytest.raises(SharingError, match="closed"):
+                await pool.run(bring(shared))
+
+    @pytest.mark.parametrize(("mode", "writeable"), [("r", False), ("c", True)])
+    async def test_they_are_mapped_as_arguments_are(self, mode: Any, writeable: bool) -> None:
+        async with Pool(1, max_nbytes=1000, mmap_mode=mode) as pool:
+            assert await pool.run(Table(ones()).is_writeable) is writeable
+            with pytest.raises(SharingError, match=r"share\(a, mode='r\+'\)"):
+                await pool.gather([delayed(Table(ones()).total)()], mmap_mode="r+")
+
+    async def test_without_shared_memory_they_travel_with_the_function(self, writes: Writes) -> None:
+        array = np.ones(100_000)
+        async with Pool(1, max_nbytes=None) as pool:
+            assert await pool.gather(delayed(Table(array).total)() for _ in range(2)) == [100_000] * 2
+        assert not writes.sizes
+
+    async def test_an_array_met_in_the_function_and_in_an_argument_is_one_array(self) -> None:
+        array = ones()
+
+        def is_same(given: Any) -> bool:
+            return given is array
+
+        async with Pool(1, max_nbytes=1000) as pool:
+            assert await pool.run(by_value(is_same), array)
 
 
 # Nobody computes with what was

@@ -6,6 +6,7 @@ import inspect
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle
 from aparallel.errors import UnpicklableCallError
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # How deep to look inside what fails, and at how many parts of each level.
 _DEPTH = 5
 _BREADTH = 200
+
+# Buffers of more bytes are not copied only to see whether what has them can be pickled.
+_LARGE = 64 * 1024
 
 
 def unpicklable_call(
@@ -80,7 +84,7 @@ def _inside(label: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _pickles(value: Any) -> bool:
     try:
-        pickle(value)
+        pickle(value, OutOfBand(_LARGE, "r"))
     except Exception:
         return False
     return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
 from hashlib import blake2b
 from itertools import islice
+from pickle import dumps
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, OutOfBand, TooLarge
 from aparallel._transfer.pickling import (
+    PROTOCOL,
     is_by_value_registered,
     pickle,
     pickle_in_slices,
@@ -41,6 +44,9 @@ _SHORT = 1024
 
 # What is pickled on the loop at most, in bytes: about a quarter of a millisecond.
 ON_LOOP_BYTES = 64 * 1024
+
+# A function that calls its first argument.
+_CALLED = dumps(operator.call, PROTOCOL)
 
 _NAMED = (FunctionType, BuiltinFunctionType, type)
 _MANY_FUNCTIONS = 64
@@ -97,6 +103,13 @@ class Functions:
             if len(self._witnessed) > _MANY_FUNCTIONS:
                 del self._witnessed[next(iter(self._witnessed))]
         return function
+
+    def as_argument(self, fn: Any) -> Function:
+        """Describe a function that travels as the first argument of ``operator.call``.
+
+        So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
+        """
+        return Function(_CALLED, name_of(fn), self._timings.of(fn), _CALLED)
 
 
 def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
@@ -226,17 +239,32 @@ class ProcessEncoder(Encoder):
 
     async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
         try:
+            args, size = call.args, 0
             try:
-                function, size = self._function(call.func), 0
+                function = self._function(call.func)
             except TooLarge:
-                blob = await in_thread(pickle_in_slices, call.func, pause)
-                function, size = self._functions.by_content(call.func, blob, witnessed=False), len(blob)
-            content = (call.args, call.keywords, self._values())
+                function = await in_thread(self._large_function, call.func)
+                if function.key == _CALLED:
+                    args = call.func, *args
+                else:
+                    size = len(function.blob)
+            content = (args, call.keywords, self._values())
             payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
             error = _explained(call, index, reason)
             raise error from error.__cause__
         return function, payload, size + written
+
+    def _large_function(self, fn: Callable[..., Any]) -> Function:
+        """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
+        buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
+        try:
+            blob = pickle_in_slices(fn, pause, buffers)
+        finally:
+            sources = buffers.take()
+        if sources:
+            return self._functions.as_argument(fn)
+        return self._functions.by_content(fn, blob, witnessed=False)
 
     def _pickle_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Pickle in a thread, with what is large in shared memory; return also how many bytes that took."""
@@ -268,7 +296,10 @@ class ProcessEncoder(Encoder):
         known = self._recent.get(id(fn))
         if known is not None and type(fn) is FunctionType:
             return known[1]
-        function = self._functions.by_content(fn, pickle_within(fn, ON_LOOP_BYTES))
+        blob = pickle_within(fn, ON_LOOP_BYTES, self._recalling)
+        if self._recalling.take():  # it refers to what is shared
+            raise TooLarge
+        function = self._functions.by_content(fn, blob)
         self._recent[id(fn)] = fn, function
         if len(self._recent) > _MANY_FUNCTIONS:
             del self._recent[next(iter(self._recent))]

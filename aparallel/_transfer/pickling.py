@@ -16,7 +16,7 @@ from aparallel.errors import SharingError
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Any
 
     from aparallel._transfer.out_of_band import OutOfBand
@@ -65,9 +65,13 @@ def pickle_in_slices(obj: object, pause: Callable[[], object], buffers: OutOfBan
 def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> bytes:
     if buffers is not None:
         buffers.sources.clear()
+    reducers = _array_reducers(buffers)
     if not is_by_value_registered():
         try:
-            _prepared(Pickler(sink, PROTOCOL, buffer_callback=buffers), buffers).dump(obj)
+            pickler = Pickler(sink, PROTOCOL, buffer_callback=buffers)
+            if reducers:
+                pickler.dispatch_table = {**dispatch_table, **reducers}
+            pickler.dump(obj)
         except (TooLarge, SharingError):
             raise
         except Exception:  # as in pickle(): by value, below, or that raises
@@ -81,20 +85,16 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
     sink.take()
     if buffers is not None:
         buffers.sources.clear()
-    _prepared(ByValuePickler(sink, PROTOCOL, buffer_callback=buffers), buffers, ByValuePickler.dispatch_table).dump(obj)
+    by_value = ByValuePickler(sink, PROTOCOL, buffer_callback=buffers)
+    by_value.array_reducers = reducers
+    by_value.dump(obj)
     return sink.take()
 
 
-def _prepared(pickler: Pickler, buffers: OutOfBand | None, usual: Mapping[Any, Any] = dispatch_table) -> Pickler:
-    """Have *pickler*, which reduces as *usual*, reduce large arrays as *buffers* wants them."""
-    if buffers is not None and "numpy" in sys.modules:
-        # Of a subclass that has a table of its own, the attribute is not what C code looks at.
-        Pickler.dispatch_table.__set__(pickler, {**usual, **_array_reducers(buffers)})  # type: ignore[attr-defined]
-    return pickler
-
-
-def _array_reducers(buffers: OutOfBand) -> dict[type, Callable[[Any], Any]]:
+def _array_reducers(buffers: OutOfBand | None) -> dict[type, Callable[[Any], Any]]:
     """How *buffers* wants arrays reduced. Found out anew when there are new types of them."""
+    if buffers is None or "numpy" not in sys.modules:
+        return {}
     if not buffers.reducers or sum(len(kind.__subclasses__()) for kind in buffers.reducers) != buffers.kinds:
         from aparallel._transfer.arrays import reducers
 
