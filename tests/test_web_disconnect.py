@@ -150,8 +150,20 @@ async def test_a_body_arrives_whole_and_in_order_and_then_the_disconnect(parts: 
     assert got == [*messages, "http.disconnect", "http.disconnect"]
 
 
-async def test_an_upload_is_read_one_message_ahead_of_the_app_and_no_further() -> None:
-    connection = Connection(*[body(bytes([i]), more=True) for i in range(100)])
+@pytest.mark.parametrize(("parts", "whole"), [(1, True), (100, True), (100, False)])
+async def test_a_client_that_leaves_is_seen_behind_a_body_that_nobody_reads(parts: int, whole: bool) -> None:
+    connection = Connection(*[body(b"x" * 9_000, more=i < parts - 1 or not whole) for i in range(parts)])
+    handler = Handler()
+    serving = serve(CancelOnDisconnect(handler), connection)
+    await handler.waits.wait()
+    connection.leave()
+    await serving
+    assert handler.events == ["cancelled", "cleaned up"]
+
+
+@pytest.mark.parametrize(("size", "held"), [(100_000, range(10, 12)), (1, range(1_000, 3_000))])
+async def test_an_upload_is_held_back_when_a_megabyte_of_it_waits(size: int, held: range) -> None:
+    connection = Connection(*[body(bytes(size), more=True) for _ in range(4_000)])
     takes = asyncio.Semaphore(0)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -160,9 +172,12 @@ async def test_an_upload_is_read_one_message_ahead_of_the_app_and_no_further() -
             await receive()
 
     serving = serve(CancelOnDisconnect(app), connection)
+    await settle()
+    reads = connection.reads
+    assert reads in held
     for taken in range(10):
         await settle()
-        assert connection.reads == taken + 1
+        assert connection.reads == reads + taken
         takes.release()
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -419,8 +434,9 @@ def between(front: int, behind: int, endpoint: Callable[..., Any]) -> Any:
     )
 
 
-@pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)])
-async def test_starlettes_middleware_may_stand_in_front_and_behind(front: int, behind: int) -> None:
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1)])
+async def test_starlettes_middleware_may_stand_in_front_and_behind(front: int, behind: int, outside: bool) -> None:
     events: list[str] = []
     waits = asyncio.Event()
 
@@ -432,17 +448,73 @@ async def test_starlettes_middleware_may_stand_in_front_and_behind(front: int, b
             events.append("cancelled")
             raise
         finally:
-            # Behind it, an anyio scope is cancelled: clean-up that awaits needs a shield there, as ever with anyio.
-            with anyio.CancelScope(shield=behind > 0):
-                await settle()
-                events.append("cleaned up")
+            await settle()
+            events.append("cleaned up")
 
-    connection = Connection(body())
-    serving = serve(between(front, behind, endpoint), connection)
-    await waits.wait()
+    app = between(front, behind, endpoint)
+    for served_before in range(2):
+        connection = Connection(body())
+        serving = serve(CancelOnDisconnect(app) if outside else app, connection)
+        await waits.wait()
+        connection.leave()
+        await serving
+        assert events == ["cancelled", "cleaned up"] * (served_before + 1)
+        assert connection.status == 499
+        waits.clear()
+
+
+@pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (0, 1)])
+async def test_a_stream_may_await_in_its_clean_up(front: int, behind: int) -> None:
+    responses = pytest.importorskip("starlette.responses")
+    events: list[str] = []
+
+    async def parts() -> Any:
+        try:
+            yield b"first"
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+        finally:
+            await settle()
+            events.append("cleaned up")
+
+    async def endpoint(request: Any) -> Any:
+        return responses.StreamingResponse(parts())
+
+    connection, scope = Connection(body()), http_scope()
+    serving = serve(between(front, behind, endpoint), connection, scope)
+    await until(lambda: connection.body == b"first")
+    await settle()
     connection.leave()
     await serving
     assert events == ["cancelled", "cleaned up"]
+    assert scope["asgi"] == http_scope()["asgi"]
+
+
+async def test_a_handler_that_has_given_all_of_its_answer_is_not_cancelled_while_middleware_sends_it() -> None:
+    responses = pytest.importorskip("starlette.responses")
+    from starlette.background import BackgroundTask
+
+    ended = asyncio.Event()
+
+    async def endpoint(request: Any) -> Any:
+        async def background() -> None:
+            await settle()
+            ended.set()
+
+        return responses.PlainTextResponse("answer", background=BackgroundTask(background))
+
+    connection = Connection(body())
+    connection.has_room.clear()
+    serving = serve(between(0, 1, endpoint), connection)
+    await until(lambda: connection.sent)
+    await settle()
+    connection.leave()
+    await settle()
+    connection.has_room.set()
+    await serving
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize(("front", "behind"), [(0, 0), (1, 0), (0, 1), (1, 1)])

@@ -609,6 +609,25 @@ async def test_a_client_that_leaves_while_a_result_is_computed_ends_the_calls(fr
         await until(lambda: pool.statistics().idle == 1 and not pool.statistics().running)
 
 
+@pytest.mark.parametrize("framework", ["starlette", "litestar"])
+async def test_results_whose_client_leaves_may_await_in_their_clean_up(framework: str) -> None:
+    cleaned_up = asyncio.Event()
+
+    async def results(_: Any) -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            await settle()
+            cleaned_up.set()
+
+    async with running(framework, results, n_jobs=1) as port:
+        async with connected(port) as (reader, writer):
+            writer.write(request("/lines"))
+            await reader.readuntil(b"1\n")
+        await asyncio.wait_for(cleaned_up.wait(), 20)
+
+
 async def test_a_response_that_is_stuck_in_sending_closes_its_results_when_the_client_leaves() -> None:
     pytest.importorskip("starlette")
     from aparallel.web.starlette import NDJSONResponse

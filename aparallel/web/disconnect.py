@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.shield import outlast
 from aparallel._parallel.lifetime import running_loop
+from aparallel.web.ahead import ReadAhead
 from aparallel.web.protocol import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from aparallel.web.protocol import ASGIApp, Message, Receive, Scope, Send
 
 # In the scope of a request that is watched already: by the app, and again by a route or a response of it.
-_WATCHED = "aparallel.cancel_on_disconnect"
+_EXCHANGE = "aparallel.cancel_on_disconnect"
+
+# Middleware that is looked at on the way to the router. More can only be a circle.
+_MOST_MIDDLEWARE = 100
+
+_LISTENING_VERSIONS = ("2.0", "2.1", "2.2", "2.3")
 
 # What the middleware in front is told of a client that left before the answer began; nobody else can see it.
 # nginx's status for this, which no standard has.
@@ -40,10 +46,14 @@ class CancelOnDisconnect:
     Nothing is cancelled once the last part of the response is on its way: background tasks live on. Websockets
     pass through: they learn of a client that left by themselves.
 
-    To see the client leave, its messages are read ahead of the app: one at most, and past the end of the body,
-    where only the disconnect can follow. While a part of the body is not taken by the app, no other is
-    read, so an upload is held back as without us; then a client that leaves is seen when the app reads on. A
-    client that waits to be told to send its body (``Expect: 100-continue``) is watched from the app's first read.
+    It may stand anywhere among other middleware. Starlette's BaseHTTPMiddleware runs what is inside it in a task
+    of its own; that task is the one that is cancelled then. A BaseHTTPMiddleware of a route, a mount or a mounted
+    app cannot be seen from outside: put this inside of it, too.
+
+    To see the client leave, its messages are read ahead of the app: a megabyte of its body at most. A larger
+    upload is held back as without us, and a client that leaves in the middle of it is seen when the app
+    reads on. A client that waits to be told to send its body (``Expect: 100-continue``) is watched from the app's
+    first read.
 
     Args:
         app: the app inside.
@@ -56,62 +66,123 @@ class CancelOnDisconnect:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app, and watch its client if this is a request to be watched."""
-        if scope["type"] != "http" or _WATCHED in scope or not (self._include is None or self._include(scope)):
+        if scope["type"] != "http" or not (self._include is None or self._include(scope)):
             await self._app(scope, receive, send)
             return
         running_loop()  # on anything but asyncio, say so
-        scope[_WATCHED] = True
-        await _Exchange(receive, send, holds_body=_holds_body(scope)).run(self._app, scope)
+        _watch_inner_tasks(self._app)
+        exchange: _Exchange | None = scope.get(_EXCHANGE)
+        if exchange is not None:
+            await exchange.watch(self._app, scope, receive, send)
+        else:
+            await _Exchange(receive, holds_body=_holds_body(scope)).run(self._app, scope, send)
+
+
+class _InnerTask:
+    """Stands in a task that other middleware has started: if the request is watched, that task is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: _Exchange | None = scope.get(_EXCHANGE)
+        if exchange is None:
+            await self._app(scope, receive, send)
+        else:
+            await exchange.watch(self._app, scope, receive, send)
+
+
+def _watch_inner_tasks(app: Any) -> None:
+    """Stand behind each BaseHTTPMiddleware of *app*, down to its router, unless we do.
+
+    What is inside of one runs in an anyio task group. A cancellation from outside would reach it by the group's scope,
+    which cancels every ``await``, also those of clean-up.
+    """
+    starlette = sys.modules.get("starlette.middleware.base")
+    if starlette is None:
+        return
+    for _ in range(_MOST_MIDDLEWARE):
+        inner = getattr(app, "middleware_stack", None) or getattr(app, "app", None)
+        if inner is None:
+            return
+        if isinstance(app, starlette.BaseHTTPMiddleware) and not isinstance(inner, _InnerTask):
+            app.app = _InnerTask(inner)
+        app = inner._app if isinstance(inner, _InnerTask) else inner
 
 
 class _Exchange:
-    """One request and its response.
+    """One request that is watched.
 
-    The task of the app is cancelled at most once, and only while ``_ending`` has not ended and the app runs.
+    Attributes:
+        layers: what runs for it, from the outside in. The innermost is what a client that leaves cancels.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, holds_body: bool) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, *, holds_body: bool) -> None:
+        self._layers: list[_Layer] = []
+        self._messages = ReadAhead(receive, self._on_disconnect, holds_body=holds_body)
+
+    async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        """Run all that there is, and watch the client meanwhile."""
+        reader = asyncio.create_task(self._messages.run(), name="aparallel-disconnect")
+        scope[_EXCHANGE] = self
+        try:
+            with _streaming_plainly(scope):
+                await self.watch(app, scope, self._messages.take, send)
+        finally:
+            reader.cancel()
+            await _ended(reader)
+
+    async def watch(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run *app*, which is from now on what a client that leaves cancels."""
+        layer = _Layer(send)
+        self._layers.append(layer)
+        try:
+            await layer.run(app, scope, receive)
+        finally:
+            self._layers.remove(layer)
+
+    def _on_disconnect(self) -> None:
+        if self._layers:
+            self._layers[-1].cancel()
+
+
+class _Layer:
+    """An app and the task that runs it.
+
+    The task is cancelled at most once, and only while ``_ending`` has not ended and the app runs.
+    """
+
+    def __init__(self, send: Send) -> None:
         self._send = send
         self._ending = Ending()
         self._runs = True
         self._cancelled = False
-        # Read ahead and not taken by the app, in order: a message, and one after the end of the body at most.
-        self._read: deque[Message] = deque()
-        # What there is after all of these: the disconnect, or what the server's receive raised.
-        self._last: Message | Exception | None = None
-        self._arrived = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._may_read = asyncio.Event()
-        if not holds_body:
-            self._may_read.set()
 
-    async def run(self, app: ASGIApp, scope: Scope) -> None:
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         before = task.cancelling()
-        reader = asyncio.create_task(self._read_ahead(), name="aparallel-disconnect")
         try:
-            await app(scope, self._take, self._pass_on)
+            await app(scope, receive, self._pass_on)
         except asyncio.CancelledError:
             if not self._was_ours(before):
                 raise
             await self._tell_the_front()
-        except BaseException:
-            self._was_ours(before)
-            raise
-        else:
-            self._was_ours(before)
         finally:
-            self._runs = False
-            reader.cancel()
-            await _ended(reader)
+            self._was_ours(before)
+
+    def cancel(self) -> None:
+        """Cancel the app, unless its response is whole."""
+        if self._runs and not self._ending.ended:
+            self._cancelled = True
+            self._task.cancel("The client disconnected.")
 
     def _was_ours(self, before: int) -> bool:
         """Whether the task was cancelled by us and by nobody else; from here on it is not by us any more."""
         self._runs = False
-        return self._cancelled and self._task.uncancel() <= before
+        ours, self._cancelled = self._cancelled, False
+        return ours and self._task.uncancel() <= before
 
     async def _tell_the_front(self) -> None:
         """Answer, to nobody: middleware in front takes a request without an answer for a mistake."""
@@ -125,41 +196,23 @@ class _Exchange:
         self._ending.note(message)
         await self._send(message)
 
-    async def _take(self) -> Message:
-        self._may_read.set()
-        while not self._read:
-            if isinstance(self._last, Exception):
-                raise self._last
-            if self._last is not None:
-                return self._last
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._read.popleft()
-        self._taken.set()
-        return message
 
-    async def _read_ahead(self) -> None:
-        await self._may_read.wait()
-        try:
-            while (message := await self._receive())["type"] != "http.disconnect":
-                self._read.append(message)
-                self._arrived.set()
-                # After the end of the body there can be no message but the disconnect. Receivers that
-                # repeat themselves are not followed.
-                while self._read and (message.get("more_body", False) or len(self._read) > 1):
-                    self._taken.clear()
-                    await self._taken.wait()
-        except Exception as error:
-            self._last = error
-        else:
-            self._last = message
-            self._on_disconnect()
-        self._arrived.set()
+@contextlib.contextmanager
+def _streaming_plainly(scope: Scope) -> Iterator[None]:
+    """Tell the app inside that it need not listen for the disconnect beside a response that it streams.
 
-    def _on_disconnect(self) -> None:
-        if self._runs and not self._ending.ended:
-            self._cancelled = True
-            self._task.cancel("The client disconnected.")
+    That is what apps make of ASGI 2.4. With an older one, Starlette streams in a task group that a disconnect cancels:
+    clean-up of the stream could not await.
+    """
+    asgi = scope.get("asgi", {})
+    if asgi.get("spec_version", "2.0") not in _LISTENING_VERSIONS:
+        yield
+        return
+    scope["asgi"] = {**asgi, "spec_version": "2.4"}
+    try:
+        yield
+    finally:
+        scope["asgi"] = asgi
 
 
 async def _ended(reader: asyncio.Task[None]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 from litestar import Litestar, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.plugins import InitPlugin
+from litestar.response.base import ASGIResponse
 from litestar.response.streaming import Stream
 from litestar.types import Scope
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from litestar.config.app import AppConfig
 
     from aparallel.web.encoding import Dumps
-    from aparallel.web.protocol import ASGIApp
     from aparallel.web.streaming import Chunks, Results
 
 
@@ -157,13 +157,24 @@ class ServerSentEvents(ChunksStream):
 
 
 class _Responder:
-    """Sends *chunks* by Litestar's own response, begun before its status and closed with it."""
+    """Sends *chunks* with the head of Litestar's own response, begun before its status and closed with it.
+
+    Litestar would send them in a task group that a disconnect cancels: clean-up of the results could not await.
+    """
 
     __slots__ = ("_chunks", "_response")
 
-    def __init__(self, chunks: Chunks, response: ASGIApp) -> None:
+    def __init__(self, chunks: Chunks, response: ASGIResponse) -> None:
         self._chunks = chunks
         self._response = response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await respond(self._chunks, self._response, scope, receive, send)
+        await respond(self._chunks, self._send, scope, receive, send)
+
+    async def _send(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._response.start_response(send)
+        if not self._response.is_head_response:
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._response.after_response()
