@@ -263,6 +263,9 @@ class UnstableValueError(AparallelError, TypeError):
             f"that returns plain data which is equal for equal objects."
         )
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class UntrustedDirectoryError(AparallelError, PermissionError):
     """A memory's directory is not used, because others could have written to it.
