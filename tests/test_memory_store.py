@@ -369,7 +369,7 @@ def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -
             for x in range(20):
                 await work(x)
             if sys.argv[2] == "writing":
-                directory.rename = die
+                directory.os.replace = die
             else:
                 slots.remove = die
             await work(99)

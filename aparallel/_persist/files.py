@@ -54,11 +54,9 @@ class FileSink:
         self._collected = bytearray()
         self._reserve = reserve
         self._early = early
-        self.position = 0
 
     def write(self, data: bytes | memoryview) -> None:
         size = len(data)
-        self.position += size
         if size + len(self._collected) <= _COLLECT:
             self._collected += data
             return
@@ -268,10 +266,8 @@ class CallableSink:
         self._give = give
         self._stop = stop
         self._collected = bytearray()
-        self.position = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        self.position += len(data)
         if len(self._collected) + len(data) < _GIVE:
             self._collected += data
             return

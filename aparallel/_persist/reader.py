@@ -199,7 +199,7 @@ class _Reading:
         if self._decoding is None:
             return self._plain(record, head, offset)
         target = bytearray(record.size)
-        self._decode(record, head, memoryview(target))
+        self._decode(head, memoryview(target))
         return target  # type: ignore[return-value]  # as good as bytes to whoever reads it
 
     def _plain(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
@@ -217,7 +217,7 @@ class _Reading:
         """Return a record's buffers: a whole array of bytes if it is one, parts of one array if there are more."""
         if self._decoding is not None:
             memory: Any = np.empty(record.size, np.uint8)
-            self._decode(record, head, memoryview(memory))
+            self._decode(head, memoryview(memory))
         else:
             self._source.demand(record.size)
             check = xxh3_64(head[RECORD_FIXED:], offset)
@@ -271,7 +271,7 @@ class _Reading:
         if any(tail[CHECKSUM_SIZE:]):
             raise ChecksumError(f"the record at byte {offset} has bytes after it where there should be none")
 
-    def _decode(self, record: Record, head: bytes, target: memoryview) -> None:
+    def _decode(self, head: bytes, target: memoryview) -> None:
         """Decompress a record's chunks to where they belong."""
         assert self._decoding is not None
         filled = 0

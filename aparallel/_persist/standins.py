@@ -58,17 +58,15 @@ class Made:
     Attributes:
         of: what is called; not always a :class:`Global`.
         args: its arguments, a tuple unless they are not known.
-        state: what BUILD gave it, or None.
         built: it has been given a state.
         known: whatever the watcher knows about it. Only of what something is known does the memo keep.
     """
 
-    __slots__ = ("args", "built", "known", "of", "state")
+    __slots__ = ("args", "built", "known", "of")
 
     def __init__(self, of: Any, args: Any) -> None:
         self.of = of
         self.args = args
-        self.state: Any = None
         self.built = False
         self.known: Any = None
 

@@ -156,7 +156,7 @@ def _safe(asked: Global) -> Any:
     elif module == "pathlib._local":
         module = "pathlib"
     if module.startswith("numpy."):
-        return _safe_of_numpy(module, name)
+        return _safe_of_numpy(name)
     found = getattr(importlib.import_module(module), name)
     if isinstance(found, ModuleType) or (isinstance(found, FunctionType) and found.__module__ != ARRAYS):
         raise untrusted([str(asked)])
@@ -166,7 +166,7 @@ def _safe(asked: Global) -> Any:
 _OF_PYTHON_2 = {"xrange": "range", "long": "int", "unicode": "str"}
 
 
-def _safe_of_numpy(module: str, name: str) -> Any:
+def _safe_of_numpy(name: str) -> Any:
     """Found where this NumPy has it: 1 and 2 name their cores differently."""
     import numpy as np
 

@@ -280,7 +280,7 @@ class Walk:
                 if target.built:
                     # What was made of it meanwhile relies on its first one.
                     self._watcher.on_odd("a second state for one object")
-                target.state, target.built = state, True
+                target.built = True
             self._watcher.on_build(target, state)
         elif op == 0x97:  # NEXT_BUFFER
             stack.append(BUFFER)

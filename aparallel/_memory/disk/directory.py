@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aparallel._memory.behind import behind
-from aparallel._memory.disk.files import names_in, remove, rename, write_all
+from aparallel._memory.disk.files import names_in, remove, write_all
 from aparallel._memory.disk.trust import check_directory, make_directory
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ class Directory:
     def move(self, temporary: str, path: str) -> None:
         """Rename what was written to its place, in a folder that may have to be made."""
         try:
-            rename(temporary, path)
+            os.replace(temporary, path)
         except FileNotFoundError:
             self.make(os.path.dirname(path))
-            rename(temporary, path)
+            os.replace(temporary, path)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, whole or not at all, in place of what was there."""

@@ -39,10 +39,6 @@ def read_file(path: str) -> bytes | None:
         return None
 
 
-def rename(source: str, target: str) -> None:
-    os.replace(source, target)
-
-
 def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
