@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,45 @@ def test_a_loop_that_ends_with_work_under_way_ends_the_work(
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())
     assert tasks[0].cancelled()
+
+
+async def gather_long() -> None:
+    await gather_parallel([delayed(time.sleep)(60)] * 3, n_jobs=1)
+
+
+async def stream_long() -> None:
+    async with stream_parallel([delayed(time.sleep)(60)] * 3, n_jobs=1) as results:
+        async for _ in results:
+            pass
+
+
+async def run_long() -> None:
+    async with Pool(1) as pool:
+        await pool.run(time.sleep, 60)
+
+
+async def gather_long_on_a_pool() -> None:
+    async with Pool(1) as pool:
+        await pool.gather([delayed(time.sleep)(60)] * 3)
+
+
+@pytest.mark.parametrize("new_loop", NEW_LOOPS)
+@pytest.mark.parametrize("work", [gather_long, stream_long, run_long, gather_long_on_a_pool])
+def test_a_task_that_is_dropped_with_its_closed_loop_raises_nothing(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    work: Callable[[], Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unraisable: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: unraisable.append(report.exc_value))
+    loop = new_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # asyncio reports that tasks were pending
+    task = loop.create_task(work())
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()
+    del task
+    gc.collect()
+    assert unraisable == []
 
 
 @pytest.mark.parametrize("steps", range(4))

@@ -18,6 +18,8 @@ async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
     ``task.cancel()`` comes through a shield, and comes once.
     """
     waiting = [future for future in futures if not future.done()]
+    if not waiting:  # perhaps no loop runs any more
+        return
     cancelled: asyncio.CancelledError | None = None
     with _shield():
         while waiting:

@@ -286,11 +286,12 @@ class Flow(Queue):
         """Stop what is left of it and wait until nothing of it runs. Survives cancellation, and passes it on."""
         clean = self._is_complete() and self.error is None  # not finished.done(): who awaits a future cancels it
         waiting: list[asyncio.Future[Any]] = []
-        if self._drawer is not None and not self._drawer.done():
-            self._drawer.cancel()
-            waiting.append(self._drawer)
-        if not clean:
-            waiting += self._scheduler.cancel(self)
+        if not self._scheduler.loop.is_closed():  # else the workers went with it, and this is the end of its tasks
+            if self._drawer is not None and not self._drawer.done():
+                self._drawer.cancel()
+                waiting.append(self._drawer)
+            if not clean:
+                waiting += self._scheduler.cancel(self)
         try:
             await outlast(waiting)
         finally:

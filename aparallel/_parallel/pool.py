@@ -414,7 +414,7 @@ class Pool(Calls):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._is_ours():
+        if error is not None and self._is_ours() and not self._closed:
             self._abort()
         await self.aclose()
 
@@ -433,10 +433,9 @@ class Pool(Calls):
             WrongLoopError: the pool belongs to another loop.
         """
         timeout = parse_patience("timeout", timeout)
-        if self._loop is None:
-            self._closing = self._closed = True
+        if self._closed:
             return
-        if not self._is_ours():
+        if self._loop is None or not self._is_ours():
             self._closing = self._closed = True
             return
         if running_loop() is not self._loop:
