@@ -155,6 +155,7 @@ def assert_right_error(error: object, stage: str, crash: str) -> None:
             assert isinstance(error.__cause__, RemoteTraceback)
         else:
             assert type(error) is RemoteCallError
+            assert "crash_at" in str(error)
             assert error.type_name == "SystemExit"
             assert error.text == "7"
             assert "SystemExit" in error.traceback
@@ -162,6 +163,7 @@ def assert_right_error(error: object, stage: str, crash: str) -> None:
     expected = UnpicklableCallError if stage == "unpickling the call" else UnpicklableResultError
     assert type(error) is expected
     assert error.call
+    assert error.call.casefold() in str(error).casefold()
     reason = error.__cause__
     if crash == "error":
         assert isinstance(reason, ZeroDivisionError)
@@ -225,7 +227,8 @@ async def test_a_large_result_that_cannot_be_read_fails_alone(pool: Pool, crash:
 
     with pytest.raises(UnpicklableResultError) as caught:
         await pool.run(large)
-    assert caught.value.call
+    assert caught.value.call == f"the call {large.__qualname__}"
+    assert str(caught.value).startswith(f"The call {large.__qualname__} ran, but its result could not be rebuilt here")
     assert isinstance(caught.value.__cause__, ZeroDivisionError if crash == "error" else SystemExit)
 
 

@@ -139,7 +139,7 @@ class Scheduler(Stopping):
 
     def on_outcomes(self, slot: Slot, values: list[Any], failed: Sequence[int], seconds: float) -> None:
         each = seconds / len(values)
-        told: list[tuple[Owner, int, list[Any], list[int]]] = []
+        told: list[tuple[Batch, list[Any], list[int]]] = []
         learned: Timing | None = None
         start = 0
         while start < len(values):
@@ -149,7 +149,7 @@ class Scheduler(Stopping):
                 learned.learn(each)
             end = start + len(batch)
             errors = [position - start for position in failed if start <= position < end]
-            told.append((batch.owner, batch.first, values[start:end] if len(values) > len(batch) else values, errors))
+            told.append((batch, values[start:end] if len(values) > len(batch) else values, errors))
             start = end
         if each:
             self.learn(each, len(values))
@@ -159,8 +159,8 @@ class Scheduler(Stopping):
         # A worker is marked idle before its outcomes are delivered, so that a call started by
         # one of them finds this worker instead of starting another.
         self._after_calls(slot)
-        for owner, first, part, errors in told:
-            self._deliver(owner, first, part, errors)
+        for batch, part, errors in told:
+            self._deliver(batch, part, errors)
         self.dispatch()
 
     def _take_done(self, slot: Slot, most: int) -> Batch:
@@ -172,31 +172,34 @@ class Scheduler(Stopping):
         self._uncount(slot, batch)
         return batch
 
-    def _deliver(self, owner: Owner, first: int, values: list[Any], failed: Sequence[int]) -> None:
+    def _deliver(self, batch: Batch, values: list[Any], failed: Sequence[int]) -> None:
+        owner: Owner = batch.owner
+        first = batch.first
         if owner.cancelled:
             return
         if len(values) == 1 and type(values[0]) is Later:
             if not owner.wants(first):
                 return
-            task = self.loop.create_task(self._decode(owner, first, values[0]), name="aparallel-decode")
+            task = self.loop.create_task(self._decode(batch, values[0]), name="aparallel-decode")
             self._decoding[owner, first] = task
             task.add_done_callback(lambda _: self._decoding.pop((owner, first)))
             return
         if failed:
             for position in failed:
-                _name_the_call(values[position], owner, first + position)
+                _name_the_call(values[position], batch, first + position)
         owner.deliver(first, values, failed)
 
-    async def _decode(self, owner: Owner, index: int, later: Later) -> None:
+    async def _decode(self, batch: Batch, later: Later) -> None:
         failed: list[int] = []
         try:
             value = await later.get()
         except asyncio.CancelledError:
-            owner.deliver(index, [AparallelError("The event loop is shutting down; the result was not read.")], [0])
+            error = AparallelError("The event loop is shutting down; the result was not read.")
+            batch.owner.deliver(batch.first, [error], [0])
             raise
-        except Exception as error:
-            value, failed = error, [0]
-        self._deliver(owner, index, [value], failed)
+        except Exception as reason:
+            value, failed = reason, [0]
+        self._deliver(batch, [value], failed)
 
     # Ends
 
@@ -321,9 +324,15 @@ class Scheduler(Stopping):
         return free and (last.quota is None or last.quota.may_use(None) or last.quota is not running.quota)
 
 
-def _name_the_call(error: BaseException, owner: Owner, index: int) -> None:
-    if isinstance(error, AparallelError) and getattr(error, "call", None) == "":
-        error.call = f"call {index}" if isinstance(owner, Queue) else "the call"  # type: ignore[attr-defined]
+def _name_the_call(error: BaseException, batch: Batch, index: int) -> None:
+    """Say in an error of ours which call it is about: where it was made, nobody knew."""
+    if not isinstance(error, AparallelError):
+        return
+    name, text = call_name(batch, index, batch.owner), str(error)
+    if getattr(error, "call", None) == "":
+        error.call = name  # type: ignore[attr-defined]
+    if text.startswith("A call "):
+        error.args = (f"{name[0].upper()}{name[1:]} {text.removeprefix('A call ')}",)
 
 
 def _interpreter(backend: Backend) -> str:
