@@ -247,7 +247,8 @@ class _Worker:
                 head[STARTED] = outgoing.now
                 head[CLAIMED] = call + 1
                 if head[RECALLS] != verdicts:
-                    void_from = self._await_verdict()
+                    # What an earlier verdict took back stays so: the parent has given it to someone else.
+                    void_from = min(void_from, self._await_verdict())
                     verdicts = self.verdicts
                 if call >= void_from:  # it was taken back, and so were all that follow it
                     outgoing.flush()
