@@ -5,6 +5,8 @@ This module loads NumPy and cloudpickle: it is imported in a thread, with the fi
 
 from __future__ import annotations
 
+import pickle
+from _pickle import Pickler
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -12,15 +14,16 @@ import numpy as np
 
 from aparallel._ground.hop import pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
+from aparallel._persist.trees import shared_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pickle import PickleBuffer as _PickleBuffer
 
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.writer import ContainerWriter
 
 PROTOCOL = 5
+_PROTO = pickle.PROTO + bytes([PROTOCOL])
 
 # A piece of the pickle is written when it has this size, when plain. When compressed, it is large enough for all
 # threads.
@@ -50,8 +53,51 @@ def write_object(obj: object, writer: ContainerWriter, stop: Stop, *, compressed
         Exception: whatever pickling raises.
     """
     records = _Records(writer, stop, _COMPRESSED_PIECE if compressed else _PIECE)
-    _Pickler(records).dump(obj)
+    shared = shared_leaves(obj, stop)
+    if shared is None:
+        _Pickler(records).dump(obj)
+    else:
+        _dump_tree(obj, shared, records)
     records.finish()
+
+
+def _dump_tree(obj: object, shared: list[str | bytes], records: _Records) -> None:
+    """Pickle an object of plain data in which nothing but *shared* may occur twice."""
+    file = _Joining(records)
+    pickler = Pickler(file, PROTOCOL)
+    # These the pickler remembers, and nothing from then on.
+    pickler.dump(shared)
+    file.begin_next()
+    pickler.fast = True
+    pickler.dump(obj)
+    file.finish()
+
+
+class _Joining:
+    """A file for two pickles of one pickler that makes one of them, which gives the second object."""
+
+    def __init__(self, records: _Records) -> None:
+        self._records = records
+        self._last = b""
+        self._is_begun = True
+
+    def write(self, data: bytes) -> int:
+        self._pass_on()
+        self._last = data if self._is_begun else data[len(_PROTO) :]
+        self._is_begun = True
+        return len(data)
+
+    def begin_next(self) -> None:
+        """Drop the object that the pickle has given, and have another one follow, without a beginning of its own."""
+        self._last = self._last.removesuffix(pickle.STOP) + pickle.POP
+        self._is_begun = False
+
+    def finish(self) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._last:
+            self._records.write(self._last)
 
 
 class _Records:
@@ -90,7 +136,7 @@ class _Records:
                 self._write_pieces()
         return size
 
-    def take(self, buffer: _PickleBuffer) -> bool:
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of band (False), or leave it to the pickler (True)."""
         found, self.next_array = self.next_array, None
         if found is not None:
@@ -168,12 +214,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return _stand_in(), obj.dtype, obj.shape, order
 
 
-def _stand_in() -> _PickleBuffer:
+def _stand_in() -> pickle.PickleBuffer:
     """A buffer for the pickler to pass on. What it stands for is written in its place."""
-    from pickle import PickleBuffer
-
     # Not bytes: arrays are writeable again when loaded. Not shared: the pickler would remember it and pass it once.
-    return PickleBuffer(bytearray())
+    return pickle.PickleBuffer(bytearray())
 
 
 def _is_raw(dtype: np.dtype[Any]) -> bool:
