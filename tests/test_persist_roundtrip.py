@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import pickle
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -95,6 +96,16 @@ async def test_a_memmap_is_stored_as_an_array(tmp_path: pathlib.Path) -> None:
 async def test_a_loaded_array_owns_no_more_memory_than_its_own() -> None:
     found = await loads(await dumps([np.arange(10.0) for _ in range(100)]))
     assert all(array.base is None or array.base.nbytes == array.nbytes for array in found)
+
+
+def test_small_arrays_are_not_held_twice_while_they_are_loaded() -> None:
+    data = dump_to_bytes([np.full(5000, number) for number in range(500)], DumpOptions())
+    tracemalloc.start()
+    try:
+        load_from_bytes(data, LoadOptions())
+        assert tracemalloc.get_traced_memory()[1] < len(data) + (5 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 async def test_frames_models_and_sparse_matrices_come_back(tmp_path: pathlib.Path) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 def array(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Any:
     """Return the array of *shape* and *order* ("C" or "F") whose items lie in *buffer*.
 
-    It is a view of *buffer*, or, if that is a part of a larger one, a copy: no small array keeps a large buffer alive.
-    A view of mapped memory is a :class:`numpy.memmap` that knows its file and where in it it lies.
+    It is a view of *buffer*; one of mapped memory is a :class:`numpy.memmap` that knows its file and its place there.
 
     Raises:
         ValueError: dtype and shape do not fit the buffer, or the dtype holds objects.
@@ -29,9 +28,7 @@ def array(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str)
         buffer = np.frombuffer(buffer, np.uint8)
     _check_size(buffer.nbytes, dtype, shape)
     in_order: Any = order
-    found: np.ndarray[Any, Any] = np.ndarray(shape, dtype, buffer, order=in_order)
-    is_part = isinstance(buffer.base, np.ndarray)
-    return found.copy(in_order) if is_part else found
+    return np.ndarray(shape, dtype, buffer, order=in_order)
 
 
 def _mapped(buffer: np.memmap[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Any:

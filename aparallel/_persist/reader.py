@@ -214,7 +214,7 @@ class _Reading:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _buffers(self, record: Record, head: bytes, offset: int, header: Header) -> Iterator[Any]:
-        """Return a record's buffers: a whole array of bytes if it is one, parts of one array if there are more."""
+        """Return a record's buffers, each an array of bytes."""
         if self._decoding is not None:
             memory: Any = np.empty(record.size, np.uint8)
             self._decode(head, memoryview(memory))
@@ -296,13 +296,16 @@ class _Reading:
 
 
 def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
-    """The buffers that lie in *memory*, each at the next multiple of the alignment."""
+    """The buffers that lie in *memory*, each at the next multiple of the alignment.
+
+    If there are several, copies: no small one keeps the memory of all alive.
+    """
     if len(lengths) == 1:
         yield memory
         return
     start = 0
     for length in lengths:
-        yield memory[start : start + length]
+        yield memory[start : start + length].copy()
         start = aligned(start + length)
 
 
