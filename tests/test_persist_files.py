@@ -210,7 +210,7 @@ async def test_a_full_disk_at_any_step_leaves_the_old_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, step, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*file'"):
         await dump(NEW, path, durable=durable)
     monkeypatch.undo()
     assert is_old(path)

@@ -277,8 +277,11 @@ async def test_a_wrong_compress_is_refused_before_anything_is_written(
 
 
 async def test_wrong_targets_and_sources_are_told_apart(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(TypeError, match="dumps"):
+    with pytest.raises(TypeError, match=r"os\.fsdecode.*dumps"):
         await dump(1, b"bytes")
+    async with aiofiles.open(tmp_path / "text", "w") as text:
+        with pytest.raises(TypeError, match="binary mode"):
+            await dump(1, text)
     with pytest.raises(TypeError, match="binary mode"):
         await dump(1, io.StringIO())
     with pytest.raises(TypeError, match="loads"):
@@ -291,7 +294,7 @@ async def test_wrong_targets_and_sources_are_told_apart(tmp_path: pathlib.Path) 
         await load(tmp_path)
     with pytest.raises(FileNotFoundError):
         await load(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"absent.file'$"):
         await dump(1, tmp_path / "absent" / "file")
 
 

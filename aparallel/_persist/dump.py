@@ -84,7 +84,8 @@ async def dump(
 
     What pickle and cloudpickle carry can be dumped. Arrays anywhere in it are stored raw, in any dtype and order,
     those that are not contiguous too, at multiples of 64 bytes; an object that occurs twice is stored once. Beyond
-    what the pickler remembers, a plain file of any size takes at most 64 MB of memory.
+    what the pickler remembers, a plain file of any size takes at most 64 MB of memory, and beyond what an object's own
+    reduction makes of it: a text has its size once more, in UTF-8, and so has an ``array.array``, in bytes.
 
     Args:
         obj: not to be changed by others before this is done.
@@ -114,10 +115,11 @@ async def dump(
     if path is not None:
         return await in_thread_with(lambda stop, meter: dump_to_path(obj, path, options, stop, meter), progress, "dump")
     write = getattr(target, "write", None)
-    if not callable(write) or isinstance(target, io.TextIOBase):
+    if not callable(write) or _is_text(target):
+        hint = "Decode the path with os.fsdecode()" if isinstance(target, bytes) else "Open text files in binary mode"
         raise TypeError(
             f"dump writes to a path, a binary file or an asynchronous file, not to {type(target).__name__}. "
-            f"Open text files in binary mode; for bytes there is dumps()."
+            f"{hint}; for bytes there is dumps()."
         )
     if inspect.iscoroutinefunction(write) or isinstance(target, asyncio.StreamWriter):
         return await _dump_to_async_file(obj, target, options, progress)
@@ -185,8 +187,13 @@ def dump_to_path(
         Exception: as :func:`dump`.
     """
     stop = stop or Stop()
-    with replacing(path, durable=options.durable, stop=stop) as sink:
-        return _dump(obj, sink, options, stop, meter or Meter())
+    try:
+        with replacing(path, durable=options.durable, stop=stop) as sink:
+            return _dump(obj, sink, options, stop, meter or Meter())
+    except OSError as error:
+        # Errors of writing have no name, and those of opening the one aside, which says nothing to the caller.
+        error.filename = path
+        raise
 
 
 def dump_to_descriptor(obj: object, fd: int, options: DumpOptions) -> int:
@@ -231,6 +238,11 @@ async def _dump_to_async_file(obj: object, target: Any, options: DumpOptions, pr
     finally:
         await chunks.aclose()
     return size
+
+
+def _is_text(target: Any) -> bool:
+    # Asynchronous files pass on what the file in them has.
+    return isinstance(target, io.TextIOBase) or isinstance(getattr(target, "encoding", None), str)
 
 
 async def _write_all(write: Callable[[Any], Awaitable[Any]], chunk: bytes) -> None:
@@ -306,7 +318,7 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
 
 
 def path_of(target: object) -> str | None:
-    """Return *target* as a path if it is one: text or an ``os.PathLike``. Bytes would be content."""
+    """Return *target* as a path if it is one: text or an ``os.PathLike``, but not bytes, which may be content."""
     if isinstance(target, str):
         return target
     if isinstance(target, os.PathLike):
