@@ -183,8 +183,10 @@ async def _wait(flight: Flight, future: asyncio.Future[None], loop: asyncio.Abst
 async def _run(flight: Flight, lead: Callable[[Flight], Coroutine[Any, Any, None]]) -> None:
     try:
         await lead(flight)
-    except asyncio.CancelledError:
-        if not flight.in_thread:
+    except asyncio.CancelledError as error:
+        if not _is_cancelled():  # the function raised it, perhaps of something that it waited for
+            flight.end(Outcome(End.ERROR, error))
+        elif not flight.in_thread:
             flight.end(Outcome(End.ABANDONED))
         raise
     except BaseException as error:
@@ -194,6 +196,12 @@ async def _run(flight: Flight, lead: Callable[[Flight], Coroutine[Any, Any, None
     finally:
         if not flight.in_thread:
             flight.end(Outcome(End.ABANDONED))
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this very task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _leads_to(start: Flight, goal: Flight) -> bool:
