@@ -73,6 +73,18 @@ class Shape:
         return self.width * height
 
 
+async def test_memoizing_what_is_memoized_memoizes_its_function(memory: Memory) -> None:
+    class Scale:
+        @memory.cache
+        def by(self, x: int) -> int:
+            return 3 * x
+
+    twice = memory.cache(memory.cache(abs))
+    assert twice.__wrapped__ is abs
+    assert await twice(-2) == 2
+    assert await memory.cache(Scale().by)(2) == 6
+
+
 async def test_methods_are_bound_and_count_their_object(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = memory.cache(Shape.area)
     monkeypatch.setattr(Shape, "area", cached)
@@ -353,6 +365,28 @@ async def test_a_thread_that_nobody_waits_for_finishes_and_stores(memory: Memory
     await until(lambda: fn.statistics().stored)
     assert await fn(1) == 1
     assert calls == [1]
+
+
+async def test_a_function_that_raises_cancelled_error_raises_it_to_all_who_wait(memory: Memory) -> None:
+    runs = 0
+
+    @memory.cache
+    async def ask(x: int) -> None:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError("of something that it waited for")
+
+    async def caught() -> str:
+        try:
+            await ask(1)
+        except asyncio.CancelledError as error:
+            return str(error)
+        return ""
+
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(caught(), caught()) == ["of something that it waited for"] * 2
+    assert runs == 1
 
 
 def test_loops_in_many_threads_compute_once(location: str) -> None:
@@ -639,6 +673,25 @@ async def test_no_caller_can_change_what_another_gets(memory: Memory, location: 
         value = await again(5)
         spoil(value)
         assert first_of(await again(5)) == 5
+
+
+class Unreadable:
+    """It pickles, and does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+@pytest.mark.parametrize("trusted_for", [10.0, 0.0])
+async def test_a_result_that_cannot_be_unpickled_is_a_miss(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, trusted_for: float
+) -> None:
+    monkeypatch.setattr(function, "TRUSTED_FOR", trusted_for)
+    make = memory.cache(lambda x: Unreadable())
+    for _ in range(3):
+        assert isinstance(await make(1), Unreadable)
+    assert make.statistics().hits == 0
+    assert (await make.explain(1)).reason == "damaged"
 
 
 async def test_a_repeated_hit_does_not_touch_the_disk(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:

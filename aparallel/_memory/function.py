@@ -45,10 +45,12 @@ class MemorizedFunction(Generic[P, T]):
         self._set_function(fn)
 
     def _set_function(self, fn: Callable[P, Any]) -> None:
+        if isinstance(fn, MemorizedFunction | BoundMemorizedFunction):
+            fn = fn.__wrapped__
         _refuse_generators(fn)
         functools.update_wrapper(self, fn)
         named = _named(fn)
-        self.__wrapped__ = fn
+        self.__wrapped__: Callable[P, Any] = fn
         self.__module__ = module = str(getattr(named, "__module__", None))
         self.__qualname__ = qualname = getattr(named, "__qualname__", None) or type(named).__qualname__
         self.__name__ = qualname.rpartition(".")[2]
@@ -89,13 +91,18 @@ class MemorizedFunction(Generic[P, T]):
             and time.monotonic() - kept.checked < TRUSTED_FOR
             and (self._options.ttl is None or age(kept.created, time.time()) <= self._options.ttl)
         ):
+            try:
+                value = kept.value()
+            except Exception:  # it cannot be unpickled, whatever that raises
+                shelf.tier.drop(key.digest)
+                return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
             own.statistics.hits += 1
             own.statistics.memory_hits += 1
             shelf.tier.used(key.digest)
             store.touch(kept.place)
             if kept.is_error:
-                raise kept.value()
-            return kept.value()  # type: ignore[no-any-return]
+                raise value
+            return value  # type: ignore[no-any-return]
         return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
 
     # What else can be asked of a function

@@ -133,12 +133,13 @@ class Lookup:
             kept = tier.get(place.key)
             if kept is not None and self.is_plain and self.store.version(place) == kept.version:
                 state = self._state_of(kept.created, kept.tags)
-                if state is State.HIT:
+                look = _rebuilt(kept) if state is State.HIT else None
+                if look is not None:
                     kept.checked = time.monotonic()
                     tier.used(place.key)
                     self.store.touch(place)
                     self.statistics.memory_hits += 1
-                    return Look(state, kept.value(), kept.is_error)
+                    return look
             tier.drop(place.key)
             return self._read(place)
         except UntrustedDirectoryError:
@@ -224,6 +225,14 @@ class Lookup:
         """Tell on stderr, if so much is to be told."""
         if self.options.verbose >= level:
             sys.stderr.write(f"[memory] {self.name}: {what}\n")
+
+
+def _rebuilt(kept: Kept) -> Look | None:
+    """Return what is kept; None if it cannot be unpickled, which the store's copy then says, too."""
+    try:
+        return Look(State.HIT, kept.value(), kept.is_error)
+    except Exception:
+        return None
 
 
 def given(look: Look) -> Any:
