@@ -80,6 +80,30 @@ async def test_exceptions_are_not_remembered_unless_asked_for(memory: Memory) ->
         assert not await other.check_call_in_cache(8)
 
 
+class Odd(Exception):
+    """Its constructor takes other arguments than it keeps."""
+
+    def __init__(self, code: int, *, hint: str) -> None:
+        super().__init__(f"{code}: {hint}")
+        self.hint = hint
+
+
+async def test_an_exception_with_a_constructor_of_its_own_is_remembered_whole(memory: Memory, location: str) -> None:
+    calls: list[int] = []
+
+    def fails(x: int) -> int:
+        calls.append(x)
+        raise Odd(x, hint="no")
+
+    for keeping in (memory.cache(cache_errors=True)(fails), Memory(location).cache(cache_errors=True)(fails)):
+        calls_before = len(calls)
+        for _ in range(2):
+            with pytest.raises(Odd, match="7: no") as caught:
+                await keeping(7)
+            assert caught.value.hint == "no"
+    assert (calls_before, calls) == (1, [7])
+
+
 async def test_a_result_that_cannot_be_pickled_is_returned_with_one_warning(memory: Memory, location: str) -> None:
     cached = memory.cache(lambda n: (n, threading.Lock()))
     with pytest.warns(errors.NotStoredWarning, match=r"not stored.*lock") as caught:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import cloudpickle
 
+from aparallel._ground.exceptions import ReducesExceptions
 from aparallel._memory.plain import ATOMS
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ def pickle_small(value: object, *, compressed: bool, mapped: bool) -> bytes | No
 
 def pickle_error(error: BaseException) -> bytes:
     """Return the pickle of an exception, with its attributes and without its traceback."""
-    data: bytes = cloudpickle.dumps(error, 5)
-    return data
+    file = io.BytesIO()
+    _ErrorPickler(file, 5).dump(error)
+    return file.getvalue()
+
+
+class _ErrorPickler(ReducesExceptions, cloudpickle.Pickler):  # type: ignore[misc]
+    pass
 
 
 def unpickle(body: bytes) -> Any:

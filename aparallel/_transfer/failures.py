@@ -11,8 +11,8 @@ import sys
 from _pickle import Pickler, dumps, loads
 from io import BytesIO
 from itertools import pairwise
-from types import FunctionType
 
+from aparallel._ground.exceptions import ReducesExceptions
 from aparallel._transfer.pickling import MAIN
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
@@ -105,7 +105,7 @@ def _dump(links: list[BaseException]) -> bytes:
     if by_value:
         from aparallel._transfer.by_value import ByValuePickler
 
-        class ByValue(_Reducing, ByValuePickler):
+        class ByValue(ReducesExceptions, ByValuePickler):
             pass
 
         sink = BytesIO()
@@ -113,19 +113,7 @@ def _dump(links: list[BaseException]) -> bytes:
     return sink.getvalue()
 
 
-class _Reducing:
-    """Reduces exceptions, wherever they sit, to what :func:`_rebuild` takes, unless their type says otherwise."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, BaseException):
-            kind = type(obj)
-            if kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
-                return _rebuild, (kind, obj.args), obj.__dict__ or None
-        parent: Any = getattr(super(), "reducer_override", None)
-        return NotImplemented if parent is None else parent(obj)
-
-
-class _Plain(_Reducing, Pickler):
+class _Plain(ReducesExceptions, Pickler):
     pass
 
 
@@ -143,36 +131,6 @@ def rebuild_chain(chain: bytes | None) -> BaseException | None:
         _set_cause(effect, cause)
     first: BaseException = links[0]
     return first
-
-
-def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
-    """Build an exception from its type and arguments without running an ``__init__`` written in Python.
-
-    Such an ``__init__`` rarely takes ``self.args`` as its arguments (pickle's own way calls it with
-    them and fails, or changes the message). The first one written in C fills what C code reads.
-    """
-    error = _new(kind, args)
-    for base in kind.__mro__:
-        init = base.__dict__.get("__init__")
-        if init is not None and not isinstance(init, FunctionType):
-            init(error, *args)
-            break
-    error.args = args
-    return error
-
-
-def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
-    """Make an exception. Of ``class Mine(Other, MemoryError)``, ``Mine.__new__`` is one that refuses Mine."""
-    maker: Any = kind
-    while True:
-        try:
-            error: BaseException = maker.__new__(kind, *args)
-        except TypeError:
-            maker = maker.__base__
-            if maker is object:
-                raise
-        else:
-            return error
 
 
 def _format(error: BaseException, trace: Any) -> str:
