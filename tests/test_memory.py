@@ -189,6 +189,7 @@ async def test_a_plain_function_that_returns_a_coroutine_says_what_to_do(memory:
         ({"mmap_mode": "r", "compress": "zlib"}, "exclude each other"),
         ({"max_entries": 0}, "max_entries=0"),
         ({"max_bytes": "1 furlong"}, "furlong"),
+        ({"max_bytes": 0}, "max_bytes=0"),
         ({"ttl": -1}, "-1"),
         ({"signing_key": b""}, "signing_key is empty"),
         ({"track": "all"}, "track='all'"),
@@ -199,6 +200,36 @@ def test_bad_options_are_refused(options: Any, message: str, location: str) -> N
     with pytest.raises((ValueError, TypeError), match=message):
         Memory(location, **options)
     assert not os.path.exists(location)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validate": 3}, "validate=3 is no function"),
+        ({"cache_validation_callback": 3}, "validate=3 is no function"),
+        ({"cache_errors": "ValueError"}, "cache_errors='ValueError' is neither"),
+        ({"cache_errors": [int]}, "neither True or False nor types"),
+        ({"tags": [1]}, r"1 \(int\) is none"),
+        ({"tags": "price"}, r"Write tags=\['price'\]"),
+        ({"depends_on": len}, r"Write depends_on=\[<built-in"),
+    ],
+)
+def test_bad_options_of_a_function_are_refused(options: Any, message: str, memory: Memory) -> None:
+    with pytest.raises(TypeError, match=message):
+        memory.cache(**options)
+
+
+async def test_tags_that_a_function_gives_are_checked_too(memory: Memory) -> None:
+    cached = memory.cache(tags=lambda item: item)(len)
+    with pytest.raises(TypeError, match=r"Write tags=\['apple'\]"):
+        await cached("apple")
+
+
+@pytest.mark.parametrize("location", [3, ["cachedir"]])
+def test_a_location_is_a_path(location: Any) -> None:
+    with pytest.raises(TypeError, match="is neither a path nor a Store"):
+        Memory(location)
+    assert Memory(os.fsencode("cachedir")).location == Memory(Path("cachedir")).location == os.path.abspath("cachedir")  # type: ignore[arg-type]
 
 
 async def test_without_a_location_nothing_is_cached_and_all_else_works() -> None:

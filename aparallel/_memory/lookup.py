@@ -15,6 +15,7 @@ from aparallel._ground.store import Place, age
 from aparallel._memory.entry import Body, Damaged, Entry, NotOurs
 from aparallel._memory.keys import Key, KeyMaker
 from aparallel._memory.notes import tag_states
+from aparallel._memory.options import checked_tags
 from aparallel._memory.results import FunctionStatistics
 from aparallel._memory.tier import Kept, copy_of, keepable, size_of
 from aparallel._memory.values import is_frozen
@@ -218,7 +219,7 @@ class Lookup:
         """Return the tags of a call, each with a text that changes when it is invalidated."""
         tags = self.options.tags
         if callable(tags):
-            tags = tuple(tags(*call.args, **call.kwargs))
+            tags = checked_tags(tags(*call.args, **call.kwargs))
         return tag_states(self.store, tags) if tags else {}
 
     def say(self, level: int, what: str) -> None:

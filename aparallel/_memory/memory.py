@@ -15,6 +15,7 @@ from aparallel._memory.options import (
     FunctionOptions,
     MemoryOptions,
     check_pool,
+    checked_bound,
     checked_bytes,
     checked_entries,
     checked_tags,
@@ -92,7 +93,7 @@ class Memory:
             memory_bytes=parse_bytes(memory_bytes),
             track=track,
         )
-        home = _home(location, Limits(checked_entries(max_entries), checked_bytes(max_bytes)), trust_group)
+        home = _home(location, Limits(checked_entries(max_entries), checked_bound(max_bytes)), trust_group)
         _check_can_map(home, mmap_mode)
         self._pool = check_pool(pool)
         self._shelf = Shelf(home, options)
@@ -308,7 +309,9 @@ class _Decorator:
 
 def _home(location: str | os.PathLike[str] | Store | None, limits: Limits, trust_group: bool) -> Home:
     if not isinstance(location, Store):
-        return Home(None if location is None else os.path.abspath(os.fspath(location)), limits, trust_group)
+        if not isinstance(location, str | bytes | os.PathLike | None):
+            raise TypeError(f"Memory({location!r}): {type(location).__name__} is neither a path nor a Store.")
+        return Home(None if location is None else os.path.abspath(os.fsdecode(location)), limits, trust_group)
     if limits != (None, None) or trust_group:
         raise ValueError(
             f"max_bytes=, max_entries= and trust_group= are about a directory, and {type(location).__name__} is a "

@@ -89,19 +89,37 @@ def function_options(
         raise TypeError("validate= and cache_validation_callback= are the same. Give one.")
     mode = own.mmap_mode if mmap_mode is None else mmap_mode
     check_mmap_mode(mode, own.compress)
+    validate = validate if cache_validation_callback is None else cache_validation_callback
+    if validate is not None and not callable(validate):
+        raise TypeError(
+            f"validate={validate!r} is no function. It is called with a mapping, and returns True or False."
+        )
+    if isinstance(depends_on, str) or not isinstance(depends_on, Iterable):
+        raise TypeError(f"depends_on={depends_on!r} is no list. Write depends_on=[{depends_on!r}].")
     return FunctionOptions(
         ignore=ignore if isinstance(ignore, str) else tuple(ignore),  # type: ignore[arg-type]  # refused later
         ttl=own.ttl if ttl is None else parse_seconds(ttl),
         stale_while_revalidate=parse_seconds(stale_while_revalidate),
         tags=tags if callable(tags) else checked_tags(tags),
         mmap_mode=mode,
-        validate=validate or cache_validation_callback,
+        validate=validate,
         depends_on=tuple(depends_on),
         track=check_track(own.track if track is None else track),
-        cache_errors=(cache_errors,) if isinstance(cache_errors, type) else cache_errors,
+        cache_errors=_checked_errors(cache_errors),
         pool=check_pool(pool),
         verbose=own.verbose if verbose is None else verbose,
     )
+
+
+def _checked_errors(errors: Any) -> bool | tuple[type[BaseException], ...]:
+    if isinstance(errors, bool):
+        return errors
+    kinds = (errors,) if isinstance(errors, type) else errors
+    if not isinstance(kinds, list | tuple | set | frozenset) or not all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+    ):
+        raise TypeError(f"cache_errors={errors!r} is neither True or False nor types of exceptions.")
+    return tuple(kinds)
 
 
 def check_mmap_mode(mmap_mode: object, compress: object) -> None:
@@ -140,7 +158,18 @@ def checked_bytes(size: str | int | None) -> int | None:
     return None if size is None else parse_bytes(size)
 
 
+def checked_bound(size: str | int | None) -> int | None:
+    bound = checked_bytes(size)
+    if bound == 0:
+        raise ValueError(f"max_bytes={size!r} leaves no room for any result. Memory(None) caches nothing.")
+    return bound
+
+
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise TypeError(f"tags={tags!r} is a text. Write tags=[{tags!r}].")
-    return tuple(tags)
+    names = tuple(tags) if isinstance(tags, Iterable) else (tags,)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"tags={tags!r}: tags are texts, and {name!r} ({type(name).__name__}) is none.")
+    return names
