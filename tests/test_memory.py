@@ -73,6 +73,31 @@ class Shape:
         return self.width * height
 
 
+async def test_an_error_has_nothing_of_ours_in_its_context(memory: Memory) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        await memory.cache(lambda x: 1 // x)(0)
+    assert caught.value.__context__ is None
+
+
+async def test_only_what_a_caller_gets_counts_as_a_hit(memory: Memory) -> None:
+    cached = memory.cache(abs)
+    await cached(-1)
+    await cached.explain(-1)
+    await cached.check_call_in_cache(-1)
+    assert (cached.statistics().hits, cached.statistics().memory_hits) == (0, 0)
+    await cached(-1)
+    assert (cached.statistics().hits, cached.statistics().memory_hits) == (1, 1)
+
+
+@pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), ("3", TypeError), (1.5, TypeError)])
+async def test_a_bad_limit_removes_nothing(memory: Memory, limit: Any, error: type[Exception]) -> None:
+    cached = memory.cache(abs)
+    await cached(-1)
+    with pytest.raises(error, match="items_limit"):
+        await memory.reduce_size(items_limit=limit)
+    assert await cached.check_call_in_cache(-1)
+
+
 async def test_memoizing_what_is_memoized_memoizes_its_function(memory: Memory) -> None:
     class Scale:
         @memory.cache

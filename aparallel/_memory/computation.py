@@ -81,10 +81,10 @@ class Computation:
             return await self.fly(call)
         call, look = await in_thread(self._lookup.find, key, args, kwargs)
         if look.state is State.HIT:
-            self._statistics.hits += 1
+            self._lookup.count_hit(look)
             return given(look)
         if look.state is State.STALE:
-            self._statistics.hits += 1
+            self._lookup.count_hit(look)
             self._lookup.shelf.in_background(self.fly(call))
             return given(look)
         return await self.fly(call)
@@ -213,7 +213,7 @@ class Computation:
             call.is_new = False
             look = self._lookup.look_for(call)
             if look.state is State.HIT:
-                self._statistics.hits += 1
+                self._lookup.count_hit(look)
                 return look
         try:
             is_locked = self._lookup.store.try_lock(call.place.key)
@@ -233,7 +233,7 @@ class Computation:
             look = self._lookup.look_for(call)
             if look.state is State.HIT:
                 self._unlock(call)
-                self._statistics.hits += 1
+                self._lookup.count_hit(look)
                 return look
         return _Begun.LOCKED if call.is_locked else _Begun.UNLOCKED
 

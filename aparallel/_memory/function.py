@@ -16,7 +16,7 @@ from aparallel._memory.canonical import TooLarge
 from aparallel._memory.computation import Computation
 from aparallel._memory.digest import digest
 from aparallel._memory.hashing import LOOP_BUDGET
-from aparallel._memory.lookup import Lookup, State
+from aparallel._memory.lookup import Lookup, State, given, rebuilt
 from aparallel._memory.options import FunctionOptions
 from aparallel._memory.pickled import reduce_function
 from aparallel._memory.results import Explanation, FunctionStatistics, MemorizedResult, ShelvedValue
@@ -81,9 +81,9 @@ class MemorizedFunction(Generic[P, T]):
             return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
         try:
             key = own.keys.make(args, kwargs, LOOP_BUDGET)
-        except TooLarge:
-            return await self._computation.answer(None, args, kwargs)  # type: ignore[no-any-return]
-        kept = shelf.tier.get(key.digest)
+        except TooLarge:  # it is made in a thread, and what is raised there has nothing to do with this
+            key = None
+        kept = None if key is None else shelf.tier.get(key.digest)
         if (
             kept is not None
             and own.is_plain
@@ -91,18 +91,12 @@ class MemorizedFunction(Generic[P, T]):
             and time.monotonic() - kept.checked < TRUSTED_FOR
             and (self._options.ttl is None or age(kept.created, time.time()) <= self._options.ttl)
         ):
-            try:
-                value = kept.value()
-            except Exception:  # it cannot be unpickled, whatever that raises
-                shelf.tier.drop(key.digest)
-                return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
-            own.statistics.hits += 1
-            own.statistics.memory_hits += 1
-            shelf.tier.used(key.digest)
-            store.touch(kept.place)
-            if kept.is_error:
-                raise value
-            return value  # type: ignore[no-any-return]
+            look = rebuilt(kept)
+            if look is not None:
+                own.count_hit(look)
+                shelf.tier.used(kept.place.key)
+                store.touch(kept.place)
+                return given(look)  # type: ignore[no-any-return]
         return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
 
     # What else can be asked of a function

@@ -52,6 +52,7 @@ class Look(NamedTuple):
     state: State
     value: Any = None
     is_error: bool = False
+    is_from_memory: bool = False
 
 
 class PendingCall:
@@ -134,12 +135,11 @@ class Lookup:
             kept = tier.get(place.key)
             if kept is not None and self.is_plain and self.store.version(place) == kept.version:
                 state = self._state_of(kept.created, kept.tags)
-                look = _rebuilt(kept) if state is State.HIT else None
+                look = rebuilt(kept) if state is State.HIT else None
                 if look is not None:
                     kept.checked = time.monotonic()
                     tier.used(place.key)
                     self.store.touch(place)
-                    self.statistics.memory_hits += 1
                     return look
             tier.drop(place.key)
             return self._read(place)
@@ -222,16 +222,21 @@ class Lookup:
             tags = checked_tags(tags(*call.args, **call.kwargs))
         return tag_states(self.store, tags) if tags else {}
 
+    def count_hit(self, look: Look) -> None:
+        """Note in the statistics that a caller gets what was found."""
+        self.statistics.hits += 1
+        self.statistics.memory_hits += look.is_from_memory
+
     def say(self, level: int, what: str) -> None:
         """Tell on stderr, if so much is to be told."""
         if self.options.verbose >= level:
             sys.stderr.write(f"[memory] {self.name}: {what}\n")
 
 
-def _rebuilt(kept: Kept) -> Look | None:
+def rebuilt(kept: Kept) -> Look | None:
     """Return what is kept; None if it cannot be unpickled, which the store's copy then says, too."""
     try:
-        return Look(State.HIT, kept.value(), kept.is_error)
+        return Look(State.HIT, kept.value(), kept.is_error, is_from_memory=True)
     except Exception:
         return None
 

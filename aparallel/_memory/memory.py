@@ -17,6 +17,7 @@ from aparallel._memory.options import (
     check_pool,
     checked_bound,
     checked_bytes,
+    checked_count,
     checked_entries,
     checked_tags,
     function_options,
@@ -235,8 +236,11 @@ class Memory:
         """Remove results, least recently used first, until the limits hold. Return how many went.
 
         *age_limit* removes what was not used for so long. Without any limit, the memory's own are enforced.
+
+        Raises:
+            TypeError, ValueError: a limit is no such number, or negative.
         """
-        limits = Limits(items_limit, checked_bytes(bytes_limit))
+        limits = Limits(checked_count(items_limit, "items_limit"), checked_bytes(bytes_limit))
         if limits == (None, None) and age_limit is None and self._shelf.store is not None:
             limits = self._shelf.store.limits
         return await self._shelf.reduce(limits, None if age_limit is None else parse_seconds(age_limit))

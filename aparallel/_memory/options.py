@@ -145,12 +145,18 @@ def check_track(track: Track) -> Track:
 
 
 def checked_entries(count: int | None) -> int | None:
+    if checked_count(count, "max_entries") == 0:
+        raise ValueError("max_entries=0 leaves no room for any result. Memory(None) caches nothing.")
+    return count
+
+
+def checked_count(count: int | None, name: str) -> int | None:
     if count is None:
         return None
     if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"max_entries={count!r} is not a whole number.")
-    if count < 1:
-        raise ValueError(f"max_entries={count!r} is not a positive number. Memory(None) caches nothing.")
+        raise TypeError(f"{name}={count!r} is not a whole number.")
+    if count < 0:
+        raise ValueError(f"{name}={count!r} is negative.")
     return count
 
 

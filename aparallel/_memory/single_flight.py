@@ -191,7 +191,7 @@ async def _run(flight: Flight, lead: Callable[[Flight], Coroutine[Any, Any, None
         raise
     except BaseException as error:
         flight.end(Outcome(End.ERROR, error))
-        if not isinstance(error, Exception):
+        if isinstance(error, SystemExit | KeyboardInterrupt):
             raise
     finally:
         if not flight.in_thread:
