@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from suite.lag import Lag
-from suite.targets import TARGETS, LagTarget, RatioTarget
+from suite.targets import TARGETS, MostTarget, RatioTarget, Target
 from suite.turn import Turn
 from suite.work import Figure, Unit
 from suite.works import WORKS
@@ -121,7 +121,7 @@ class Report:
         works = {row.work for row in self.rows}
         return [self._verdict(target) for target in TARGETS if target.work in works]
 
-    def _verdict(self, target: RatioTarget | LagTarget) -> Verdict:
+    def _verdict(self, target: Target) -> Verdict:
         if isinstance(target, RatioTarget):
             theirs = self.row(target.work, target.figure, target.contender)
             ours = self.row(target.work, target.figure, target.ours)
@@ -129,6 +129,10 @@ class Report:
             if target.ours == OURS and theirs is not None:
                 measured = theirs.ratio
             is_reached = measured is not None and measured >= target.at_least
+        elif isinstance(target, MostTarget):
+            row = self.row(target.work, target.figure, OURS)
+            measured = None if row is None else row.value
+            is_reached = measured is not None and measured <= target.at_most
         else:
             ours = next((row for row in self.rows if (row.work, row.contender) == (target.work, OURS)), None)
             measured = ours.lag.p99 if ours is not None and ours.lag is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,22 @@ class LagTarget:
         return f"{self.work}: lag p99 ≤ {self.at_most_ms:g} ms"
 
 
-TARGETS: tuple[RatioTarget | LagTarget, ...] = (
+@dataclass(frozen=True, slots=True)
+class MostTarget:
+    """A figure of aparallel's is not to be above a number, in the figure's unit."""
+
+    work: str
+    figure: str
+    at_most: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.work}, {self.figure} ≤ {self.at_most:g}"
+
+
+Target: TypeAlias = RatioTarget | LagTarget | MostTarget
+
+TARGETS: tuple[Target, ...] = (
     RatioTarget("tiny_calls", "per call", "joblib", 3),
     RatioTarget("tiny_calls", "per call", "run_in_executor", 40),
     RatioTarget("one_call", "median", "anyio.to_process", 1),
@@ -76,4 +92,17 @@ TARGETS: tuple[RatioTarget | LagTarget, ...] = (
     LagTarget("small_arrays_file"),
     LagTarget("forest_file"),
     LagTarget("frame_file"),
+    RatioTarget("web_light", "light, p99", "blocking", 10),
+    RatioTarget("web_light", "light, p99", "thread pool", 10),
+    RatioTarget("web_light", "light, p99", "run_in_executor", 1),
+    RatioTarget("web_light", "light, p99", "anyio.to_process", 1),
+    RatioTarget("web_light", "heavy", "run_in_executor", 0.9),
+    # Within 200 ms of a client's leave its worker is free or replaced: the next request is served by then.
+    MostTarget("web_left", "next answer", 0.2),
+    RatioTarget("web_left", "CPU spent afterwards", "run_in_executor", 5),
+    # The request that crashes, and no other.
+    MostTarget("web_crash", "failed requests", 1),
+    # Per cent: who cannot be served is told so, and nobody waits in vain.
+    MostTarget("web_overload", "given up on", 1),
+    RatioTarget("web_overload", "served in time", "run_in_executor", 1),
 )

@@ -85,7 +85,7 @@ CACHES: tuple[Entry[CacheContender], ...] = (
 
 WEB: tuple[Entry[WebContender], ...] = (
     Entry("aparallel", "web", "Aparallel", "aparallel"),
-    Entry("aparallel nice=19", "web", "AparallelNice", "aparallel"),
+    Entry("aparallel nice=0", "web", "AparallelNotNice", "aparallel"),
     Entry("blocking", "web", "Blocking", "starlette"),
     Entry("thread pool", "web", "ThreadPool", "starlette"),
     Entry("run_in_executor", "web", "RunInExecutor", "starlette"),

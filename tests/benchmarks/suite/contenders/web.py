@@ -81,7 +81,8 @@ class AnyioToProcess(WebContender):
 class Aparallel(WebContender):
     """aparallel.web, with the queue bounded as its documentation advises."""
 
-    nice = 0
+    # The pool's own default.
+    nice: int | None = None
 
     def app(self, n_jobs: int) -> Starlette:
         from starlette.applications import Starlette
@@ -107,7 +108,7 @@ class Aparallel(WebContender):
         return handle
 
 
-class AparallelNice(Aparallel):
-    """The same, with workers at the lowest priority: when the cores are saturated, the loop goes first."""
+class AparallelNotNice(Aparallel):
+    """The same, with workers at the server's own priority: on saturated cores the loop waits for its turn."""
 
-    nice = 19
+    nice = 0
