@@ -387,6 +387,11 @@ async def test_only_the_requests_that_are_included_are_watched() -> None:
     assert handler.events == ["went on", "cleaned up"]
 
 
+def test_what_to_watch_is_said_by_a_function() -> None:
+    with pytest.raises(TypeError, match="include='/heavy' is not a function"):
+        CancelOnDisconnect(Handler(), include="/heavy")  # type: ignore[arg-type]
+
+
 async def test_a_request_that_is_watched_twice_is_cancelled_once() -> None:
     handler, connection = Handler(), Connection(body())
     serving = serve(CancelOnDisconnect(CancelOnDisconnect(handler)), connection)

@@ -201,6 +201,7 @@ async def test_a_pool_may_be_made_by_a_function_each_time() -> None:
         ({"pool": 3}, "neither a Pool nor a function"),
         ({"pool": Pool, "n_jobs": 2}, "n_jobs would be for no pool"),
         ({"inner": "app"}, "not a function of the app"),
+        ({"inner": Pool(1)}, r"lifespan\(pool=\.\.\.\)"),
         ({"jobs": 3}, "unexpected keyword argument 'jobs'"),
         ({"shutdown_timeout": "soon"}, "'soon'"),
         ({"shutdown_timeout": -1}, "-1"),

@@ -58,9 +58,16 @@ class CancelOnDisconnect:
     Args:
         app: the app inside.
         include: told the scope of a request, says whether to watch it. All by default.
+
+    Raises:
+        TypeError: *include* is not a function.
     """
 
     def __init__(self, app: ASGIApp, *, include: Callable[[Scope], bool] | None = None) -> None:
+        if include is not None and not callable(include):
+            raise TypeError(
+                f"include={include!r} is not a function of a request's scope: lambda scope: scope['path'] == '/render'"
+            )
         self._app = app
         self._include = include
 

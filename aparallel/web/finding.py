@@ -30,7 +30,8 @@ def get_pool(where: object = None, /) -> Pool:
         where: a request, websocket or other connection, an ASGI scope, or the app itself. Without it,
             the only pool that an app of the running loop has.
 
-    A handler that its framework runs in a thread may ask, too, and hand back a stream of the pool's results.
+    A handler that its framework runs in a thread may ask, too, and hand back a stream of the pool's results. FastAPI's
+    ``Depends`` wants ``provide_pool`` of :mod:`aparallel.web.fastapi`, or ``PoolDep``.
 
     Raises:
         MissingPoolError: there is none, most often because the app's lifespan did not run; or *where* was

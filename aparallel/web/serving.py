@@ -79,6 +79,8 @@ def lifespan(
         raise TypeError(
             f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
         )
+    if isinstance(inner, Pool):
+        raise TypeError(f"{inner!r} is no lifespan of the app. Hand a pool of your own over as lifespan(pool=...).")
     if inner is not None and not callable(inner):
         raise TypeError(f"The lifespan inside is {inner!r}, not a function of the app that gives a context manager.")
     if pool is not None and not isinstance(pool, Pool) and not callable(pool):
