@@ -110,9 +110,9 @@ class Calls(ABC):
             fn = Call(fn, *args)
         elif args:
             raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
-        policy = pool._allowed(on_cancel) if on_cancel is not None else pool._on_cancel
-        if timeout is not None:
-            pool._check_timeout(timeout, policy)
+        policy = pool._policy.usual
+        if on_cancel is not None or timeout is not None:
+            policy = pool._policy.of_call(on_cancel, timeout)
         patience = (
             pool._queue_timeout if queue_timeout is Unset.UNSET else parse_patience("queue_timeout", queue_timeout)
         )
@@ -376,9 +376,7 @@ class Calls(ABC):
     ) -> F:
         pool = self._pool
         scheduler = pool._use()
-        policy = pool._allowed(options.on_cancel) if options.on_cancel is not None else pool._on_cancel
-        if options.timeout is not None:
-            pool._check_timeout(options.timeout, policy)
+        policy = pool._policy.of_call(options.on_cancel, options.timeout)
         if pool._max_queued is not None or self._runs.quota is not None:
             pool._check_room(self._runs, None)
         if workers is None:

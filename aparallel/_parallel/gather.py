@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from aparallel._ground.call import Call
 from aparallel._ground.nesting import nesting_level
@@ -241,14 +241,13 @@ def _pool_for(options: Options) -> tuple[Calls, int | None]:
         if not isinstance(options.pool, Calls):
             raise TypeError(f"pool={options.pool!r} is neither a Pool nor what the limit() of one gave.")
         return options.pool, None
-    kind = choose_kind(options)
+    asked: Any = options.backend if isinstance(options.backend, Backend) else choose_kind(options)
     workers = options.workers()
-    key: Any = options.backend if isinstance(options.backend, Backend) else (kind, nesting_level())
+    key = asked if isinstance(asked, Backend) else (asked, nesting_level())
     pools = _pools.setdefault(loop, {})
     pool = pools.get(key)
     if pool is None or pool._closing:
-        chosen = options.backend if isinstance(options.backend, Backend) else cast("Any", kind)
-        pool = pools[key] = Pool(workers, chosen)
+        pool = pools[key] = Pool(workers, asked)
         pool.on_closed = functools.partial(_forget, weakref.ref(loop), key)
-    pool.adjust(workers, options.inner_max_num_threads if kind == "process" else None)
+    pool.adjust(workers, options.inner_max_num_threads)
     return pool, workers

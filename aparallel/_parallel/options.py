@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", "threading", "sequential"]
 
 _ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
-_KINDS = ("process", "thread", "inline")
+KINDS = ("process", "thread", "inline")
 _ON_CANCEL = ("kill", "wait", "abandon")
 
 
@@ -160,6 +160,7 @@ def resolve(given: dict[str, Any]) -> Options:
         outweighed = frozenset({"pool", "backend"} if processes else {"pool"})  # as in joblib
     options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | given)
     _check(options)
+    _check_inner_threads_reach(Options(**given))
     return options
 
 
@@ -196,6 +197,16 @@ def _check(options: Options) -> None:
         raise ValueError("inner_max_num_threads= belongs to the pool: give it to Pool(), not together with pool=.")
 
 
+def _check_inner_threads_reach(given: Options) -> None:
+    """Refuse threads in processes together with other workers; what a surrounding block says is let go."""
+    kind = choose_kind(given)
+    if given.inner_max_num_threads is not None and given.pool is None and kind != "process":
+        raise ValueError(
+            f"inner_max_num_threads={given.inner_max_num_threads} is for process workers, and this asks for "
+            f"{kind} workers. Use backend='process', or leave inner_max_num_threads= out."
+        )
+
+
 def _given_kind(options: Options) -> str | None:
     return None if options.backend is None else kind_of(options.backend)
 
@@ -209,22 +220,18 @@ def kind_of(backend: str | Backend) -> str:
     if isinstance(backend, Backend):
         return backend.name
     kind = _ALIASES.get(backend, backend) if isinstance(backend, str) else None
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise ValueError(
-            f"backend={backend!r} is not one of {', '.join(map(repr, (*_KINDS, *_ALIASES)))}, nor a Backend instance."
+            f"backend={backend!r} is not one of {', '.join(map(repr, (*KINDS, *_ALIASES)))}, nor a Backend instance."
         )
     return kind
 
 
 def choose_kind(options: Options) -> str:
-    """Decide which kind of workers a gather without a pool uses, here."""
+    """Decide which kind of workers a gather without a pool asks for."""
     if options.backend is not None:
-        kind = kind_of(options.backend)
-    elif options.require == "sharedmem" or options.prefer == "threads":
-        kind = "thread"
-    else:
-        kind = "process"
-    return nested_kind(kind)
+        return kind_of(options.backend)
+    return "thread" if options.require == "sharedmem" or options.prefer == "threads" else "process"
 
 
 def nested_kind(kind: str) -> str:
@@ -283,3 +290,8 @@ def check_on_cancel(on_cancel: str | None) -> None:
 def check_inner_threads(count: int | None) -> None:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise ValueError(f"inner_max_num_threads={count!r} is not a positive number of threads.")
+
+
+def check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")

@@ -8,34 +8,27 @@ import contextvars
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
-from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.cpus import cpu_count
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
 from aparallel._ground.shield import outlast
 from aparallel._parallel.admission import queue_is_full
 from aparallel._parallel.calls import Calls
 from aparallel._parallel.lifetime import LoopTie, running_loop
 from aparallel._parallel.limits import LimitedPool
-from aparallel._parallel.options import (
-    check_inner_threads,
-    check_on_cancel,
-    check_timeout,
-    kind_of,
-    make_sharing,
-    nested_kind,
-    parse_patience,
-)
+from aparallel._parallel.options import check_count, parse_patience
+from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Tallies
 from aparallel._parallel.quotas import Quota
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
+from aparallel._parallel.settings import Settings, checked_initargs, checked_variables
 from aparallel._parallel.workforce import PoolStatistics
-from aparallel.abc import Backend
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -45,15 +38,9 @@ if TYPE_CHECKING:
     from aparallel._parallel.flow import Flow
     from aparallel._parallel.options import BackendName
     from aparallel._parallel.runs import Runs
-    from aparallel.abc import Encoder, OnCancel
+    from aparallel.abc import Backend, Encoder, OnCancel
 
 T = TypeVar("T")
-
-_LOWEST_PRIORITY = 19
-
-# Beside workers of its own priority that take all cores, a Linux scheduler lets the loop wait for the rest of their
-# slice: p99 of the loop's lag 3.4 ms on two cores. With 10 it was 0.9, and with 19 no better.
-_NICE = 10
 
 # What a cancelled coroutine has for its clean-up once the time of the pool is over.
 _PARTING_SECONDS = 1.0
@@ -98,8 +85,11 @@ class Pool(Calls):
     A pool belongs to the event loop that it is first used on, and ends with it. Leaving its
     ``async with`` block normally waits for the calls admitted; leaving it by an exception cancels them.
 
+    Inside a worker ``"process"`` means threads, and deeper the thread itself. What only processes can keep is let go
+    there; a call with a timeout, or to be killed, is abandoned.
+
     Raises:
-        TypeError, ValueError: a bad option.
+        TypeError, ValueError: a bad option, or one that such workers cannot keep.
         UnsupportedPlatformError: this system cannot start worker processes.
     """
 
@@ -124,35 +114,30 @@ class Pool(Calls):
         temp_folder: str | os.PathLike[str] | None = None,
         logs: bool = True,
     ) -> None:
-        check_on_cancel(on_cancel)
-        check_inner_threads(inner_max_num_threads)
-        _check_count("max_calls_per_worker", max_calls_per_worker, 1)
-        _check_count("max_queued", max_queued, 0)
-        _check_nice(nice, backend)
-        check_timeout(idle_timeout, "idle_timeout")
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer={initializer!r} is not a function.")
-        if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
-            raise TypeError(f"initargs={initargs!r} is not a tuple of arguments. Write initargs=(value,).")
-        if not isinstance(context_vars, Sequence) or not all(isinstance(var, ContextVar) for var in context_vars):
-            raise TypeError(f"context_vars={context_vars!r} is not a sequence of ContextVars.")
-        self._sharing = make_sharing(max_nbytes, mmap_mode, temp_folder)
-        self._n_jobs = effective_n_jobs(n_jobs, cpu_count())
-        self._backend = _make_backend(
-            backend,
-            self._n_jobs,
-            initializer,
-            tuple(initargs),
-            inner_max_num_threads,
-            tuple(context_vars),
-            executable,
-            logs,
-            nice,
+        settings = Settings(
+            n_jobs=n_jobs,
+            backend=backend,
+            initializer=initializer,
+            initargs=checked_initargs(initargs),
+            idle_timeout=idle_timeout,
+            max_calls_per_worker=max_calls_per_worker,
+            max_queued=max_queued,
+            queue_timeout=queue_timeout,
+            inner_max_num_threads=inner_max_num_threads,
+            on_cancel=on_cancel,
+            context_vars=checked_variables(context_vars),
+            executable=executable,
+            nice=nice,
+            max_nbytes=max_nbytes,
+            mmap_mode=mmap_mode,
+            temp_folder=temp_folder,
+            logs=logs,
         )
-        self._nice = nice
-        self._on_cancel: OnCancel = self._allowed(on_cancel) if on_cancel is not None else self._backend.on_cancel
-        self._idle_timeout = idle_timeout
-        self._max_calls_per_worker = max_calls_per_worker
+        self._settings = settings
+        self._sharing = settings.sharing()
+        self._n_jobs = settings.workers()
+        self._backend = settings.make_backend(self._n_jobs)
+        self._policy = StopPolicy(self._backend, on_cancel, stands_in=settings.stands_in)
         self._max_queued = max_queued
         self._queue_timeout = parse_patience("queue_timeout", queue_timeout)
         self._is_inline = isinstance(self._backend, InlineBackend)
@@ -215,23 +200,6 @@ class Pool(Calls):
         self._flows.pop(flow, None)
         self._tell_if_quiet()
 
-    def _allowed(self, on_cancel: OnCancel) -> OnCancel:
-        check_on_cancel(on_cancel)
-        if on_cancel == "kill" and not self._backend.can_kill:
-            raise ValueError(
-                f"on_cancel='kill' cannot be: nothing can stop a running {self._backend.name}. Use 'wait' or 'abandon'."
-            )
-        return on_cancel
-
-    def _check_timeout(self, timeout: float, on_cancel: OnCancel) -> None:
-        check_timeout(timeout)
-        if on_cancel == "abandon" or (self._backend.can_time and on_cancel == "kill"):
-            return
-        raise ValueError(
-            f"timeout={timeout!r} cannot be kept: backend {self._backend.name!r} with on_cancel={on_cancel!r} never "
-            f"stops a running call. Use process workers, or on_cancel='abandon' to return and leave it running."
-        )
-
     def _check_room(self, runs: RunQueue, patience: float | None) -> None:
         """Refuse a call if as many wait as may, in the pool or of its key, or if it has no *patience* and must wait.
 
@@ -277,7 +245,7 @@ class Pool(Calls):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r} is not a whole number of workers, 1 or more.")
-        _check_count("max_queued", max_queued, 0)
+        check_count("max_queued", max_queued, 0)
         try:
             quota = self._quotas.get(key)
         except TypeError as error:
@@ -363,9 +331,8 @@ class Pool(Calls):
         return self._n_jobs
 
     def __repr__(self) -> str:
-        start = f"<Pool {self._backend.name} n_jobs={self._n_jobs}" + (
-            "" if self._nice is None else f" nice={self._nice}"
-        )
+        nice = self._settings.nice
+        start = f"<Pool {self._backend.name} n_jobs={self._n_jobs}" + ("" if nice is None else f" nice={nice}")
         if self._closing:
             return f"{start}: {'closed' if self._closed else 'closing'}>"
         now = self.statistics()
@@ -390,7 +357,12 @@ class Pool(Calls):
         self._loop = loop
         self._owner = os.getpid()
         self._scheduler = Scheduler(
-            loop, self._backend, self._n_jobs, self._idle_timeout, self._max_calls_per_worker, self._waiting
+            loop,
+            self._backend,
+            self._n_jobs,
+            self._settings.idle_timeout,
+            self._settings.max_calls_per_worker,
+            self._waiting,
         )
         self._encoder = self._backend.encoder(self._sharing, single=True)
         self._tie = LoopTie(loop, self._shut, self._on_loop_gone)
@@ -514,62 +486,3 @@ class Pool(Calls):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
-
-
-def _make_backend(
-    backend: str | Backend,
-    n_jobs: int,
-    initializer: Callable[..., object] | None,
-    initargs: tuple[Any, ...],
-    inner_threads: int | None,
-    context_vars: tuple[ContextVar[Any], ...],
-    executable: str | None,
-    logs: bool,
-    nice: int | None,
-) -> Backend:
-    if isinstance(backend, Backend):
-        return backend
-    kind = kind_of(backend)
-    if kind != "process" and not logs:
-        raise ValueError("logs=False is for process workers: others share this process's logging. Leave it out.")
-    if kind != "process" and (inner_threads is not None or executable is not None):
-        raise ValueError("inner_max_num_threads= and executable= are for process workers; leave them out.")
-    kind = nested_kind(kind)
-    if kind == "thread":
-        from aparallel._backends.thread import ThreadBackend
-
-        return ThreadBackend(initializer=initializer, initargs=initargs)
-    if kind == "inline":
-        return InlineBackend(initializer=initializer, initargs=initargs)
-    return ProcessBackend(
-        executable=executable,
-        initializer=initializer,
-        initargs=initargs,
-        context_vars=context_vars,
-        inner_threads=inner_threads or max(cpu_count() // n_jobs, 1),
-        inner_threads_forced=inner_threads is not None,
-        logs=logs,
-        nice=_NICE if nice is None else nice,
-    )
-
-
-def _check_nice(nice: int | None, backend: str | Backend) -> None:
-    if nice is None:
-        return
-    if isinstance(nice, bool) or not isinstance(nice, int) or not 0 <= nice <= _LOWEST_PRIORITY:
-        raise ValueError(
-            f"nice={nice!r} is not a whole number from 0, for this program's own priority, to {_LOWEST_PRIORITY}, "
-            f"or None for the usual {_NICE}."
-        )
-    if nice and kind_of(backend) != "process":
-        raise ValueError(
-            f"nice={nice!r} is for worker processes: a {kind_of(backend)} worker is in the event loop's own process, "
-            f"which would be slowed down with it. Use backend='process', or leave nice= out."
-        )
-    if nice and isinstance(backend, Backend):
-        raise ValueError(f"nice={nice!r} cannot be told to {backend!r}, which was made already. Leave one of them out.")
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")

@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from aparallel._ground.units import parse_seconds
 from aparallel._parallel.pool import Pool
+from aparallel._parallel.settings import PoolSettings
 from aparallel.web.finding import STATE_KEY, found_at
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
-    from contextvars import ContextVar
 
-    from aparallel._ground.sharing import MmapMode
-    from aparallel._parallel.options import BackendName
-    from aparallel.abc import Backend, OnCancel
-
-
-class PoolSettings(TypedDict, total=False):
-    """The arguments of :class:`aparallel.Pool`, which say what they mean."""
-
-    n_jobs: int
-    backend: BackendName | Backend
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    idle_timeout: float | None
-    max_calls_per_worker: int | None
-    max_queued: int | None
-    queue_timeout: float | None
-    inner_max_num_threads: int | None
-    on_cancel: OnCancel | None
-    context_vars: Sequence[ContextVar[Any]]
-    executable: str | None
-    nice: int | None
-    max_nbytes: int | str | None
-    mmap_mode: MmapMode
-    temp_folder: str | os.PathLike[str] | None
-    logs: bool
+__all__ = ["Lifespan", "PoolSettings", "PoolSource", "lifespan"]
 
 
 def lifespan(

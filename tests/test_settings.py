@@ -1,0 +1,124 @@
+"""A pool keeps each setting that it is given, or says at once that it cannot."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from aparallel import Pool, delayed, gather_parallel, parallel_config
+from aparallel._backends.inline import InlineBackend
+from aparallel._backends.process import ProcessBackend
+from aparallel._backends.thread import ThreadBackend
+from aparallel._parallel.settings import PoolSettings, Settings
+from aparallel.testing import FakeBackend
+
+chosen: contextvars.ContextVar[str] = contextvars.ContextVar("chosen")
+
+# A value of each setting of workers that is not the default.
+OF_WORKERS: dict[str, Any] = {
+    "initializer": print,
+    "initargs": ("x",),
+    "context_vars": [chosen],
+    "inner_max_num_threads": 2,
+    "executable": sys.executable,
+    "nice": 5,
+    "logs": False,
+    "max_nbytes": "2M",
+    "mmap_mode": "c",
+    "temp_folder": os.curdir,
+}
+OF_POOLS: dict[str, Any] = {
+    "idle_timeout": 10.0,
+    "max_calls_per_worker": 5,
+    "max_queued": 3,
+    "queue_timeout": 1.5,
+    "on_cancel": "abandon",
+}
+FOR_ALL_KINDS = {"initializer", "initargs", "context_vars"}
+TOLD_TO_BACKENDS = {"max_nbytes", "mmap_mode", "temp_folder"}
+
+MADE = {"process": ProcessBackend, "thread": ThreadBackend, "inline": InlineBackend, "fake": FakeBackend}
+
+
+def test_all_settings_are_tried_here() -> None:
+    names = {field.name for field in dataclasses.fields(Settings)}
+    assert {*OF_WORKERS, *OF_POOLS, "n_jobs", "backend"} == names
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Pool).parameters.items()}
+    assert defaults == {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert set(PoolSettings.__annotations__) == names
+
+
+@pytest.mark.parametrize("kind", ["process", "thread", "inline", "loky", "threading", "sequential"])
+@pytest.mark.parametrize("name", [*OF_WORKERS, *OF_POOLS])
+def test_a_kind_of_workers_keeps_a_setting_or_refuses_it(name: str, kind: Any) -> None:
+    value = {**OF_WORKERS, **OF_POOLS}[name]
+    if kind in ("process", "loky") or name in FOR_ALL_KINDS or name in OF_POOLS:
+        Pool(1, kind, **{name: value})
+    else:
+        with pytest.raises(ValueError, match=rf"{name}=.* is for process workers.*leave {name}= out"):
+            Pool(1, kind, **{name: value})
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("name", [*OF_WORKERS, *OF_POOLS])
+def test_a_backend_that_was_made_already_is_told_a_setting_or_it_is_refused(name: str, kind: str) -> None:
+    value = {**OF_WORKERS, **OF_POOLS}[name]
+    backend = MADE[kind]()
+    if name in OF_POOLS or (name in TOLD_TO_BACKENDS and kind in ("process", "fake")):
+        Pool(1, backend, **{name: value})
+    else:
+        with pytest.raises(ValueError, match=rf"{name}=.* does not reach the workers of .*{type(backend).__name__}"):
+            Pool(1, backend, **{name: value})
+
+
+def test_what_others_have_anyway_may_be_said_but_not_to_a_backend_that_may_have_been_told_otherwise() -> None:
+    for backend in ("thread", "inline", ThreadBackend(), FakeBackend()):
+        Pool(1, backend, nice=0, logs=True, max_nbytes="1M", mmap_mode="r", temp_folder=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nice=0 does not reach"):
+        Pool(1, ProcessBackend(nice=5), nice=0)
+
+
+@pytest.mark.parametrize("name", ["max_nbytes", "mmap_mode", "temp_folder"])
+async def test_what_a_backend_is_told_is_what_the_pool_was_given(name: str, tmp_path: Path) -> None:
+    told = []
+
+    class Listening(FakeBackend):
+        def encoder(self, sharing: Any, **more: Any) -> Any:
+            told.append(sharing)
+            return super().encoder(sharing, **more)
+
+    value = {"max_nbytes": 5000, "mmap_mode": "c", "temp_folder": str(tmp_path)}[name]
+    async with Pool(1, Listening(), **{name: value}):
+        assert [getattr(sharing, name) for sharing in told] == [value]
+
+
+@pytest.mark.parametrize(
+    "other", [{"backend": "thread"}, {"backend": FakeBackend()}, {"prefer": "threads"}, {"require": "sharedmem"}]
+)
+async def test_a_gather_on_other_workers_refuses_threads_of_processes(other: Any) -> None:
+    calls = iter([delayed(abs)(-1)])
+    with pytest.raises(ValueError, match="inner_max_num_threads=2 is for process workers"):
+        await gather_parallel(calls, inner_max_num_threads=2, **other)
+    assert len(list(calls)) == 1
+
+
+async def test_a_surrounding_block_may_say_what_is_only_for_some_of_its_gathers() -> None:
+    with parallel_config(inner_max_num_threads=2):
+        assert await gather_parallel([delayed(abs)(-1)], backend="inline") == [1]
+    with parallel_config(backend="inline"):
+        assert await gather_parallel([delayed(abs)(-1)], inner_max_num_threads=2) == [1]
+
+
+def test_the_settings_of_a_web_pool_can_be_looked_up() -> None:
+    from aparallel import web
+
+    assert web.PoolSettings is PoolSettings
+    with pytest.raises(NameError):  # types that only type checkers need are not imported for them
+        get_type_hints(PoolSettings)
