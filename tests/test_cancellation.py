@@ -107,7 +107,7 @@ async def assert_consistent(pool: Pool) -> None:
     assert (now.queued, now.busy) == (0, 0), now
     assert now.workers <= limit, now
     assert all(value >= 0 for value in (now.queued, now.running, now.idle, now.starting)), now
-    assert pool._runs.count == 0
+    assert pool._engine.runs.count == 0
 
 
 # The ways to cancel
@@ -374,7 +374,7 @@ async def test_a_call_cancelled_while_its_arguments_are_pickled_is_not_counted_a
             assert not task.done()
             task.cancel()
             await asyncio.wait([task])
-            assert pool._runs.count == 0
+            assert pool._engine.runs.count == 0
         await assert_consistent(pool)
 
 

@@ -170,14 +170,19 @@ def test_a_circle_is_found() -> None:
     assert circle_through("a", {"a": {"b"}, "b": {"c"}, "c": {"b"}}) is None
 
 
-def foreign_privates(source: str) -> set[str]:
-    """Private attributes that *source* uses of something and nowhere makes or sets itself."""
+def foreign_privates(source: str, *, inherited: bool = False) -> set[str]:
+    """Private attributes that *source* uses of something and nowhere makes or sets itself.
+
+    *inherited*: a class may use what it has from another module's class, as its own.
+    """
     tree = ast.parse(source)
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     own |= {node.attr for node in attributes if not isinstance(node.ctx, ast.Load)}
     constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     own |= {value for value in constants if isinstance(value, str)}  # of __slots__, or checked with hasattr
+    if inherited:
+        attributes = [node for node in attributes if not (isinstance(node.value, ast.Name) and node.value.id == "self")]
     used = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
     return {name for name in used - own if name.startswith("_") and not name.endswith("__")}
 
@@ -193,9 +198,20 @@ def test_modules_of_memory_use_no_private_names_of_others(module: str) -> None:
         assert not (name.startswith("aparallel.") and last.startswith("_") and name not in known), name
 
 
+@pytest.mark.parametrize("module", [name for name in modules() if layer_of(name) in {"_parallel", "web"}])
+def test_modules_of_pools_use_no_private_names_of_others(module: str) -> None:
+    source = modules()[module].read_text()
+    assert foreign_privates(source, inherited=True) == set()
+    for _, name in imports(ast.parse(source)):
+        last = name.rpartition(".")[2]
+        assert not (layer_used(name) and last.startswith("_") and name not in modules()), name
+
+
 def test_a_private_name_of_another_module_is_found() -> None:
     assert foreign_privates("def f(memory): return memory._store.get(memory.tier)") == {"_store"}
     assert foreign_privates("class A:\n    def __init__(self): self._x = 1\n    def f(self, a): return a._x") == set()
+    assert foreign_privates("class A(B):\n    def f(self): self._x.append(self._y)", inherited=True) == set()
+    assert foreign_privates("class A(B):\n    def f(self): self._x[0] = self.pool._y", inherited=True) == {"_y"}
 
 
 def loaded_by(code: str) -> set[str]:

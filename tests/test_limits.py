@@ -479,12 +479,12 @@ async def keys_leave_nothing(count: int) -> None:
 
         await use_many(0)
         gc.collect()
-        assert len(pool._quotas) == 0
-        assert not pool._scheduler._turns.entries
+        assert len(pool._engine.quotas) == 0
+        assert not pool._engine.use().scheduler._turns.entries
         objects = len(gc.get_objects())
         await use_many(count)
         gc.collect()
-        assert len(pool._quotas) == 0
+        assert len(pool._engine.quotas) == 0
         assert len(gc.get_objects()) < objects + 500
 
 
@@ -502,7 +502,7 @@ async def test_a_key_goes_with_its_last_call_and_view_and_not_when_a_cycle_is_fo
         with without_collection():
             assert await pool.limit("a", 1).run(same, 1) == 1
             assert await pool.limit("a", 1).gather([delayed(same)(1)]) == [1]
-            assert len(pool._quotas) == 0
+            assert len(pool._engine.quotas) == 0
 
 
 async def test_thousands_of_keys_that_wait_cost_time_in_proportion() -> None:

@@ -783,7 +783,7 @@ def test_a_killed_program_takes_a_worker_along_that_waits_to_write(tmp_path: Pat
             call = asyncio.ensure_future(pool.run(f))
             while True:
                 await asyncio.sleep(0.05)
-                relay = pool._backend._relay
+                relay = pool._engine.backend._relay
                 if any(records.source.waits for records in relay._sources):
                     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -285,7 +285,7 @@ async def test_a_pool_closes_after_its_spare_has_become_a_worker(
     async with asyncio.timeout(10):
         async with Pool(2) as pool:
             await pool.run(double, 1)
-            pool._backend.start_spare(asyncio.get_running_loop())
+            pool._engine.backend.start_spare(asyncio.get_running_loop())
             async with blocked(pool, tmp_path):
                 assert await pool.run(double, 1) == 2
             assert pool.statistics().workers == 2

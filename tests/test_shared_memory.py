@@ -229,12 +229,12 @@ class TestResults:
         async with Pool(1, max_nbytes=1000) as pool:
             await attempt(pool)
             await assert_freed_without_collector(lambda: attempt(pool))
-            memory = pool._backend._memory.get()  # type: ignore[attr-defined]
+            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
             assert all(segment.is_free for segment in memory.lender.segments.values())
 
     async def test_gathers_of_ever_new_arrays_write_into_the_memory_of_the_last(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool:
-            memory = pool._backend._memory.get()  # type: ignore[attr-defined]
+            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
             arrays = [np.full(MB // 8, float(value)) for value in range(20)]
             for value, array in enumerate(arrays):
                 assert await pool.gather([delayed(total)(array) for _ in range(3)]) == [value * MB // 8] * 3

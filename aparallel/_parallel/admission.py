@@ -1,4 +1,4 @@
-"""Calls that are not taken, or waited too long: what is said of them, and when to come again."""
+"""Which calls may wait for a worker; and what is said of those that may not, or waited too long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from aparallel.errors import PoolSaturatedError
 
 if TYPE_CHECKING:
+    from aparallel._parallel.queues import Tallies
     from aparallel._parallel.quotas import Quota
+    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.scheduler import Scheduler
 
 
 def seconds_for(calls: int, workers: int, each: float | None) -> float | None:
@@ -45,3 +48,38 @@ def _advice(retry_after: float | None) -> str:
     if retry_after is None:
         return "Try again later, or shed load."
     return f"Try again in about {retry_after:.2g} seconds, or shed load."
+
+
+class Admission:
+    """Says whether a call may wait for a worker.
+
+    Attributes:
+        max_queued: how many single calls may wait in the whole pool; None for any number.
+    """
+
+    def __init__(self, max_queued: int | None, waiting: Tallies) -> None:
+        self.max_queued = max_queued
+        self._waiting = waiting
+
+    def check_room(self, scheduler: Scheduler, runs: RunQueue, patience: float | None) -> None:
+        """Refuse a call if as many wait as may, in the pool or of its key, or if it has no *patience* and must wait.
+
+        A call that a free worker will take does not wait. What waits for its key's limit alone leaves workers free.
+
+        Raises:
+            PoolSaturatedError: so it is.
+        """
+        quota = runs.quota
+        free = scheduler.free_places()
+        if quota is not None:
+            free = min(free, quota.free_places())
+            waiting = runs.count + runs.coming
+            if quota.max_queued is not None and waiting >= quota.max_queued + free:
+                scheduler.refused += 1
+                raise queue_is_full(waiting, quota.max_queued, quota, scheduler.seconds_left(quota))
+        waiting = self._waiting.runs.calls + self._waiting.coming.calls
+        if self.max_queued is not None and waiting >= self.max_queued + free:
+            scheduler.refused += 1
+            raise queue_is_full(waiting, self.max_queued, None, scheduler.seconds_left(None))
+        if patience == 0 and not free:
+            raise scheduler.impatient(quota, 0)

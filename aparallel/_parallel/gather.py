@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from aparallel._ground.call import Call
 from aparallel._ground.nesting import nesting_level
-from aparallel._parallel.calls import Calls
+from aparallel._parallel.calls import runner_of
+from aparallel._parallel.engine import Engine
 from aparallel._parallel.flow import single_source
-from aparallel._parallel.lifetime import running_loop
+from aparallel._parallel.lifetime import Phase, running_loop
 from aparallel._parallel.options import GatherOptions, Options, choose_kind, resolve
-from aparallel._parallel.pool import Pool
+from aparallel._parallel.runner import Runner
+from aparallel._parallel.settings import Settings
 from aparallel._parallel.stream import ResultStream
 from aparallel.abc import Backend
 
@@ -29,7 +31,7 @@ T5 = TypeVar("T5")
 
 # The pools that belong to each loop, by what kind of workers they have and how deep in workers they
 # are used. Each loop's are only touched on that loop; a pool ends itself with its loop.
-_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Pool]] = weakref.WeakKeyDictionary()
+_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Engine]] = weakref.WeakKeyDictionary()
 
 
 @overload
@@ -178,8 +180,8 @@ async def gather_parallel(*calls: Any, return_exceptions: bool = False, **option
         WrongLoopError: no asyncio loop is running.
     """
     source, resolved = single_source(calls), resolve(options)
-    pool, workers = _pool_for(resolved)
-    return await pool._gather(source, resolved, return_exceptions, workers)
+    runner, workers = _runner_for(resolved)
+    return await runner.gather(source, resolved, return_exceptions, workers)
 
 
 @overload
@@ -221,8 +223,8 @@ def stream_parallel(
     source, resolved = single_source((calls,)), resolve(options)
 
     def begin() -> Any:
-        pool, workers = _pool_for(resolved)
-        return pool._begin_stream(source, resolved, ordered, return_exceptions, workers)
+        runner, workers = _runner_for(resolved)
+        return runner.begin_stream(source, resolved, ordered, return_exceptions, workers)
 
     return ResultStream(resolved, begin)
 
@@ -234,20 +236,18 @@ def _forget(loop: weakref.ref[asyncio.AbstractEventLoop], key: Any) -> None:
         pools.pop(key, None)
 
 
-def _pool_for(options: Options) -> tuple[Calls, int | None]:
-    """Return the pool to use and, if it is the loop's own, how many workers this gather asks it for."""
+def _runner_for(options: Options) -> tuple[Runner, int | None]:
+    """Return what runs this gather and, if its pool is the loop's own, how many workers it asks that one for."""
     loop = running_loop()
     if options.pool is not None:
-        if not isinstance(options.pool, Calls):
-            raise TypeError(f"pool={options.pool!r} is neither a Pool nor what the limit() of one gave.")
-        return options.pool, None
+        return runner_of(options.pool), None
     asked: Any = options.backend if isinstance(options.backend, Backend) else choose_kind(options)
     workers = options.workers()
-    key = asked if isinstance(asked, Backend) else (asked, nesting_level())
+    key: Any = asked if isinstance(asked, Backend) else (asked, nesting_level())
     pools = _pools.setdefault(loop, {})
-    pool = pools.get(key)
-    if pool is None or pool._closing:
-        pool = pools[key] = Pool(workers, asked)
-        pool.on_closed = functools.partial(_forget, weakref.ref(loop), key)
-    pool.adjust(workers, options.inner_max_num_threads)
-    return pool, workers
+    engine = pools.get(key)
+    if engine is None or engine.phase > Phase.OPEN:
+        engine = pools[key] = Engine(Settings(n_jobs=workers, backend=asked))
+        engine.on_closed = functools.partial(_forget, weakref.ref(loop), key)
+    engine.adjust(workers, options.inner_max_num_threads)
+    return Runner(engine, engine.runs), workers

@@ -1,9 +1,10 @@
-"""Ties a pool to its loop: when the loop ends, in whichever way, the workers do."""
+"""How far the life of a pool has come, and what ties it to its loop: when that ends, in whichever way, so does it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,21 @@ def running_loop() -> asyncio.AbstractEventLoop:
                 f"Start the program with asyncio.run() or anyio.run(..., backend='asyncio')."
             )
     raise WrongLoopError("No asyncio event loop is running here. Await this inside asyncio.run(main()).")
+
+
+class Phase(enum.IntEnum):
+    """How far the life of a pool has come. It only goes forward."""
+
+    NEW = 0
+    """Not used yet: it belongs to no loop, and there is nothing to end."""
+    OPEN = 1
+    """It belongs to a loop and admits calls."""
+    CLOSING = 2
+    """It admits no more. What was admitted may finish, and may still start workers for that."""
+    CUT_OFF = 3
+    """What was admitted has been ended: only the workers are waited for."""
+    CLOSED = 4
+    """Nothing of it is left."""
 
 
 class LoopTie:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.quotas import Quota
-    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.runner import Runner
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,19 +44,15 @@ class LimitedPool(Calls):
     their end, are the pool's.
     """
 
-    def __init__(self, pool: Pool, quota: Quota, runs: RunQueue) -> None:
-        self._full_pool = pool
+    def __init__(self, pool: Pool, runner: Runner, quota: Quota) -> None:
+        super().__init__(runner)
+        self._pool = pool
         self._quota = quota
-        self._runs = runs
-
-    @property
-    def _pool(self) -> Pool:
-        return self._full_pool
 
     @property
     def pool(self) -> Pool:
         """The pool whose workers it uses."""
-        return self._full_pool
+        return self._pool
 
     @property
     def n(self) -> int:

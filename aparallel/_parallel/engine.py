@@ -1,0 +1,323 @@
+"""What is behind the front of a pool: its backend, its workers and queues once it is used, and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from aparallel._backends.inline import InlineBackend
+from aparallel._backends.process import ProcessBackend
+from aparallel._ground.cpus import cpu_count
+from aparallel._ground.shield import outlast
+from aparallel._parallel.admission import Admission
+from aparallel._parallel.admitted import Admitted
+from aparallel._parallel.lifetime import LoopTie, Phase, running_loop
+from aparallel._parallel.options import check_count, parse_patience
+from aparallel._parallel.policy import StopPolicy
+from aparallel._parallel.queues import Tallies
+from aparallel._parallel.quotas import Quota
+from aparallel._parallel.runs import RunQueue
+from aparallel._parallel.scheduler import Scheduler
+from aparallel._parallel.workforce import PoolStatistics
+from aparallel.errors import ClosedPoolError, WrongLoopError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from aparallel._ground.sharing import MmapMode, Shared
+    from aparallel._parallel.settings import Settings
+    from aparallel.abc import Encoder
+
+# What a cancelled coroutine has for its clean-up once the time of the pool is over.
+_PARTING_SECONDS = 1.0
+
+# Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
+_OPEN: Final = Phase.OPEN
+
+# The inline pools, and the keys of them, in whose calls this context runs.
+_inline_pools: contextvars.ContextVar[tuple[Engine | Quota | None, ...]] = contextvars.ContextVar(
+    "aparallel_inline_pools", default=()
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bound:
+    """What a pool has from its first use on.
+
+    Attributes:
+        loop: the loop that it belongs to.
+        pid: the process that it belongs to. In a forked copy of that its workers are another's.
+        scheduler: gives calls to its workers.
+        encoder: for its single calls.
+        tie: ends it with its loop.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    pid: int
+    scheduler: Scheduler
+    encoder: Encoder
+    tie: LoopTie
+
+
+class Engine:
+    """A pool but for its front: what runs calls for those who hold it, and ends with its loop.
+
+    Attributes:
+        n_jobs: the most workers that it may have.
+        policy: what is done to running calls that are to stop.
+        patience: seconds that a single call may wait to be started, unless it says otherwise; None for ever.
+        runs: what its single calls without a key wait in.
+        quotas: what the calls of each key have together, for as long as anyone refers to it.
+        admitted: the calls that it still owes an outcome.
+        phase: how far its life has come.
+        on_closed: told when it is no more, in whichever way: whoever keeps it must forget it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.n_jobs = settings.workers()
+        self.backend = settings.make_backend(self.n_jobs)
+        self.policy = StopPolicy(self.backend, settings.on_cancel, stands_in=settings.stands_in)
+        self.sharing = settings.sharing()
+        self.shares_context = not isinstance(self.backend, ProcessBackend)
+        self.runs_on_loop = isinstance(self.backend, InlineBackend)
+        self.patience = parse_patience("queue_timeout", settings.queue_timeout)
+        # How many calls wait; the scheduler's queues keep it.
+        self._waiting = Tallies()
+        self.admission = Admission(settings.max_queued, self._waiting)
+        self.runs = RunQueue(self.n_jobs, self.sharing, self._waiting)
+        self.quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()
+        self.admitted = Admitted()
+        self.phase = Phase.NEW
+        # None until the first use; a pool that was never used may be closed without.
+        self._bound: Bound | None = None
+        self.on_closed: Callable[[], object] | None = None
+
+    def use(self) -> Bound:
+        """Check that the pool can be used here and now, and bind it to the running loop if it is new.
+
+        Raises:
+            ClosedPoolError: it is closing or closed.
+            WrongLoopError: it belongs to another loop or process, or no loop is running.
+        """
+        loop, bound = running_loop(), self._bound
+        if bound is not None and bound.loop is loop and self.phase is _OPEN:
+            return bound
+        if not self.is_ours():
+            raise WrongLoopError("This process is a forked copy of the one whose pool this is. Make a pool of its own.")
+        if self.phase > Phase.OPEN and (bound is None or bound.loop is loop):
+            raise ClosedPoolError(
+                f"This pool is closed: {self.describe()}. Make a new one, or keep it open while it is used."
+            )
+        if bound is not None:
+            raise WrongLoopError(
+                f"{self.describe()} belongs to another event loop, "
+                + ("which has closed. " if bound.loop.is_closed() else "which runs in another thread. ")
+                + "A pool serves the loop that it was first used on: make one per loop."
+            )
+        return self._open(loop)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Bound:
+        settings = self.settings
+        scheduler = Scheduler(
+            loop, self.backend, self.n_jobs, settings.idle_timeout, settings.max_calls_per_worker, self._waiting
+        )
+        encoder = self.backend.encoder(self.sharing, single=True)
+        tie = LoopTie(loop, self._shut, self._on_loop_gone)
+        self._bound = Bound(loop, os.getpid(), scheduler, encoder, tie)
+        self._advance(Phase.OPEN)
+        return self._bound
+
+    def _advance(self, phase: Phase) -> None:
+        self.phase = max(self.phase, phase)
+
+    def is_ours(self) -> bool:
+        """Whether this is the process that the pool was first used in. In a forked copy its workers are another's."""
+        return self._bound is None or self._bound.pid == os.getpid()
+
+    # For those who run calls
+
+    @contextlib.contextmanager
+    def place_for_nested(self, context: contextvars.Context, quota: Quota | None) -> Iterator[None]:
+        """Have one more worker while a call of this very pool, or key, waits here for other calls of it.
+
+        Only a coroutine that runs inline can do so; the place that it holds must not be the one it waits for.
+        """
+        if not self.runs_on_loop:
+            yield
+            return
+        around = _inline_pools.get()
+        context.run(_inline_pools.set, (*around, self, quota))
+        if self not in around or self._bound is None:
+            yield
+            return
+        scheduler = self._bound.scheduler
+        within = quota if quota is not None and quota in around else None
+        if within is not None:
+            within.nested += 1
+        self.runs.limit += 1
+        scheduler.limit += 1
+        scheduler.dispatch()
+        try:
+            yield
+        finally:
+            if within is not None:
+                within.nested -= 1
+            self.runs.limit -= 1
+            scheduler.resize(scheduler.limit - 1)
+
+    def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, RunQueue]:
+        """Let the calls of *key* have so many workers; return what they share and where single ones of them wait."""
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"n={workers!r} is not a whole number of workers, 1 or more.")
+        check_count("max_queued", max_queued, 0)
+        try:
+            quota = self.quotas.get(key)
+        except TypeError as error:
+            raise TypeError(
+                f"limit() needs a key that can be hashed, and {type(key).__name__} cannot: {error}"
+            ) from error
+        runs = None if quota is None else quota.runs
+        if runs is None:
+            runs = RunQueue(sys.maxsize, self.sharing, self._waiting)
+            if quota is None:
+                quota = self.quotas[key] = Quota(key, runs)
+            else:
+                quota.renew_runs(runs)
+        assert quota is not None
+        more, quota.limit, quota.max_queued = workers > quota.limit, workers, max_queued
+        if more and quota.turns.entries and self._bound is not None:
+            self._bound.scheduler.dispatch_soon()
+        return quota, runs
+
+    # For the pool itself
+
+    def adjust(self, workers: int, inner_threads: int | None) -> None:
+        """For the pool that belongs to a loop: grow or shrink to what the gathers under way ask for."""
+        scheduler = self.use().scheduler
+        wanted = max([workers, *self.admitted.flows.values()])
+        inner = inner_threads or max(cpu_count() // wanted, 1)
+        if wanted != self.n_jobs:
+            self.n_jobs = self.runs.limit = wanted
+            scheduler.resize(wanted)
+        if isinstance(self.backend, ProcessBackend) and self.backend.limit_threads(inner, inner_threads is not None):
+            scheduler.renew()
+
+    async def share(self, value: Any, mode: MmapMode) -> Shared[Any]:
+        self.use()
+        return await self.backend.share(value, mode, self.sharing)
+
+    async def warm_up(self) -> None:
+        """Start all workers and wait until they are ready."""
+        scheduler = self.use().scheduler
+        scheduler.start_error = None
+        try:
+            await self._start_all(scheduler)
+        finally:
+            if self.backend.is_unsettled:
+                await self.backend.settle()
+
+    async def _start_all(self, scheduler: Scheduler) -> None:
+        while scheduler.start_error is None and self.phase is _OPEN:
+            if scheduler.start_missing():
+                self.backend.start_spare(scheduler.loop)
+                return
+            if scheduler.start_error is None:
+                await scheduler.changed()
+        if scheduler.start_error is None:
+            raise ClosedPoolError("The pool was closed while its workers were starting.")
+        raise scheduler.start_error
+
+    def statistics(self) -> PoolStatistics:
+        """Return what the pool is doing now."""
+        if self._bound is None:
+            return PoolStatistics(
+                self.n_jobs, workers=0, starting=0, idle=0, busy=0, queued=0, running=0, completed=0, failed=0, broken=0
+            )
+        return self._bound.scheduler.statistics()
+
+    def describe(self) -> str:
+        """Return what the pool is and does, as its repr."""
+        nice = self.settings.nice
+        start = f"<Pool {self.backend.name} n_jobs={self.n_jobs}" + ("" if nice is None else f" nice={nice}")
+        if self.phase > Phase.OPEN:
+            return f"{start}: {'closed' if self.phase is Phase.CLOSED else 'closing'}>"
+        now = self.statistics()
+        starting = f"{now.starting} starting, " if now.starting else ""
+        return f"{start}: {starting}{now.idle} idle, {now.busy} busy, {now.queued} queued>"
+
+    # Its end
+
+    def abort(self) -> None:
+        """Admit no more, and end all that was admitted with ClosedPoolError."""
+        self._advance(Phase.CLOSING)
+        if self._bound is not None:
+            error = ClosedPoolError("The pool was closed while this call was under way.")
+            self.admitted.fail_all(self._bound.scheduler, error)
+
+    async def aclose(self, timeout: float | None) -> None:
+        """Admit no more, wait *timeout* seconds for what was admitted, end the workers."""
+        timeout = parse_patience("timeout", timeout)
+        bound = self._bound
+        if bound is None or not self.is_ours():
+            self._advance(Phase.CLOSED)
+            return
+        if running_loop() is not bound.loop:
+            raise WrongLoopError(f"{self.describe()} belongs to another event loop, and only there can it be closed.")
+        self._advance(Phase.CLOSING)
+        deadline = None if timeout is None else bound.loop.time() + timeout
+        try:
+            while not self.admitted.is_empty() and self.phase < Phase.CUT_OFF:
+                if not await _until(self.admitted.quiet(bound.loop), deadline):
+                    break
+        finally:
+            await outlast([asyncio.ensure_future(self._shut(deadline))])
+
+    async def _shut(self, deadline: float | None = None) -> None:
+        """End the workers, and whatever they still run. May be begun again, by several, whoever is cancelled.
+
+        Workers that nothing is sure to stop are waited for until *deadline*.
+        """
+        bound = self._bound
+        if bound is None or self.phase is Phase.CLOSED or not self.is_ours():
+            return
+        self.abort()
+        self._advance(Phase.CUT_OFF)
+        self.admitted.give_up()
+        scheduler = bound.scheduler
+        scheduler.retire_all()
+        if self.backend.can_time:
+            deadline = None
+        elif deadline is not None and self.backend.can_kill:
+            deadline = max(deadline, bound.loop.time()) + _PARTING_SECONDS
+        while scheduler.has_ending_slots() and await _until(scheduler.changed(), deadline):
+            pass
+        scheduler.abandon_all()
+        await self.backend.aclose()
+        bound.tie.release()
+        self._forget()
+
+    def _on_loop_gone(self) -> None:
+        """The loop was closed without a word, or the interpreter exits."""
+        self._advance(Phase.CLOSING)
+        self.backend.kill_all()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._advance(Phase.CLOSED)
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed()
+
+
+async def _until(event: asyncio.Future[None], deadline: float | None) -> bool:
+    """Wait for *event*; return whether it came before *deadline*, on its loop's clock."""
+    left = None if deadline is None else max(deadline - event.get_loop().time(), 0)
+    done, _ = await asyncio.wait([event], timeout=left)
+    return bool(done)
