@@ -24,12 +24,12 @@ if TYPE_CHECKING:
         StoredCall,
         expires_after,
     )
+    from aparallel._parallel.accounts import PoolStatistics
     from aparallel._parallel.gather import gather_parallel, stream_parallel
     from aparallel._parallel.limits import LimitedPool, LimitStatistics
     from aparallel._parallel.options import parallel_config
     from aparallel._parallel.pool import Pool
     from aparallel._parallel.stream import ResultStream
-    from aparallel._parallel.workforce import PoolStatistics
     from aparallel._persist.dump import dump, dump_chunks, dumps
     from aparallel._persist.inspection import FileInfo, inspect
     from aparallel._persist.load import load, loads
@@ -81,7 +81,7 @@ _HOMES = {
     "Memory": "aparallel._memory.memory",
     "MemoryStatistics": "aparallel._memory.results",
     "Pool": "aparallel._parallel.pool",
-    "PoolStatistics": "aparallel._parallel.workforce",
+    "PoolStatistics": "aparallel._parallel.accounts",
     "ResultStream": "aparallel._parallel.stream",
     "Shared": "aparallel._ground.sharing",
     "StoredCall": "aparallel._memory.results",

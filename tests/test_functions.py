@@ -462,7 +462,7 @@ async def test_a_worker_forgets_old_functions_and_still_runs_them() -> None:
             assert await pool.gather(delayed(fn)(2) for fn in functions) == [2 * n for n in range(330)]
         for n in (0, 329, 1, 100):
             assert await pool.run(functions[n], 3) == 3 * n
-        (worker,) = [slot.worker for slot in pool._engine.use().scheduler.slots]
+        (worker,) = [slot.worker for slot in pool._engine.use().scheduler.workforce.slots]
         assert len(worker._known) <= 330 + 30  # type: ignore[attr-defined]
 
 

@@ -480,7 +480,7 @@ async def keys_leave_nothing(count: int) -> None:
         await use_many(0)
         gc.collect()
         assert len(pool._engine.quotas) == 0
-        assert not pool._engine.use().scheduler._turns.entries
+        assert not pool._engine.use().scheduler.backlog.turns.entries
         objects = len(gc.get_objects())
         await use_many(count)
         gc.collect()

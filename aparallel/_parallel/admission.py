@@ -75,11 +75,11 @@ class Admission:
             free = min(free, quota.free_places())
             waiting = runs.count + runs.coming
             if quota.max_queued is not None and waiting >= quota.max_queued + free:
-                scheduler.refused += 1
+                scheduler.accounts.refused += 1
                 raise queue_is_full(waiting, quota.max_queued, quota, scheduler.seconds_left(quota))
         waiting = self._waiting.runs.calls + self._waiting.coming.calls
         if self.max_queued is not None and waiting >= self.max_queued + free:
-            scheduler.refused += 1
+            scheduler.accounts.refused += 1
             raise queue_is_full(waiting, self.max_queued, None, scheduler.seconds_left(None))
         if patience == 0 and not free:
             raise scheduler.impatient(quota, 0)

@@ -15,6 +15,7 @@ from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count
 from aparallel._ground.shield import outlast
+from aparallel._parallel.accounts import PoolStatistics
 from aparallel._parallel.admission import Admission
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase, running_loop
@@ -24,7 +25,6 @@ from aparallel._parallel.queues import Tallies
 from aparallel._parallel.quotas import Quota
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
-from aparallel._parallel.workforce import PoolStatistics
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Engine:
     async def warm_up(self) -> None:
         """Start all workers and wait until they are ready."""
         scheduler = self.use().scheduler
-        scheduler.start_error = None
+        scheduler.workforce.start_error = None
         try:
             await self._start_all(scheduler)
         finally:
@@ -224,15 +224,15 @@ class Engine:
                 await self.backend.settle()
 
     async def _start_all(self, scheduler: Scheduler) -> None:
-        while scheduler.start_error is None and self.phase is _OPEN:
+        while scheduler.workforce.start_error is None and self.phase is _OPEN:
             if scheduler.start_missing():
                 self.backend.start_spare(scheduler.loop)
                 return
-            if scheduler.start_error is None:
+            if scheduler.workforce.start_error is None:
                 await scheduler.changed()
-        if scheduler.start_error is None:
+        if scheduler.workforce.start_error is None:
             raise ClosedPoolError("The pool was closed while its workers were starting.")
-        raise scheduler.start_error
+        raise scheduler.workforce.start_error
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool is doing now."""

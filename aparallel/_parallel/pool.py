@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
     from types import TracebackType
 
+    from aparallel._parallel.accounts import PoolStatistics
     from aparallel._parallel.options import BackendName
-    from aparallel._parallel.workforce import PoolStatistics
     from aparallel.abc import Backend, OnCancel
 
 T = TypeVar("T")

@@ -1,61 +1,169 @@
-"""Which call goes to which worker, when: the pool's queues, its workers and what they hold.
+"""Which call goes to which worker, when.
 
-Everything here runs on the loop's thread in callbacks and never waits, so each method sees and
-leaves a consistent state:
+The scheduler holds little itself. It wires the parts of a pool together, each of which owns its state and uses only
+what stands above it here::
 
-- a call is in exactly one place: pending in its queue, in flight in one slot, or told to its owner;
-- ``slot.calls`` is the number of calls in ``slot.inflight``, in the order in which they were sent;
-- ``queue.serving`` counts, for each slot, the calls of that queue in flight there, and ``queue.quota.serving`` those of
-  all queues of its key;
-- a slot without calls is in ``_idle``, unless it is on its way out.
+    Backlog      the calls that wait, and whose turn it is
+    Accounts     how calls ended, and how long they took
+    Delivery     outcomes on their way to the owners of calls
+    Workforce    the workers, each in its Slot with the calls that it has
+    Stopping     calls taken back, cancelled and timed out
+    Patience     single calls withdrawn because they waited too long
+    Watch        calls taken back from behind a slow one
+    Scheduler    sends what waits to who is free, and takes in what workers tell
+
+Upwards go three notices, each a callback given to a constructor: workers tell their slots' events to the scheduler,
+the workforce says that no worker can be had, and stopping says that there may be something to dispatch.
+
+Everything here runs on the loop's thread in callbacks and never waits, so each method sees and leaves a consistent
+state. What holds across the parts: a call is in exactly one place, pending in its queue, in flight in one slot, being
+decoded, or told to its owner.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
+from aparallel._parallel.accounts import Accounts, PoolStatistics
+from aparallel._parallel.backlog import Backlog
 from aparallel._parallel.batching import MESSAGE_CALLS, MESSAGE_SECONDS, calls_per_message, fair_share
-from aparallel._parallel.queues import Queue
+from aparallel._parallel.delivery import Delivery
+from aparallel._parallel.failures import call_name, ran_too_long, worker_died
+from aparallel._parallel.patience import Patience
+from aparallel._parallel.queues import Tallies
 from aparallel._parallel.slots import Slot, State
-from aparallel._parallel.stopping import Stopping, call_name
+from aparallel._parallel.stopping import Stopping
+from aparallel._parallel.watch import Watch
+from aparallel._parallel.workforce import Workforce
 from aparallel._wire.frames import MAX_OUTSTANDING
-from aparallel.abc import Backend, Batch, Exit, Later
-from aparallel.errors import AparallelError, BrokenWorkerError, CallTimeoutError, InitializerError
+from aparallel.abc import Batch
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from aparallel._ground.timings import Timing
-    from aparallel._parallel.queues import Owner
-
-# How often to look after messages of several calls, and how long one may stand still.
-_WATCH_SECONDS = 0.002
-_STUCK_SECONDS = 0.001
-
-# Workers that die before they are ready, in a row, before the calls that wait for one are given up.
-_FAILED_STARTS = 3
+    from aparallel._parallel.flow import Flow
+    from aparallel._parallel.queues import Owner, Queue
+    from aparallel._parallel.runs import Runs
+    from aparallel.abc import Backend, Exit
+    from aparallel.errors import AparallelError
 
 
-class Scheduler(Stopping):
-    """Gives calls to workers and accounts for each of them."""
+class Scheduler:
+    """Gives calls to workers and accounts for each of them.
+
+    Attributes:
+        loop, backend: whose workers they are.
+        backlog, accounts, workforce: the parts that others may look at.
+        tallies: how many calls wait.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        backend: Backend,
+        limit: int,
+        idle_timeout: float | None = None,
+        max_calls_per_worker: int | None = None,
+        tallies: Tallies | None = None,
+    ) -> None:
+        self.loop = loop
+        self.backend = backend
+        self.tallies = tallies or Tallies()
+        self.backlog = backlog = Backlog(self.tallies)
+        self.accounts = accounts = Accounts()
+        self._delivery = delivery = Delivery(loop)
+        self.workforce = workforce = Workforce(
+            loop, backend, limit, idle_timeout, max_calls_per_worker, events=self, on_no_worker=backlog.give_up
+        )
+        self._stopping = stopping = Stopping(loop, workforce, backlog, delivery, accounts, dispatch=self.dispatch)
+        self._patience = patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
+        self._watch = Watch(loop, workforce, stopping)
+        # A dispatch at the end of this tick.
+        self._soon: asyncio.Handle | None = None
+        # What the pool asks of the parts goes straight to them.
+        self.admit = backlog.admit
+        self.start_missing = workforce.start_missing
+        self.free_places = workforce.free_places
+        self.resize = workforce.resize
+        self.renew = workforce.renew
+        self.changed = workforce.changed
+        self.has_ending_slots = workforce.has_ending_slots
+        self.abandon_all = workforce.abandon_all
+        self.withdraw_after = patience.withdraw_after
+        self.seconds_left = patience.seconds_left
+        self.impatient = patience.impatient
+
+    @property
+    def limit(self) -> int:
+        """Workers at most. A lower one is for :meth:`resize` to set."""
+        return self.workforce.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self.workforce.limit = limit
+
+    def statistics(self) -> PoolStatistics:
+        accounts, present = self.accounts, self.workforce.present()
+        return PoolStatistics(
+            n_jobs=self.workforce.limit,
+            workers=len(present),
+            starting=sum(not slot.ready for slot in present),
+            idle=sum(slot.ready and not slot.calls for slot in present),
+            busy=sum(slot.ready and slot.calls > 0 for slot in present),
+            queued=self.backlog.calls,
+            running=self.workforce.running(),
+            completed=accounts.completed,
+            failed=accounts.failed,
+            broken=accounts.broken,
+            refused=accounts.refused,
+        )
+
+    def cancel(self, flow: Flow) -> list[asyncio.Future[None]]:
+        """Forget the calls of *flow* that have not started and stop those that run, as its ``on_cancel`` says.
+
+        Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
+        """
+        waiting = self._stopping.cancel(flow)
+        self.dispatch()
+        return waiting
+
+    def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
+        """The same for a single call."""
+        waiting = self._stopping.cancel_run(runs, index)
+        self.dispatch()
+        return waiting
+
+    def retire_all(self) -> None:
+        """Ask every worker to go: idle ones cleanly; those that still run a call are stopped if they can be."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        self._watch.stop()
+        self.workforce.retire_all()
+
+    # Calls go out
 
     def dispatch(self) -> None:
         """Send what can be sent: to idle workers, then behind short work, then to new workers."""
-        while self._turns.entries and (self._use_idle() or self._use_busy() or self._use_new()):
+        waiting = self.backlog.turns.entries
+        while waiting and (self._use_idle() or self._use_busy() or self._use_new()):
             pass
-        self._plan_watch()
+        self._watch.plan()
 
     def start_first(self) -> None:
         """Start a worker for calls that are about to come, if there is none: it starts while they are drawn."""
-        if not self._slots and self.limit:
-            self.start_worker()
+        if not self.workforce.slots and self.workforce.limit:
+            self.workforce.start()
 
     def dispatch_soon(self) -> None:
         """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
-        while self._idle and self._turns.entries and self._use_idle():
+        waiting = self.backlog.turns.entries
+        idle = self.workforce.idle
+        while idle and waiting and self._use_idle():
             pass
-        if self._soon is None and self._turns.entries:
+        if self._soon is None and waiting:
             self._soon = self.loop.call_soon(self._dispatch_now)
 
     def _dispatch_now(self) -> None:
@@ -63,26 +171,26 @@ class Scheduler(Stopping):
         self.dispatch()
 
     def _use_idle(self) -> bool:
-        return any(self._fill(slot) for slot in reversed(self._idle))
+        return any(self._fill(slot) for slot in reversed(self.workforce.idle))
 
     def _use_busy(self) -> bool:
-        return any(slot.takes_more() and self._fill(slot) for slot in self._slots)
+        return any(slot.takes_more() and self._fill(slot) for slot in self.workforce.slots)
 
     def _use_new(self) -> bool:
-        if self._present() >= self.limit or self._turns.queue_for(None) is None:
+        if not self.workforce.has_room() or self.backlog.turns.queue_for(None) is None:
             return False
-        slot = self.start_worker()
+        slot = self.workforce.start()
         return slot is not None and self._fill(slot)
 
     def _fill(self, slot: Slot) -> bool:
         """Send one message from the queue whose turn it is; return False if no queue may use this worker."""
-        queue = self._turns.queue_for(slot)
+        queue = self.backlog.turns.queue_for(slot)
         if queue is None:
             return False
         room = min(MESSAGE_CALLS, MAX_OUTSTANDING - slot.calls)
-        if self.max_calls_per_worker is not None:
-            room = min(room, self.max_calls_per_worker - slot.total)
-        share = fair_share(queue.count, queue.most_workers(self.limit))
+        if self.workforce.max_calls_per_worker is not None:
+            room = min(room, self.workforce.max_calls_per_worker - slot.total)
+        share = fair_share(queue.count, queue.most_workers(self.workforce.limit))
         budget = MESSAGE_SECONDS
         batches: list[Batch] = []
         count = 0
@@ -100,42 +208,30 @@ class Scheduler(Stopping):
                 break
             budget -= pace * len(batch)
         if queue.head() is None:
-            self._dismiss(queue)
+            self.backlog.dismiss(queue)
         if not batches:
             return False
         spent = MESSAGE_SECONDS - budget if pace is not None else MESSAGE_SECONDS
-        self._charge(queue, spent)
+        self.backlog.charge(queue, spent)
         self._send(slot, queue, batches, count, spent / count if pace is not None else None)
         return True
 
-    def _charge(self, queue: Queue, seconds: float) -> None:
-        if queue.quota is None:
-            self._turns.charge(queue, seconds)
-        else:
-            queue.quota.turns.charge(queue, seconds)
-            self._turns.charge(queue.quota, seconds)
-
     def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
         if not slot.calls:
-            if slot in self._idle:
-                self._idle.remove(slot)
+            self.workforce.occupy(slot)
             slot.progress_at = self.loop.time()
-        slot.inflight.extend(batches)
-        slot.calls += count
-        slot.total += count
-        slot.pace = pace
-        queue.count_in(slot, count)
-        if queue.quota is not None:
-            queue.quota.count_in(slot, count)
+        slot.give(queue, batches, count, pace)
         timeout = None
         for batch in batches:
             if batch.owner.timeout is not None:
                 timeout = min(batch.owner.timeout, timeout or batch.owner.timeout)
-        slot.worker.send(batches)
         if timeout is not None:
-            self._plan_deadline(slot, timeout)
+            self._stopping.plan_deadline(slot, timeout)
 
-    # Outcomes
+    # What workers tell
+
+    def on_ready(self, slot: Slot) -> None:
+        self.workforce.on_ready(slot)
 
     def on_outcomes(self, slot: Slot, values: list[Any], failed: Sequence[int], seconds: float) -> None:
         each = seconds / len(values)
@@ -143,7 +239,7 @@ class Scheduler(Stopping):
         learned: Timing | None = None
         start = 0
         while start < len(values):
-            batch = self._take_done(slot, len(values) - start)
+            batch = slot.take_done(len(values) - start)
             if each and batch.function.timing is not learned:
                 learned = batch.function.timing
                 learned.learn(each)
@@ -151,80 +247,38 @@ class Scheduler(Stopping):
             errors = [position - start for position in failed if start <= position < end]
             told.append((batch, values[start:end] if len(values) > len(batch) else values, errors))
             start = end
+        accounts = self.accounts
         if each:
-            self.learn(each, len(values))
+            accounts.learn(each, len(values))
         slot.progress_at = self.loop.time()
-        self.completed += len(values) - len(failed)
-        self.failed += len(failed)
+        accounts.completed += len(values) - len(failed)
+        accounts.failed += len(failed)
         # A worker is marked idle before its outcomes are delivered, so that a call started by
         # one of them finds this worker instead of starting another.
-        self._after_calls(slot)
+        self._stopping.after_calls(slot)
         for batch, part, errors in told:
-            self._deliver(batch, part, errors)
+            self._delivery.deliver(batch, part, errors)
         self.dispatch()
 
-    def _take_done(self, slot: Slot, most: int) -> Batch:
-        """Remove up to *most* calls, all of one batch, from the front of what is in flight."""
-        batch = slot.inflight.popleft()
-        if len(batch) > most:
-            batch, rest = batch.split(most)
-            slot.inflight.appendleft(rest)
-        self._uncount(slot, batch)
-        return batch
-
-    def _deliver(self, batch: Batch, values: list[Any], failed: Sequence[int]) -> None:
-        owner: Owner = batch.owner
-        first = batch.first
-        if owner.cancelled:
-            return
-        if len(values) == 1 and type(values[0]) is Later:
-            if not owner.wants(first):
-                return
-            task = self.loop.create_task(self._decode(batch, values[0]), name="aparallel-decode")
-            self._decoding[owner, first] = task
-            task.add_done_callback(lambda _: self._decoding.pop((owner, first)))
-            return
-        if failed:
-            for position in failed:
-                _name_the_call(values[position], batch, first + position)
-        owner.deliver(first, values, failed)
-
-    async def _decode(self, batch: Batch, later: Later) -> None:
-        failed: list[int] = []
-        try:
-            value = await later.get()
-        except asyncio.CancelledError:
-            error = AparallelError("The event loop is shutting down; the result was not read.")
-            batch.owner.deliver(batch.first, [error], [0])
-            raise
-        except Exception as reason:
-            value, failed = reason, [0]
-        self._deliver(batch, [value], failed)
-
-    # Ends
+    def on_recalled(self, slot: Slot, count: int) -> None:
+        self._stopping.take_back(slot, count)
+        self._patience.refuse_overstayed(slot)
+        self._stopping.hold(slot)
+        self.dispatch()
 
     def on_exit(self, slot: Slot, exit: Exit) -> None:
-        self._slots.pop(slot, None)
-        if slot in self._idle:
-            self._idle.remove(slot)
-        slot.cancel_timers()
-        self._put_back(self._take_back(slot, exit.unstarted))
-        self._refuse_overstayed(slot)
-        lost = list(slot.inflight)
-        slot.inflight.clear()
-        for batch in lost:
-            self._uncount(slot, batch)
+        self.workforce.remove(slot)
+        self.backlog.put_back(slot.take_back(exit.unstarted))
+        self._patience.refuse_overstayed(slot)
+        for batch in slot.take_all():
             for index in range(batch.first, batch.first + len(batch)):
                 self._lose(batch, index, slot, exit)
-        self._tell_waiters(slot)
-        if slot.state is State.LEAVING:
-            if not self._slots and not self._turns.has_calls():
-                self.backend.rest()
-        elif not exit.ready:
-            self._on_failed_start(exit)
-        elif self._present() < self.limit:
-            self.start_worker()
-        self._tell_changed()
+        slot.tell_waiters()
+        if slot.state is not State.LEAVING:
+            self.workforce.make_up_for(slot, exit)
+        elif not self.workforce.slots and not self.backlog.turns.has_calls():
+            self.backend.rest()
+        self.workforce.tell_changed()
         self.dispatch()
 
     def _lose(self, batch: Batch, index: int, slot: Slot, exit: Exit) -> None:
@@ -232,108 +286,16 @@ class Scheduler(Stopping):
         owner: Owner = batch.owner
         if not owner.wants(index):
             return
-        name = call_name(batch, index, owner)
         error: AparallelError
         if slot.overran is not None:
-            error = CallTimeoutError(
-                f"{name} ran longer than timeout={slot.overran:g} seconds and was stopped.",
-                call=name,
-                timeout=slot.overran,
-            )
+            error = ran_too_long(call_name(batch, index), slot.overran, " and was stopped")
         elif owner.may_retry(index):
             payload = batch.payloads[index - batch.first]
-            self._put_back([Batch(owner, batch.function, index, [payload])])
-            self.broken += 1
+            self.backlog.put_back([Batch(owner, batch.function, index, [payload])])
+            self.accounts.broken += 1
             return
         else:
-            self.broken += 1
-            error = BrokenWorkerError(
-                f"The worker that ran {name} died: {exit}. The pool has replaced it; other calls are not affected.\n"
-                f"What a crash leaves of a traceback is on stderr. To run such calls again, give retries=.",
-                call=name,
-                exitcode=exit.exitcode,
-                signal=exit.signal,
-            )
-        self.failed += 1
+            self.accounts.broken += 1
+            error = worker_died(call_name(batch, index), exit)
+        self.accounts.failed += 1
         owner.deliver(index, [error], [0])
-
-    def _on_failed_start(self, exit: Exit) -> None:
-        self._failed_starts += 1
-        if exit.error is not None:
-            error: AparallelError = InitializerError(
-                f"The pool's initializer failed in a worker: {type(exit.error).__name__}: {exit.error}"
-            )
-            error.__cause__ = exit.error
-        elif self._failed_starts >= _FAILED_STARTS:
-            error = BrokenWorkerError(
-                f"{self._failed_starts} workers in a row died before they could run a call ({exit}). "
-                f"What they printed is on stderr. Check that {_interpreter(self.backend)} starts, "
-                f"and that the pool's initializer, if it has one, does not end it.",
-                exitcode=exit.exitcode,
-                signal=exit.signal,
-            )
-        else:
-            return
-        self._failed_starts = 0
-        self.start_error = error
-        self._fail_pending(error)
-
-    def _fail_pending(self, error: BaseException) -> None:
-        for queue in self._waiting_queues():
-            while (batch := queue.head()) is not None:
-                queue.take(len(batch))
-                for index in range(batch.first, batch.first + len(batch)):
-                    if batch.owner.wants(index):
-                        batch.owner.deliver(index, [error], [0])
-            self._dismiss(queue)
-
-    def _waiting_queues(self) -> list[Queue]:
-        queues: list[Queue] = []
-        for waiter in self._turns:
-            queues += waiter.queues()
-        return queues
-
-    # Nobody waits behind a slow call
-
-    def _plan_watch(self) -> None:
-        if self._watch is None and any(slot.calls > 1 or not slot.ready for slot in self._slots if slot.calls):
-            self._watch = self.loop.call_later(_WATCH_SECONDS, self._on_watch)
-
-    def _on_watch(self) -> None:
-        """Fetch outcomes that wait for company, and give calls behind a slow one to a worker that is free."""
-        self._watch = None
-        now = self.loop.time()
-        stuck = [slot for slot in self._slots if slot.calls and now - slot.progress_at > _STUCK_SECONDS]
-        for slot in stuck:
-            slot.worker.look()
-        if self._idle or self._present() < self.limit:
-            for slot in stuck:
-                if slot.state is State.OPEN and slot.calls > slot.ready and self._could_move(slot):
-                    self._recall(slot)
-                    break
-        self._plan_watch()
-
-    def _could_move(self, slot: Slot) -> bool:
-        if not slot.ready and not any(idle.ready for idle in self._idle):  # another start would take as long
-            return False
-        if not slot.ready:
-            return True
-        last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
-        # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
-        free = last.may_use(None) or last is not running
-        return free and (last.quota is None or last.quota.may_use(None) or last.quota is not running.quota)
-
-
-def _name_the_call(error: BaseException, batch: Batch, index: int) -> None:
-    """Say in an error of ours which call it is about: where it was made, nobody knew."""
-    if not isinstance(error, AparallelError):
-        return
-    name, text = call_name(batch, index, batch.owner), str(error)
-    if getattr(error, "call", None) == "":
-        error.call = name  # type: ignore[attr-defined]
-    if text.startswith("A call "):
-        error.args = (f"{name[0].upper()}{name[1:]} {text.removeprefix('A call ')}",)
-
-
-def _interpreter(backend: Backend) -> str:
-    return str(getattr(backend, "executable", "the interpreter"))

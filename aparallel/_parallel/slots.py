@@ -1,4 +1,4 @@
-"""A worker's place in the pool, and what it may be given."""
+"""A worker's place in the pool: what it has been given, and what it may be given."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aparallel._parallel.batching import MESSAGE_CALLS, PREFETCH_SECONDS
+from aparallel._parallel.queues import Nobody
 from aparallel._wire.frames import MAX_OUTSTANDING
+from aparallel.abc import Batch
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from aparallel._parallel.queues import Owner
+    from aparallel._parallel.queues import Owner, Queue
     from aparallel._parallel.runs import Runs
-    from aparallel.abc import Batch, Exit, Worker
+    from aparallel.abc import Exit, Worker
 
 
 class State(enum.Enum):
@@ -40,10 +42,14 @@ class SlotEvents(Protocol):
 
 
 class Slot:
-    """A worker's place in the pool. The worker tells its events here."""
+    """A worker's place in the pool. The worker tells its events here.
 
-    def __init__(self, scheduler: SlotEvents, generation: int) -> None:
-        self.scheduler = scheduler
+    Invariants: ``calls`` is the number of calls in ``inflight``, which are in the order in which they were sent; each
+    is counted in the ``serving`` of its queue, and in that of its queue's key.
+    """
+
+    def __init__(self, events: SlotEvents, generation: int) -> None:
+        self._events = events
         self.generation = generation
         self.worker: Worker
         self.state = State.OPEN
@@ -65,19 +71,27 @@ class Slot:
         self.grace: asyncio.TimerHandle | None = None
         self.deadline: asyncio.TimerHandle | None = None
 
+    # What its worker tells
+
     def on_ready(self) -> None:
         self.ready = True
         self.progress_at = time.monotonic()
-        self.scheduler.on_ready(self)
+        self._events.on_ready(self)
 
     def on_outcomes(self, values: list[Any], failed: Sequence[int], seconds: float) -> None:
-        self.scheduler.on_outcomes(self, values, failed, seconds)
+        self._events.on_outcomes(self, values, failed, seconds)
 
     def on_recalled(self, count: int) -> None:
-        self.scheduler.on_recalled(self, count)
+        self._events.on_recalled(self, count)
 
     def on_exit(self, exit: Exit) -> None:
-        self.scheduler.on_exit(self, exit)
+        self._events.on_exit(self, exit)
+
+    # What it has
+
+    def is_going(self) -> bool:
+        """Whether it is on its way out."""
+        return self.state is State.LEAVING or self.state is State.KILLED
 
     def takes_more(self) -> bool:
         """Whether a further message may be sent behind the calls that it has."""
@@ -99,8 +113,95 @@ class Slot:
         """Whether that call of *owner* is the one that runs here, or will as soon as the worker is ready."""
         return bool(self.inflight) and self.inflight[0].owner is owner and self.inflight[0].first == index
 
+    def runs_abandoned(self) -> bool:
+        """Whether a call is here that nobody waits for."""
+        return any(isinstance(batch.owner, Nobody) or batch.owner.on_cancel == "abandon" for batch in self.inflight)
+
+    # Calls come and go
+
+    def give(self, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
+        """Send the *count* calls of *batches*, which are *queue*'s and should take *pace* seconds each."""
+        self.inflight.extend(batches)
+        self.calls += count
+        self.total += count
+        self.pace = pace
+        queue.count_in(self, count)
+        if queue.quota is not None:
+            queue.quota.count_in(self, count)
+        self.worker.send(batches)
+
+    def take_done(self, most: int) -> Batch:
+        """Remove up to *most* calls, all of one batch, from the front of what is in flight."""
+        batch = self.inflight.popleft()
+        if len(batch) > most:
+            batch, rest = batch.split(most)
+            self.inflight.appendleft(rest)
+        self._uncount(batch)
+        return batch
+
+    def take_back(self, count: int) -> list[Batch]:
+        """Remove the last *count* calls from what is in flight; newest batch first."""
+        taken: list[Batch] = []
+        while count:
+            batch = self.inflight.pop()
+            if len(batch) > count:
+                kept, batch = batch.split(len(batch) - count)
+                self.inflight.append(kept)
+            self._uncount(batch)
+            count -= len(batch)
+            taken.append(batch)
+        return taken
+
+    def take_all(self) -> list[Batch]:
+        """Remove all that is in flight, oldest batch first."""
+        taken = list(self.inflight)
+        self.inflight.clear()
+        for batch in taken:
+            self._uncount(batch)
+        return taken
+
+    def _uncount(self, batch: Batch) -> None:
+        self.calls -= len(batch)
+        queue: Queue = batch.owner.queue
+        queue.count_out(self, len(batch))
+        if queue.quota is not None:
+            queue.quota.count_out(self, len(batch))
+
+    def disown_last(self) -> Batch:
+        """Have nobody own the call sent last, which goes on here; return it as it was."""
+        batch = self.inflight.pop()
+        others, last = batch.split(len(batch) - 1)
+        if len(others):
+            self.inflight.append(others)
+        self.inflight.append(_nobodys(last))
+        return last
+
+    def disown_all(self) -> None:
+        """Have nobody own what is in flight, nor wait for it."""
+        self.inflight = deque(map(_nobodys, self.inflight))
+        self.tell_waiters()
+
+    # Who waits for it
+
+    def wait_for(self, waiter: asyncio.Future[None], owner: Owner, index: int | None) -> None:
+        """Have *waiter* told when no call of *owner*, or not that call of it, is left here."""
+        self.waiters.append((owner, index, waiter))
+
+    def tell_waiters(self) -> None:
+        """Tell those whose calls are not here any more."""
+        for entry in list(self.waiters):
+            owner, index, waiter = entry
+            if not self.holds(owner, index):
+                self.waiters.remove(entry)
+                if not waiter.done():
+                    waiter.set_result(None)
+
     def cancel_timers(self) -> None:
         for timer in (self.grace, self.deadline):
             if timer is not None:
                 timer.cancel()
         self.grace = self.deadline = None
+
+
+def _nobodys(batch: Batch) -> Batch:
+    return Batch(Nobody(batch.owner), batch.function, batch.first, batch.payloads)

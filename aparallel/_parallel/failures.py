@@ -1,0 +1,63 @@
+"""Calls that a worker did not finish, and workers that did not start: what is said of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aparallel._parallel.queues import Queue
+from aparallel.errors import AparallelError, BrokenWorkerError, CallTimeoutError, InitializerError
+
+if TYPE_CHECKING:
+    from aparallel.abc import Backend, Batch, Exit
+
+
+def call_name(batch: Batch, index: int) -> str:
+    """Return how people know the call *index* of the owner of *batch*: a single call by its function alone."""
+    name = batch.function.name
+    return f"call {index} ({name})" if isinstance(batch.owner, Queue) else f"the call {name}"
+
+
+def name_the_call(error: BaseException, batch: Batch, index: int) -> None:
+    """Say in an error of ours which call it is about: where it was made, nobody knew."""
+    if not isinstance(error, AparallelError):
+        return
+    name, text = call_name(batch, index), str(error)
+    if getattr(error, "call", None) == "":
+        error.call = name  # type: ignore[attr-defined]
+    if text.startswith("A call "):
+        error.args = (f"{name[0].upper()}{name[1:]} {text.removeprefix('A call ')}",)
+
+
+def ran_too_long(call: str, timeout: float, end: str) -> CallTimeoutError:
+    """Build the error for a call that overran its timeout; *end* says what became of it."""
+    return CallTimeoutError(f"{call} ran longer than timeout={timeout:g} seconds{end}.", call=call, timeout=timeout)
+
+
+def worker_died(call: str, exit: Exit) -> BrokenWorkerError:
+    """Build the error for a call that may have started and whose worker is gone."""
+    return BrokenWorkerError(
+        f"The worker that ran {call} died: {exit}. The pool has replaced it; other calls are not affected.\n"
+        f"What a crash leaves of a traceback is on stderr. To run such calls again, give retries=.",
+        call=call,
+        exitcode=exit.exitcode,
+        signal=exit.signal,
+    )
+
+
+def initializer_failed(cause: BaseException) -> InitializerError:
+    """Build the error for the calls that wait, from what the initializer raised in a worker."""
+    error = InitializerError(f"The pool's initializer failed in a worker: {type(cause).__name__}: {cause}")
+    error.__cause__ = cause
+    return error
+
+
+def starts_failed(times: int, exit: Exit, backend: Backend) -> BrokenWorkerError:
+    """Build the error for the calls that wait when so many workers in a row died at their start."""
+    interpreter = getattr(backend, "executable", "the interpreter")
+    return BrokenWorkerError(
+        f"{times} workers in a row died before they could run a call ({exit}). "
+        f"What they printed is on stderr. Check that {interpreter} starts, "
+        f"and that the pool's initializer, if it has one, does not end it.",
+        exitcode=exit.exitcode,
+        signal=exit.signal,
+    )

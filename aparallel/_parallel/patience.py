@@ -1,0 +1,100 @@
+"""Single calls that wait for no longer than they may: withdrawn in time, and told when to come again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aparallel._parallel.admission import seconds_for, waited_too_long
+from aparallel._parallel.slots import State
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aparallel._parallel.accounts import Accounts
+    from aparallel._parallel.backlog import Backlog
+    from aparallel._parallel.delivery import Delivery
+    from aparallel._parallel.quotas import Quota
+    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.slots import Slot
+    from aparallel._parallel.stopping import Stopping
+    from aparallel._parallel.workforce import Workforce
+    from aparallel.errors import PoolSaturatedError
+
+
+class Patience:
+    """Withdraws single calls that no worker has started in time. A call that was sent to one is taken back first."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        workforce: Workforce,
+        backlog: Backlog,
+        delivery: Delivery,
+        accounts: Accounts,
+        stopping: Stopping,
+    ) -> None:
+        self._loop = loop
+        self._workforce = workforce
+        self._backlog = backlog
+        self._delivery = delivery
+        self._accounts = accounts
+        self._stopping = stopping
+
+    def seconds_left(self, quota: Quota | None) -> float | None:
+        """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
+        workers, mean_seconds = self._workforce.limit, self._accounts.mean_seconds
+        if quota is not None:
+            return seconds_for(quota.count + quota.running, min(quota.limit, workers), mean_seconds)
+        calls = self._backlog.calls + self._backlog.tallies.coming.calls + self._workforce.running()
+        return seconds_for(calls, workers, mean_seconds)
+
+    def impatient(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
+        """Count a call that cannot wait any longer, and build its error."""
+        self._accounts.refused += 1
+        if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
+            quota = None
+        waiting = self._backlog.calls if quota is None else quota.count
+        workers = self._workforce.limit if quota is None else min(self._workforce.limit, quota.limit)
+        return waited_too_long(seconds, waiting, workers, quota, self.seconds_left(quota))
+
+    def withdraw_after(self, seconds: float, runs: Runs, index: int) -> asyncio.Handle:
+        """Withdraw a single call unless a worker has started it in so many seconds.
+
+        With 0 it is enough that it is all that some worker has, which may be still starting.
+        """
+        if seconds:
+            return self._loop.call_later(seconds, self._withdraw, runs, index, seconds)
+        return self._loop.call_soon(self._withdraw, runs, index, seconds)  # behind the dispatch of this tick
+
+    def _withdraw(self, runs: Runs, index: int, seconds: float) -> None:
+        slot = _slot_with(runs, index)
+        if slot is not None:
+            slot.worker.look()
+            slot = _slot_with(runs, index)
+        if not runs.wants(index) or self._delivery.is_decoding(runs, index):
+            return
+        if slot is None:
+            self._refuse(runs, index, seconds)
+        elif slot.has_first(runs, index) and (not seconds or slot.worker.running_since() is not None):
+            return
+        elif slot.state in (State.OPEN, State.RECALLING):  # in others, what is left has started
+            slot.overstayed.append((runs, index, seconds))
+            self._stopping.recall(slot)
+
+    def refuse_overstayed(self, slot: Slot) -> None:
+        """What could be taken back there has been: what overstayed and is not left there has not started."""
+        overstayed, slot.overstayed = slot.overstayed, []
+        for runs, index, seconds in overstayed:
+            if runs.wants(index) and not slot.holds(runs, index) and not self._delivery.is_decoding(runs, index):
+                self._refuse(runs, index, seconds)
+
+    def _refuse(self, runs: Runs, index: int, seconds: float) -> None:
+        future = runs.futures[index]
+        self._backlog.drop(runs, index)
+        error = self.impatient(runs.queue.quota, seconds)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+
+def _slot_with(runs: Runs, index: int) -> Slot | None:
+    return next((slot for slot in runs.queue.serving if slot.holds(runs, index)), None)

@@ -1,0 +1,65 @@
+"""Nobody waits behind a slow call: messages of several calls are looked after while they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aparallel._parallel.slots import State
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aparallel._parallel.slots import Slot
+    from aparallel._parallel.stopping import Stopping
+    from aparallel._parallel.workforce import Workforce
+
+# How often to look after messages of several calls, and how long one may stand still.
+_WATCH_SECONDS = 0.002
+_STUCK_SECONDS = 0.001
+
+
+class Watch:
+    """Fetches outcomes that wait for company, and has calls behind a slow one taken back for a worker that is free.
+
+    Invariant: its timer is set as long as a worker has several calls, or some and is not ready yet.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, workforce: Workforce, stopping: Stopping) -> None:
+        self._loop = loop
+        self._workforce = workforce
+        self._stopping = stopping
+        self._timer: asyncio.TimerHandle | None = None
+
+    def plan(self) -> None:
+        """Calls were given to workers: look after them, if that is needed."""
+        if self._timer is None and any(
+            slot.calls > 1 or not slot.ready for slot in self._workforce.slots if slot.calls
+        ):
+            self._timer = self._loop.call_later(_WATCH_SECONDS, self._look)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        workforce = self._workforce
+        now = self._loop.time()
+        stuck = [slot for slot in workforce.slots if slot.calls and now - slot.progress_at > _STUCK_SECONDS]
+        for slot in stuck:
+            slot.worker.look()
+        if workforce.idle or workforce.has_room():
+            for slot in stuck:
+                if slot.state is State.OPEN and slot.calls > slot.ready and self._could_move(slot):
+                    self._stopping.recall(slot)
+                    break
+        self.plan()
+
+    def _could_move(self, slot: Slot) -> bool:
+        if not slot.ready:  # another start would take as long
+            return any(idle.ready for idle in self._workforce.idle)
+        last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
+        # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
+        free = last.may_use(None) or last is not running
+        return free and (last.quota is None or last.quota.may_use(None) or last.quota is not running.quota)
