@@ -86,6 +86,26 @@ async def test_a_call_behind_another_in_a_worker_is_taken_back_when_its_time_is_
         assert await asyncio.gather(*tasks[::2]) == [0, 2, 4]
 
 
+async def test_a_call_that_was_started_once_is_not_withdrawn_while_it_waits_to_be_run_again() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        backend.ready = False
+        (first,) = backend.workers
+        again = asyncio.ensure_future(pool.run(same, 1, queue_timeout=SOON, retries=1))
+        await until(lambda: first.waiting)
+        first.begin()
+        first.die()
+        await until(lambda: len(backend.workers) == 2)
+        await refusal(pool.run(same, 2, queue_timeout=SOON))  # its time is over later
+        assert not again.done()
+        second = backend.workers[1]
+        second.become_ready()
+        await until(lambda: second.waiting)
+        second.finish()
+        assert await again == 1
+
+
 class Hesitant(FakeWorker):
     """A worker that takes its time to say what it has given back."""
 

@@ -574,6 +574,31 @@ async def test_a_call_is_not_retried_more_often_than_asked_and_by_default_not_at
 
 
 @on_one_loop
+@pytest.mark.parametrize("limited", [False, True], ids=["pool", "limited"])
+async def test_a_single_call_is_run_again_as_often_as_asked_and_by_default_not_at_all(
+    pool: Pool, tmp_path: Path, limited: bool
+) -> None:
+    calls = pool.limit("key", 1) if limited else pool
+    with pytest.raises(BrokenWorkerError, match="give retries="):
+        await calls.run(die_first, str(tmp_path), 3)
+    with pytest.raises(BrokenWorkerError, match="SIGKILL"):
+        await calls.run(die_first, str(tmp_path), 10, retries=1)
+    assert len(os.listdir(tmp_path)) == 3
+    others = [asyncio.ensure_future(calls.run(abs, -index)) for index in range(20)]
+    assert await calls.run(die_first, str(tmp_path), 5, retries=2) == 5
+    assert await asyncio.gather(*others) == list(range(20))
+    assert await calls.map(die_first, [str(tmp_path)], [6], retries=1) == [6]
+    assert pool.statistics().broken == 6
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, "1", True, None])
+async def test_a_number_of_retries_that_is_none_is_refused(retries: Any) -> None:
+    async with Pool(1, "inline") as pool:
+        with pytest.raises(ValueError, match="retries="):
+            await pool.run(abs, -1, retries=retries)
+
+
+@on_one_loop
 async def test_retries_do_not_repeat_calls_that_failed_by_themselves(pool: Pool, pipe: Pipe) -> None:
     @by_value
     def fails(path: str) -> None:
@@ -583,6 +608,9 @@ async def test_retries_do_not_repeat_calls_that_failed_by_themselves(pool: Pool,
 
     with pytest.raises(ValueError, match="no luck"):
         await pool.gather([delayed(fails)(pipe.path)], retries=5)
+    assert await pipe.read() == b"x"
+    with pytest.raises(ValueError, match="no luck"):
+        await pool.run(fails, pipe.path, retries=5)
     assert await pipe.read() == b"x"
     with contextlib.suppress(BlockingIOError):
         assert os.read(pipe._fd, 10) == b""

@@ -36,9 +36,10 @@ def enter(
     context: contextvars.Context = CONTEXT,
     timeout: float | None = None,
     on_cancel: OnCancel = "kill",
+    retries: int = 0,
 ) -> Place:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    return queue.enter(function, payload, future, context, timeout, on_cancel)
+    return queue.enter(function, payload, future, context, timeout, on_cancel, retries)
 
 
 def take_all(queue: RunQueue, at_once: int = 1000) -> list[Any]:
@@ -65,6 +66,7 @@ async def test_calls_that_are_alike_share_an_owner_while_they_wait(queue: RunQue
         {"context": contextvars.Context()},
         {"timeout": 1.0},
         {"on_cancel": "abandon"},
+        {"retries": 1},
     ],
     ids=lambda other: next(iter(other)),
 )

@@ -136,6 +136,52 @@ async def test_retries_run_a_lost_call_again_and_no_other() -> None:
         assert await task == [0, 1, 2]
 
 
+async def test_retries_of_a_single_call_leave_those_in_its_batch_alone() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (first,) = backend.workers
+        await finish_all(backend, asyncio.ensure_future(pool.run(same, 0)))  # it is known to be fast
+        once, lost, again, after = (
+            asyncio.ensure_future(pool.run(same, x, retries=1 if x == 3 else 0)) for x in range(1, 5)
+        )
+        await until(lambda: len(first.waiting) == 4)
+        first.finish()
+        first.begin()
+        first.die()
+        await until(lambda: len(backend.workers) == 2 and len(backend.workers[1].waiting) == 2)
+        second = backend.workers[1]
+        second.begin()
+        second.die()
+        await until(lambda: len(backend.workers) == 3 and len(backend.workers[2].waiting) == 2)
+        assert [call.args for call in backend.workers[2].waiting] == [(3,), (4,)]
+        backend.workers[2].finish(2)
+        assert await asyncio.gather(once, again, after) == [1, 3, 4]
+        with pytest.raises(BrokenWorkerError):
+            await lost
+        now = pool.statistics()
+        assert (now.completed, now.failed, now.broken, now.queued, now.running) == (4, 1, 2, 0, 0)
+
+
+async def test_a_cancelled_call_is_not_run_again_when_its_worker_dies() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        task = asyncio.ensure_future(pool.run(same, 1, retries=3, on_cancel="wait"))
+        await until(lambda: worker.waiting)
+        worker.begin()
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()  # it waits for its worker
+        worker.die()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not any(worker.waiting for worker in backend.workers)
+        now = pool.statistics()
+        assert (now.queued, now.running, now.broken) == (0, 0, 0)
+
+
 async def test_a_worker_that_never_becomes_ready_does_not_hold_calls_that_another_can_run() -> None:
     backend = FakeBackend(ready=False)
     async with Pool(2, backend) as pool:

@@ -43,6 +43,7 @@ class Calls:
         timeout: float | None = None,
         on_cancel: OnCancel | None = None,
         queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
     ) -> T: ...
     @overload
     async def run(
@@ -53,6 +54,7 @@ class Calls:
         timeout: float | None = None,
         on_cancel: OnCancel | None = None,
         queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
     ) -> T: ...
     async def run(
         self,
@@ -62,6 +64,7 @@ class Calls:
         timeout: float | None = None,
         on_cancel: OnCancel | None = None,
         queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
     ) -> Any:
         """Run one call on a worker and return its result.
 
@@ -75,12 +78,15 @@ class Calls:
         which takes a few milliseconds; if the worker starts it meanwhile, it runs. 0: only if a worker, or the room
         to start one, is free for it right now.
 
+        *retries* is how often the call is run again if its worker dies: next, before those that wait. What it raises
+        itself is never retried. *queue_timeout* is over once it was started, and *timeout* is for each attempt.
+
         Cancellation: a queued call never runs; a running one is treated as *on_cancel* says, the pool's own by
         default.
 
         Raises:
             Exception: what the call raised, with the worker's traceback as its last cause.
-            BrokenWorkerError: its worker died.
+            BrokenWorkerError: its worker died, and so did those of its *retries*.
             CallTimeoutError: it ran longer than *timeout*.
             PoolSaturatedError: ``max_queued`` calls are waiting already, or it waited longer than *queue_timeout*.
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
@@ -92,7 +98,7 @@ class Calls:
             fn = Call(fn, *args)
         elif args:
             raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
-        return await self._runner.run(fn, timeout, on_cancel, queue_timeout)
+        return await self._runner.run(fn, timeout, on_cancel, queue_timeout, retries)
 
     @overload
     async def gather(

@@ -174,8 +174,7 @@ def _check(options: Options) -> None:
     check_on_cancel(options.on_cancel)
     if not isinstance(options.verbose, int):
         raise TypeError(f"verbose={options.verbose!r} is not an int; 0 is silent, 10 tells much.")
-    if isinstance(options.retries, bool) or not isinstance(options.retries, int) or options.retries < 0:
-        raise ValueError(f"retries={options.retries!r} is not a number of further attempts, 0 or more.")
+    check_retries(options.retries)
     if options.prefer not in (None, "processes", "threads"):
         raise ValueError(f"prefer={options.prefer!r} is not 'processes' or 'threads'.")
     if options.require not in (None, "sharedmem"):
@@ -267,6 +266,11 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
 def check_timeout(seconds: float | None, name: str = "timeout") -> None:
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0):
         raise ValueError(f"{name}={seconds!r} is not a positive number of seconds, or None.")
+
+
+def check_retries(retries: int) -> None:
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f"retries={retries!r} is not a number of further attempts, 0 or more.")
 
 
 def parse_patience(name: str, seconds: float | None) -> float | None:

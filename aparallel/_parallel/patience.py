@@ -58,7 +58,7 @@ class Patience:
         return waited_too_long(seconds, waiting, workers, quota, self.seconds_left(quota))
 
     def withdraw_after(self, seconds: float, runs: Runs, index: int) -> asyncio.Handle:
-        """Withdraw a single call unless a worker has started it in so many seconds.
+        """Withdraw a single call unless a worker has started it in so many seconds, be it one that then died.
 
         With 0 it is enough that it is all that some worker has, which may be still starting.
         """
@@ -71,7 +71,7 @@ class Patience:
         if slot is not None:
             slot.worker.look()
             slot = _slot_with(runs, index)
-        if not runs.wants(index) or self._delivery.is_decoding(runs, index):
+        if not runs.wants(index) or self._delivery.is_decoding(runs, index) or runs.has_run(index):
             return
         if slot is None:
             self._refuse(runs, index, seconds)

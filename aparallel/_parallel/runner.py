@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
-from aparallel._parallel.options import Unset, parse_patience
+from aparallel._parallel.options import Unset, check_retries, parse_patience
 from aparallel._parallel.stream import StreamFlow
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Runner:
         timeout: float | None,
         on_cancel: OnCancel | None,
         queue_timeout: float | Unset | None,
+        retries: int,
     ) -> Any:
         """Run one call: see :meth:`aparallel.Pool.run`."""
         engine, runs = self.engine, self._runs
@@ -51,6 +52,8 @@ class Runner:
         policy = engine.policy.usual
         if on_cancel is not None or timeout is not None:
             policy = engine.policy.of_call(on_cancel, timeout)
+        if retries != 0:
+            check_retries(retries)
         patience = engine.patience if queue_timeout is _UNSET else parse_patience("queue_timeout", queue_timeout)
         if engine.admission.max_queued is not None or patience == 0 or runs.quota is not None:
             engine.admission.check_room(scheduler, runs, patience)
@@ -62,7 +65,7 @@ class Runner:
             encoded = bound.encoder.encode(call) or await self._encode_large(bound, call)
             if not future.done():  # the pool may have been closed meanwhile
                 scheduler.admit(runs)
-                place = admitted.runs[future] = runs.enter(*encoded, future, context, timeout, policy)
+                place = admitted.runs[future] = runs.enter(*encoded, future, context, timeout, policy, retries)
                 scheduler.dispatch_soon()
                 if patience is not None:
                     expiry = scheduler.withdraw_after(patience, *place)

@@ -21,18 +21,28 @@ if TYPE_CHECKING:
 
 
 class Runs:
-    """Owns single calls that are treated alike: a future each, None once it was told or wants nothing any more."""
+    """Owns single calls that are treated alike.
 
-    __slots__ = ("context", "futures", "on_cancel", "queue", "sharing", "timeout")
+    Attributes:
+        futures: one of each call, None once it was told or wants nothing any more.
+        retries: how often a call is run again after its worker died.
+    """
+
+    __slots__ = ("_deaths", "context", "futures", "on_cancel", "queue", "retries", "sharing", "timeout")
 
     cancelled = False  # not as a whole
 
-    def __init__(self, queue: RunQueue, context: Context, timeout: float | None, on_cancel: OnCancel) -> None:
+    def __init__(
+        self, queue: RunQueue, context: Context, timeout: float | None, on_cancel: OnCancel, retries: int
+    ) -> None:
         self.queue = queue
         self.sharing = queue.sharing
         self.context = context
         self.timeout = timeout
         self.on_cancel = on_cancel
+        self.retries = retries
+        # How many workers died of a call, for those that may be run again.
+        self._deaths: dict[int, int] = {}
         self.futures: list[asyncio.Future[Any] | None] = []
 
     def wants(self, index: int) -> bool:
@@ -51,7 +61,15 @@ class Runs:
                 future.set_result(value)
 
     def may_retry(self, index: int) -> bool:
-        return False
+        deaths = self._deaths.get(index, 0)
+        if deaths >= self.retries:
+            return False
+        self._deaths[index] = deaths + 1
+        return True
+
+    def has_run(self, index: int) -> bool:
+        """Whether a call that waits was started before, by a worker that died of it."""
+        return index in self._deaths
 
 
 class RunQueue(Queue):
@@ -83,6 +101,7 @@ class RunQueue(Queue):
         context: Context,
         timeout: float | None,
         on_cancel: OnCancel,
+        retries: int = 0,
     ) -> tuple[Runs, int]:
         """Add a call, to the last batch if it is alike; return its owner and its index there."""
         if self.pending:
@@ -96,13 +115,14 @@ class RunQueue(Queue):
                 and runs.context is context
                 and runs.timeout == timeout
                 and runs.on_cancel == on_cancel
+                and runs.retries == retries
             ):
                 runs.futures.append(future)
                 last.payloads.append(payload)
                 self.count += 1
                 self.tally.calls += 1
                 return runs, index
-        runs = Runs(self, context, timeout, on_cancel)
+        runs = Runs(self, context, timeout, on_cancel, retries)
         runs.futures.append(future)
         self.push(Batch(runs, function, 0, [payload]))
         return runs, 0

@@ -43,12 +43,15 @@ async def run_gives_what_the_function_returns(pool: Pool) -> None:
     assert_type(await pool.run(area, 2, 3, timeout=2.0, on_cancel="abandon"), float)
     assert_type(await pool.run(delayed(area)(2, height=3)), float)
     assert_type(await pool.run(delayed(area)(2, height=3), timeout=None), float)
+    assert_type(await pool.run(area, 2, 3, retries=1), float)
     assert_type(await pool.run(fetch, "key"), bytes)
+    assert_type(await pool.run(fetch, "key", retries=1), bytes)
     assert_type(await pool.run(delayed(fetch)("key")), bytes)
 
 
 async def run_rejects_wrong_arguments(pool: Pool) -> None:
     await pool.run(area, 2, "3")  # type: ignore[arg-type, call-arg]
+    await pool.run(area, 2, 3, retries="1")  # type: ignore[call-arg, call-overload]
     await pool.run(area, 2)  # type: ignore[arg-type]
     await pool.run(area, 2, 3, 4)  # type: ignore[arg-type, call-arg]
     await pool.run(fetch, 1)  # type: ignore[arg-type]
