@@ -53,11 +53,11 @@ def test_drawing_ahead_keeps_every_worker_fed_and_memory_bounded(
     [("auto", None), (1, 1), (7, 7), ("2*n_jobs", 8), ("n_jobs", 4), ("n_jobs * 3", 12), (" 1.5 * n_jobs ", 6)],
 )
 def test_pre_dispatch_is_read_as_in_joblib(value: Any, limit: int | None) -> None:
-    assert parse_pre_dispatch(value, 4) == limit
+    assert parse_pre_dispatch(value).of(4) == limit
 
 
 def test_pre_dispatch_all_is_no_limit() -> None:
-    limit = parse_pre_dispatch("all", 4)
+    limit = parse_pre_dispatch("all").of(4)
     assert limit is not None
     assert limit > 10**15
 
@@ -65,7 +65,7 @@ def test_pre_dispatch_all_is_no_limit() -> None:
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "0*n_jobs", "__import__('os')", "2*m_jobs", None, ""])
 def test_a_bad_pre_dispatch_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="pre_dispatch="):
-        parse_pre_dispatch(value, 4)
+        parse_pre_dispatch(value).of(4)
 
 
 @pytest.mark.parametrize("value", [0, -3, True, 1.5, "many", None])

@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from aparallel import Pool, delayed, gather_parallel, parallel_config
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._backends.thread import ThreadBackend
+from aparallel._parallel.batching import MESSAGE_CALLS
+from aparallel._parallel.options import resolve
 from aparallel._parallel.settings import PoolSettings, Settings
+from aparallel.abc import Sharing
 from aparallel.testing import FakeBackend
 
 chosen: contextvars.ContextVar[str] = contextvars.ContextVar("chosen")
@@ -114,6 +118,64 @@ async def test_a_surrounding_block_may_say_what_is_only_for_some_of_its_gathers(
         assert await gather_parallel([delayed(abs)(-1)], backend="inline") == [1]
     with parallel_config(backend="inline"):
         assert await gather_parallel([delayed(abs)(-1)], inner_max_num_threads=2) == [1]
+
+
+COUNTS = {"n_jobs": 2, "max_calls_per_worker": 3, "max_queued": 0, "inner_max_num_threads": 1, "nice": 5}
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8])
+def test_whole_numbers_of_numpy_are_numbers(number: Any) -> None:
+    settings = Settings(**{name: number(count) for name, count in COUNTS.items()})
+    kept = [getattr(settings, name) for name in COUNTS if name != "n_jobs"]
+    assert [settings.workers(), *kept] == list(COUNTS.values())
+    assert {type(value) for value in kept} == {int}
+    limited = Pool(1, "inline").limit("key", number(3), max_queued=number(2))
+    assert repr(limited.statistics().n) == "3"
+    assert repr(limited.statistics().max_queued) == "2"
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [np.float64(1), True, "1", np.bool_(True)])
+def test_other_things_are_not(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=name):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["5m", True, -1, float("nan"), [1]])
+def test_an_idle_timeout_that_is_no_number_of_seconds_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"idle_timeout=.* is not a positive number of seconds"):
+        Pool(idle_timeout=value)
+
+
+async def test_workers_may_be_kept_for_an_infinite_time() -> None:
+    async with Pool(1, "thread", idle_timeout=float("inf"), queue_timeout=np.float32(30)) as pool:  # type: ignore[arg-type]
+        assert await pool.run(abs, -1) == 1
+        assert pool.statistics().idle == 1
+
+
+async def test_numbers_of_numpy_are_numbers_in_the_options_of_a_gather() -> None:
+    calls = [delayed(abs)(-x) for x in range(5)]
+    options: Any = {
+        **{name: np.int64(2) for name in ("n_jobs", "batch_size", "pre_dispatch", "retries")},
+        "verbose": np.int64(0),
+        "timeout": np.float32(30),
+        "on_cancel": "abandon",
+    }
+    assert await gather_parallel(calls, backend="inline", **options) == [0, 1, 2, 3, 4]
+    with parallel_config(**options):
+        assert await gather_parallel(calls, backend="inline") == [0, 1, 2, 3, 4]
+
+
+def test_options_are_read_once_where_they_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    there = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: looked_at.append(path) or there(path))
+    with parallel_config(temp_folder=tmp_path, max_nbytes="2K", pre_dispatch="2*n_jobs", batch_size=10**9):
+        options = resolve({"n_jobs": 3})
+        assert (options.temp_folder, options.max_nbytes, options.batch_size) == (str(tmp_path), 2048, MESSAGE_CALLS)
+        assert options.pre_dispatch.of(3) == 6
+        assert options.sharing(Sharing()) == Sharing(2048, "r", str(tmp_path))
+    assert looked_at == [str(tmp_path)]
 
 
 def test_the_settings_of_a_web_pool_can_be_looked_up() -> None:

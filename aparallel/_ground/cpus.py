@@ -8,10 +8,11 @@ and the kernel's ``admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
+
+from aparallel._ground.units import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,19 +47,12 @@ def effective_n_jobs(n_jobs: int, cpus: int) -> int:
         ValueError: *n_jobs* is 0.
         TypeError: *n_jobs* is no integer; a bool or a float is none, a NumPy integer is one.
     """
-    count = None if isinstance(n_jobs, bool) else _as_integer(n_jobs)
+    count = whole_number(n_jobs)
     if count is None:
         raise TypeError(f"n_jobs must be an integer, got {n_jobs!r} ({type(n_jobs).__name__}).")
     if count == 0:
         raise ValueError("n_jobs=0 means no worker at all. Use 1 or more, -1 for all cores or -2 for all but one.")
     return count if count > 0 else max(cpus + 1 + count, 1)
-
-
-def _as_integer(value: object) -> int | None:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # it is the check
-    except TypeError:
-        return None
 
 
 def parse_override(text: str) -> int:

@@ -1,6 +1,6 @@
-"""Amounts as people write them: ``"10MB"`` in bytes, ``"7d"`` in seconds.
+"""Amounts as people write them: ``"10MB"`` in bytes, ``"7d"`` in seconds; and whole numbers, whoever made them.
 
-Both parsers are pure. No float stands between a text and its number of bytes.
+All parsers are pure. No float stands between a text and its number of bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,19 @@ _SECONDS = MappingProxyType({"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600,
 _AMOUNT = re.compile(r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*([A-Za-z]*)\s*")
 
 
+def whole_number(value: object) -> int | None:
+    """Return *value* as an int if it is a whole number, such as an int or one of NumPy's; None for all else.
+
+    A float is none, and neither is a bool.
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # it is the check
+    except TypeError:
+        return None
+
+
 def parse_bytes(amount: str | int) -> int:
     """Return *amount* in bytes: an integer as it is, or text such as ``"500"``, ``"64K"``, ``"1.5GB"``.
 
@@ -48,11 +61,8 @@ def parse_bytes(amount: str | int) -> int:
 
 
 def _checked_bytes(amount: int) -> int:
-    try:
-        count = operator.index(amount)
-    except TypeError:
-        count = None
-    if count is None or isinstance(amount, bool):
+    count = whole_number(amount)
+    if count is None:
         raise TypeError(f"A number of bytes is an integer or text such as '10MB', got {amount!r}.")
     if count < 0:
         raise ValueError(f"A number of bytes cannot be negative, got {count}.")

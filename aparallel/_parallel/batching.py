@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from math import ceil, inf
 from typing import Literal
+
+from aparallel._ground.units import whole_number
 
 PreDispatch = Literal["auto", "all"] | int | str
 BatchSize = Literal["auto"] | int
@@ -66,28 +69,51 @@ def calls_ahead(
     return ahead
 
 
-def parse_pre_dispatch(value: PreDispatch, n_jobs: int) -> int | None:
-    """Return the hard limit in calls that *value* means, or None for ``"auto"``.
+@dataclasses.dataclass(frozen=True, slots=True)
+class DrawLimit:
+    """How many calls may be drawn and not finished: a hard limit, or none.
+
+    Attributes:
+        calls: how many, in all or for each worker; None for no hard limit.
+        each: it is for each worker.
+    """
+
+    calls: float | None = None
+    each: bool = False
+
+    def of(self, n_jobs: int) -> int | None:
+        """Return the limit for so many workers, in calls.
+
+        Raises:
+            ValueError: it is less than one call.
+        """
+        if self.calls is None:
+            return None
+        limit = self.calls * n_jobs if self.each else self.calls
+        if limit < 1 or limit == inf:
+            text = f"'{self.calls:g}*n_jobs'" if self.each else f"{self.calls:g}"
+            raise ValueError(f"pre_dispatch={text} is {limit:g} calls; at least one must be drawn for any to run.")
+        return int(limit)
+
+
+def parse_pre_dispatch(value: PreDispatch) -> DrawLimit:
+    """Return the limit that *value* means: none for ``"auto"``.
 
     Raises:
         ValueError: not ``"auto"``, ``"all"``, a positive int or an expression such as ``"2*n_jobs"``.
     """
-    if value == "auto":
-        return None
-    if value == "all":
-        return 1 << 62
-    if isinstance(value, int) and not isinstance(value, bool):
-        limit: float = value
-    else:
-        found = _EXPRESSION.fullmatch(value) if isinstance(value, str) else None
-        if found is None:
-            raise ValueError(
-                f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls, or an expression like '2*n_jobs'."
-            )
-        limit = float(found[1] or 1) * float(found[2] or 1) * n_jobs
-    if limit < 1 or limit == inf:
-        raise ValueError(f"pre_dispatch={value!r} is {limit:g} calls; at least one must be drawn for any to run.")
-    return int(limit)
+    if isinstance(value, str):
+        if value == "auto":
+            return DrawLimit()
+        if value == "all":
+            return DrawLimit(1 << 62)
+        if found := _EXPRESSION.fullmatch(value):
+            return DrawLimit(float(found[1] or 1) * float(found[2] or 1), each=True)
+    elif (calls := whole_number(value)) is not None:
+        return DrawLimit(calls)
+    raise ValueError(
+        f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls, or an expression like '2*n_jobs'."
+    )
 
 
 def parse_batch_size(value: BatchSize) -> int | None:
@@ -96,8 +122,9 @@ def parse_batch_size(value: BatchSize) -> int | None:
     Raises:
         ValueError: not ``"auto"`` and not a positive int.
     """
-    if value == "auto":
+    if isinstance(value, str) and value == "auto":
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    calls = whole_number(value)
+    if calls is None or calls < 1:
         raise ValueError(f"batch_size={value!r} is not 'auto' or a positive number of calls.")
-    return min(value, MESSAGE_CALLS)
+    return min(calls, MESSAGE_CALLS)

@@ -21,6 +21,8 @@ Ts = TypeVarTuple("Ts")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
 
 
 class Calls:
@@ -145,6 +147,31 @@ class Calls:
     ) -> tuple[T1, T2, T3]: ...
     @overload
     async def gather(  # type: ignore[overload-overlap]
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        call4: Call[T4],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def gather(  # type: ignore[overload-overlap]
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        call4: Call[T4],
+        call5: Call[T5],
+        /,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    async def gather(  # type: ignore[overload-overlap]
         self, *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
     ) -> list[T]: ...
     @overload
@@ -166,6 +193,31 @@ class Calls:
         return_exceptions: bool,
         **options: Unpack[PoolOptions],
     ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException]: ...
+    @overload
+    async def gather(
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        call4: Call[T4],
+        /,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException, T4 | BaseException]: ...
+    @overload
+    async def gather(
+        self,
+        call1: Call[T1],
+        call2: Call[T2],
+        call3: Call[T3],
+        call4: Call[T4],
+        call5: Call[T5],
+        /,
+        *,
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException, T4 | BaseException, T5 | BaseException]: ...
     @overload
     async def gather(
         self, *calls: Call[T], return_exceptions: bool, **options: Unpack[PoolOptions]

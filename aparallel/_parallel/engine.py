@@ -15,11 +15,12 @@ from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count
 from aparallel._ground.shield import outlast
+from aparallel._ground.units import whole_number
 from aparallel._parallel.accounts import PoolStatistics
 from aparallel._parallel.admission import Admission
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase, running_loop
-from aparallel._parallel.options import check_count, parse_patience
+from aparallel._parallel.parsing import parse_count, parse_patience
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Tallies
 from aparallel._parallel.quotas import Quota
@@ -87,7 +88,7 @@ class Engine:
         self.sharing = settings.sharing()
         self.shares_context = not isinstance(self.backend, ProcessBackend)
         self.runs_on_loop = isinstance(self.backend, InlineBackend)
-        self.patience = parse_patience("queue_timeout", settings.queue_timeout)
+        self.patience = settings.queue_timeout
         # How many calls wait; the scheduler's queues keep it.
         self._waiting = Tallies()
         self.admission = Admission(settings.max_queued, self._waiting)
@@ -174,9 +175,10 @@ class Engine:
 
     def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, RunQueue]:
         """Let the calls of *key* have so many workers; return what they share and where single ones of them wait."""
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        most = whole_number(workers)
+        if most is None or most < 1:
             raise ValueError(f"n={workers!r} is not a whole number of workers, 1 or more.")
-        check_count("max_queued", max_queued, 0)
+        max_queued = parse_count("max_queued", max_queued, 0)
         try:
             quota = self.quotas.get(key)
         except TypeError as error:
@@ -191,7 +193,7 @@ class Engine:
             else:
                 quota.renew_runs(runs)
         assert quota is not None
-        more, quota.limit, quota.max_queued = workers > quota.limit, workers, max_queued
+        more, quota.limit, quota.max_queued = most > quota.limit, most, max_queued
         if more and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()
         return quota, runs

@@ -13,7 +13,7 @@ from aparallel._ground.call import Call, close_coroutines, wrong_item
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
-from aparallel._parallel.batching import calls_ahead, parse_batch_size, parse_pre_dispatch
+from aparallel._parallel.batching import calls_ahead
 from aparallel._parallel.progress import Reporter
 from aparallel._parallel.queues import Queue
 from aparallel._parallel.scheduler import Scheduler
@@ -66,7 +66,7 @@ class Flow(Queue):
         name: str,
         quota: Quota | None = None,
     ) -> None:
-        super().__init__(workers, parse_batch_size(options.batch_size), tally=scheduler.tallies.drawn, quota=quota)
+        super().__init__(workers, options.batch_size, tally=scheduler.tallies.drawn, quota=quota)
         self.context = call_context()
         self.sharing = sharing
         self.timeout = options.timeout
@@ -81,7 +81,7 @@ class Flow(Queue):
         self._source = source
         self._return_exceptions = return_exceptions
         workers = self.most_workers(workers)
-        self._pre_dispatch = parse_pre_dispatch(options.pre_dispatch, workers)
+        self._pre_dispatch = options.pre_dispatch.of(workers)
         self._total = len(source) if isinstance(source, Sized) else None
         self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)
         self._retries = options.retries

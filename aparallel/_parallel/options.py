@@ -5,32 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import inspect
-import math
 import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._ground.nesting import nesting_level
-from aparallel._ground.sharing import MmapMode, check_mmap_mode
-from aparallel._ground.units import parse_bytes
-from aparallel._parallel.batching import BatchSize, PreDispatch, parse_batch_size, parse_pre_dispatch
+from aparallel._parallel.batching import BatchSize, DrawLimit, PreDispatch
+from aparallel._parallel.kinds import BackendName, kind_of
+from aparallel._parallel.parsing import READERS
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aparallel._ground.sharing import MmapMode
     from aparallel._parallel.calls import Calls
     from aparallel._parallel.limits import LimitedPool
     from aparallel._parallel.pool import Pool
     from aparallel.abc import OnCancel
-
-BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", "threading", "sequential"]
-
-_ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
-KINDS = ("process", "thread", "inline")
-_ON_CANCEL = ("kill", "wait", "abandon")
 
 
 class Unset(enum.Enum):
@@ -65,16 +57,19 @@ class GatherOptions(PoolOptions, total=False):
     inner_max_num_threads: int | None
 
 
+_NO_LIMIT = DrawLimit()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """All options of one gather or stream, with their defaults."""
+    """All options of one gather or stream, checked and read, with their defaults."""
 
     n_jobs: int | None = None
     backend: str | Backend | None = None
     prefer: str | None = None
     require: str | None = None
-    batch_size: BatchSize = "auto"
-    pre_dispatch: PreDispatch = "auto"
+    batch_size: int | None = None
+    pre_dispatch: DrawLimit = _NO_LIMIT
     timeout: float | None = None
     verbose: int = 0
     pool: Calls | None = None
@@ -82,15 +77,15 @@ class Options:
     on_cancel: OnCancel | None = None
     progress: bool | Callable[[int, int | None], object] = False
     inner_max_num_threads: int | None = None
-    max_nbytes: int | str | Literal[Unset.UNSET] | None = Unset.UNSET
+    max_nbytes: int | Literal[Unset.UNSET] | None = Unset.UNSET
     mmap_mode: MmapMode | Literal[Unset.UNSET] = Unset.UNSET
-    temp_folder: str | os.PathLike[str] | Literal[Unset.UNSET] | None = Unset.UNSET
+    temp_folder: str | Literal[Unset.UNSET] | None = Unset.UNSET
 
     def sharing(self, pools: Sharing) -> Sharing:
         """How large buffers travel: as these options say, else as those of the pool."""
         if self.max_nbytes is self.mmap_mode is self.temp_folder is Unset.UNSET:
             return pools
-        return make_sharing(
+        return Sharing(
             pools.max_nbytes if self.max_nbytes is Unset.UNSET else self.max_nbytes,
             pools.mmap_mode if self.mmap_mode is Unset.UNSET else self.mmap_mode,
             pools.temp_folder if self.temp_folder is Unset.UNSET else self.temp_folder,
@@ -109,7 +104,7 @@ _OF_STREAMS = frozenset({"ordered", "return_as"})
 # What a pool has settled already, whatever a surrounding block says.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
-# What parallel_config has set in this context: a task and the tasks that it starts, nobody else.
+# What parallel_config has set in this context, read already: a task and the tasks that it starts, nobody else.
 _configured: ContextVar[dict[str, Any]] = ContextVar("aparallel_config", default={})  # noqa: B039 (never changed)
 
 
@@ -123,8 +118,8 @@ def parallel_config(**options: Unpack[GatherOptions]) -> Iterator[None]:
         TypeError: an unknown option.
         ValueError: an option has a bad value.
     """
-    resolve({**options})
-    token = _configured.set({**_configured.get(), **options})
+    told, _ = _told_and_resolved({**options})
+    token = _configured.set({**_configured.get(), **told})
     try:
         yield
     finally:
@@ -138,6 +133,11 @@ def resolve(given: dict[str, Any]) -> Options:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: a bad value, or two that contradict each other.
     """
+    return _told_and_resolved(given)[1]
+
+
+def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
+    """Return what was given, read, and the options that it makes together with what is configured."""
     for name in given:
         if name not in _NAMES:
             import difflib
@@ -151,40 +151,26 @@ def resolve(given: dict[str, Any]) -> Options:
         raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
     configured = _configured.get()
     outweighed: frozenset[str] = frozenset()
-    if given.get("pool") is not None:
+    if given.get("pool") is not None:  # what it was made with stands
         outweighed = _OF_POOLS
     elif given.get("backend") is not None:
         outweighed = frozenset({"pool"})
     elif given.get("require") is not None:
         processes = kind_of(configured.get("backend") or "process") == "process"
         outweighed = frozenset({"pool", "backend"} if processes else {"pool"})  # as in joblib
-    options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | given)
-    _check(options)
-    _check_inner_threads_reach(Options(**given))
-    return options
+    told = _read(given)
+    options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | told)
+    _check_together(options)
+    _check_inner_threads_reach(Options(**told))
+    return told, options
 
 
-def _check(options: Options) -> None:
-    workers = options.workers(cpus=1)
-    if options.backend is not None:
-        kind_of(options.backend)
-    parse_batch_size(options.batch_size)
-    parse_pre_dispatch(options.pre_dispatch, workers)
-    check_timeout(options.timeout)
-    check_on_cancel(options.on_cancel)
-    if not isinstance(options.verbose, int):
-        raise TypeError(f"verbose={options.verbose!r} is not an int; 0 is silent, 10 tells much.")
-    check_retries(options.retries)
-    if options.prefer not in (None, "processes", "threads"):
-        raise ValueError(f"prefer={options.prefer!r} is not 'processes' or 'threads'.")
-    if options.require not in (None, "sharedmem"):
-        raise ValueError(f"require={options.require!r} is not 'sharedmem'.")
-    if not isinstance(options.progress, bool) and not callable(options.progress):
-        raise TypeError(f"progress={options.progress!r} is not True, False or a function of (done, total).")
-    if inspect.iscoroutinefunction(options.progress):
-        raise TypeError(f"progress={options.progress!r} is a coroutine function, and nobody would await it.")
-    check_inner_threads(options.inner_max_num_threads)
-    options.sharing(Sharing())
+def _read(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: READERS[name](value) if name in READERS else value for name, value in options.items()}
+
+
+def _check_together(options: Options) -> None:
+    options.pre_dispatch.of(options.workers(cpus=1))
     if options.require == "sharedmem":
         kind = options.pool.backend_name if options.pool is not None else _given_kind(options)
         if kind == "process":
@@ -210,92 +196,8 @@ def _given_kind(options: Options) -> str | None:
     return None if options.backend is None else kind_of(options.backend)
 
 
-def kind_of(backend: str | Backend) -> str:
-    """Return the kind that a backend's name or alias means; a Backend instance's own name.
-
-    Raises:
-        ValueError: no such backend.
-    """
-    if isinstance(backend, Backend):
-        return backend.name
-    kind = _ALIASES.get(backend, backend) if isinstance(backend, str) else None
-    if kind not in KINDS:
-        raise ValueError(
-            f"backend={backend!r} is not one of {', '.join(map(repr, (*KINDS, *_ALIASES)))}, nor a Backend instance."
-        )
-    return kind
-
-
 def choose_kind(options: Options) -> str:
     """Decide which kind of workers a gather without a pool asks for."""
     if options.backend is not None:
         return kind_of(options.backend)
     return "thread" if options.require == "sharedmem" or options.prefer == "threads" else "process"
-
-
-def nested_kind(kind: str) -> str:
-    """Return *kind*, or what stands for it inside a worker: threads first, the loop itself deeper in."""
-    level = nesting_level()
-    if level >= 1 and kind == "process":
-        kind = "thread"
-    if level >= 2 and kind == "thread":
-        kind = "inline"
-    return kind
-
-
-def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder: Any) -> Sharing:
-    """Say how large buffers travel.
-
-    Raises:
-        ValueError: a bad size or mode, or a folder that is none.
-        TypeError: a size or a folder of the wrong type.
-    """
-    check_mmap_mode(mmap_mode)
-    if not isinstance(temp_folder, str | bytes | os.PathLike | None):
-        raise TypeError(f"temp_folder={temp_folder!r} is not the path of a folder.")
-    folder = None if temp_folder is None else os.path.abspath(os.fsdecode(temp_folder))
-    if folder is not None and not os.path.isdir(folder):
-        raise ValueError(f"temp_folder={folder!r} is not a folder. Create it, or leave the option out.")
-    try:
-        largest = None if max_nbytes is None else parse_bytes(max_nbytes)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"max_nbytes={max_nbytes!r}: {error}") from None
-    return Sharing(largest, mmap_mode, folder)
-
-
-def check_timeout(seconds: float | None, name: str = "timeout") -> None:
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0):
-        raise ValueError(f"{name}={seconds!r} is not a positive number of seconds, or None.")
-
-
-def check_retries(retries: int) -> None:
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f"retries={retries!r} is not a number of further attempts, 0 or more.")
-
-
-def parse_patience(name: str, seconds: float | None) -> float | None:
-    """Return how long something may wait, in seconds; None for ever.
-
-    Raises:
-        ValueError: neither a number of seconds nor None.
-    """
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ValueError(f"{name}={seconds!r} is not a number of seconds, 0 or more, or None to wait for ever.")
-    return None if seconds == math.inf else seconds
-
-
-def check_on_cancel(on_cancel: str | None) -> None:
-    if on_cancel is not None and on_cancel not in _ON_CANCEL:
-        raise ValueError(f"on_cancel={on_cancel!r} is not 'kill', 'wait' or 'abandon'.")
-
-
-def check_inner_threads(count: int | None) -> None:
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ValueError(f"inner_max_num_threads={count!r} is not a positive number of threads.")
-
-
-def check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")

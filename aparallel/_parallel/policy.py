@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aparallel._ground.nesting import nesting_level
-from aparallel._parallel.options import check_on_cancel, check_timeout
+from aparallel._parallel.parsing import parse_on_cancel, parse_timeout
 
 if TYPE_CHECKING:
     from aparallel.abc import Backend, OnCancel
@@ -37,8 +37,8 @@ class StopPolicy:
         Raises:
             ValueError: a bad value, or one that such workers cannot keep.
         """
-        check_on_cancel(on_cancel)
-        check_timeout(timeout)
+        parse_on_cancel(on_cancel)
+        parse_timeout(timeout)
         asked = self._given if on_cancel is None else on_cancel
         backend = self._backend
         if self._stands_in and asked != "wait" and timeout is not None:

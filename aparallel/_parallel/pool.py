@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aparallel._parallel.accounts import PoolStatistics
-    from aparallel._parallel.options import BackendName
+    from aparallel._parallel.kinds import BackendName
     from aparallel.abc import Backend, OnCancel
 
 T = TypeVar("T")

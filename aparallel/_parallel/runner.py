@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
-from aparallel._parallel.options import Unset, check_retries, parse_patience
+from aparallel._parallel.options import Unset
+from aparallel._parallel.parsing import parse_patience, parse_retries
 from aparallel._parallel.stream import StreamFlow
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Runner:
         if on_cancel is not None or timeout is not None:
             policy = engine.policy.of_call(on_cancel, timeout)
         if retries != 0:
-            check_retries(retries)
+            retries = parse_retries(retries)
         patience = engine.patience if queue_timeout is _UNSET else parse_patience("queue_timeout", queue_timeout)
         if engine.admission.max_queued is not None or patience == 0 or runs.quota is not None:
             engine.admission.check_room(scheduler, runs, patience)

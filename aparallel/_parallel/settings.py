@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._parallel.options import (
-    KINDS,
-    BackendName,
-    check_count,
-    check_inner_threads,
-    check_on_cancel,
-    check_timeout,
-    kind_of,
+from aparallel._ground.units import whole_number
+from aparallel._parallel.kinds import KINDS, BackendName, kind_of, nested_kind
+from aparallel._parallel.parsing import (
     make_sharing,
-    nested_kind,
+    parse_count,
+    parse_idle_timeout,
+    parse_inner_threads,
+    parse_on_cancel,
     parse_patience,
 )
 from aparallel.abc import Backend, Sharing
@@ -118,16 +116,21 @@ class Settings:
     logs: bool = True
 
     def __post_init__(self) -> None:
-        check_on_cancel(self.on_cancel)
-        check_inner_threads(self.inner_max_num_threads)
-        check_count("max_calls_per_worker", self.max_calls_per_worker, 1)
-        check_count("max_queued", self.max_queued, 0)
-        parse_patience("queue_timeout", self.queue_timeout)
-        _check_nice(self.nice)
-        check_timeout(self.idle_timeout, "idle_timeout")
+        effective_n_jobs(self.n_jobs, 1)
+        parse_on_cancel(self.on_cancel)
+        self._keep("inner_max_num_threads", parse_inner_threads(self.inner_max_num_threads))
+        self._keep("max_calls_per_worker", parse_count("max_calls_per_worker", self.max_calls_per_worker, 1))
+        self._keep("max_queued", parse_count("max_queued", self.max_queued, 0))
+        self._keep("queue_timeout", parse_patience("queue_timeout", self.queue_timeout))
+        self._keep("idle_timeout", parse_idle_timeout(self.idle_timeout))
+        self._keep("nice", _parse_nice(self.nice))
         if self.initializer is not None and not callable(self.initializer):
             raise TypeError(f"initializer={self.initializer!r} is not a function.")
         self._check_reach(kind_of(self.backend))
+
+    def _keep(self, name: str, value: object) -> None:
+        """Put what a value means in its place, such as an int for NumPy's."""
+        object.__setattr__(self, name, value)
 
     def _check_reach(self, kind: str) -> None:
         """Refuse what workers of this *kind* would not be told.
@@ -206,11 +209,13 @@ def checked_variables(variables: object) -> tuple[ContextVar[Any], ...]:
     return tuple(variables)
 
 
-def _check_nice(nice: int | None) -> None:
+def _parse_nice(nice: int | None) -> int | None:
     if nice is None:
-        return
-    if isinstance(nice, bool) or not isinstance(nice, int) or not 0 <= nice <= _LOWEST_PRIORITY:
+        return None
+    steps = whole_number(nice)
+    if steps is None or not 0 <= steps <= _LOWEST_PRIORITY:
         raise ValueError(
             f"nice={nice!r} is not a whole number from 0, for this program's own priority, to {_LOWEST_PRIORITY}, "
             f"or None for the usual {_NICE}."
         )
+    return steps

@@ -44,6 +44,9 @@ async def single_calls_give_a_tuple_of_their_types() -> None:
     assert_type(one, int)
     assert_type(two, str)
     assert_type(three, bytes)
+    a, b, c = delayed(square)(1), delayed(shout)("x"), delayed(fetch)("y")
+    assert_type(await gather_parallel(a, b, c, a), tuple[int, str, bytes, int])
+    assert_type(await gather_parallel(a, b, c, a, b), tuple[int, str, bytes, int, str])
 
 
 async def many_single_calls_of_one_type_give_a_list(calls: list[Call[int]]) -> None:

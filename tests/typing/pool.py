@@ -77,6 +77,24 @@ async def gather_is_typed_as_gather_parallel_is(pool: Pool) -> None:
     assert_type(await pool.gather(arriving(), timeout=1), list[float])
     assert_type(await pool.gather(*calls), list[float])
     assert_type(await pool.gather(delayed(area)(1, 2), delayed(shout)("x")), tuple[float, str])
+    a, b, c = delayed(area)(1, 2), delayed(shout)("x"), delayed(fetch)("y")
+    assert_type(await pool.gather(a, b, c), tuple[float, str, bytes])
+    assert_type(await pool.gather(a, b, c, a), tuple[float, str, bytes, float])
+    assert_type(await pool.gather(a, b, c, a, b, n_jobs=2), tuple[float, str, bytes, float, str])
+    assert_type(
+        await pool.gather(a, b, c, b, return_exceptions=True),
+        tuple[float | BaseException, str | BaseException, bytes | BaseException, str | BaseException],
+    )
+    assert_type(
+        await pool.gather(a, b, c, b, a, return_exceptions=True),
+        tuple[
+            float | BaseException,
+            str | BaseException,
+            bytes | BaseException,
+            str | BaseException,
+            float | BaseException,
+        ],
+    )
     assert_type(await pool.gather(calls, return_exceptions=True), list[float | BaseException])
     await pool.gather(calls, backend="thread")  # type: ignore[call-overload]
     await pool.gather(calls, pool=pool)  # type: ignore[call-overload]
@@ -100,7 +118,10 @@ async def a_limited_pool_is_typed_as_its_pool_is(pool: Pool) -> None:
     assert_type(await limited.map(shout, ["a", "b"]), list[str])
     calls = [delayed(area)(1, 2)]
     assert_type(await limited.gather(calls), list[float])
-    assert_type(await limited.gather(delayed(area)(1, 2), delayed(shout)("x")), tuple[float, str])
+    a, b, c = delayed(area)(1, 2), delayed(shout)("x"), delayed(fetch)("y")
+    assert_type(await limited.gather(a, b), tuple[float, str])
+    assert_type(await limited.gather(a, b, c, b), tuple[float, str, bytes, str])
+    assert_type(await limited.gather(a, b, c, b, a), tuple[float, str, bytes, str, float])
     assert_type(await gather_parallel(calls, pool=limited), list[float])
     async with limited.stream(calls) as results:
         assert_type(results, ResultStream[float])

@@ -1,0 +1,210 @@
+"""Options and settings, one by one: what a value means, or the ValueError or TypeError that says why it is none."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping
+from numbers import Real
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.cpus import effective_n_jobs
+from aparallel._ground.sharing import MmapMode, check_mmap_mode
+from aparallel._ground.units import parse_bytes, whole_number
+from aparallel._parallel.batching import parse_batch_size, parse_pre_dispatch
+from aparallel._parallel.kinds import kind_of
+from aparallel.abc import Backend, Sharing
+
+if TYPE_CHECKING:
+    from aparallel.abc import OnCancel
+
+_ON_CANCEL = ("kill", "wait", "abandon")
+
+
+def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder: Any) -> Sharing:
+    """Say how large buffers travel.
+
+    Raises:
+        ValueError: a bad size or mode, or a folder that is none.
+        TypeError: a size or a folder of the wrong type.
+    """
+    return Sharing(_read_max_nbytes(max_nbytes), _read_mmap_mode(mmap_mode), _read_temp_folder(temp_folder))
+
+
+def _read_max_nbytes(max_nbytes: int | str | None) -> int | None:
+    try:
+        return None if max_nbytes is None else parse_bytes(max_nbytes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"max_nbytes={max_nbytes!r}: {error}") from None
+
+
+def _read_mmap_mode(mmap_mode: MmapMode) -> MmapMode:
+    check_mmap_mode(mmap_mode)
+    return mmap_mode
+
+
+def _read_temp_folder(temp_folder: Any) -> str | None:
+    if temp_folder is None:
+        return None
+    if not isinstance(temp_folder, str | bytes | os.PathLike):
+        raise TypeError(f"temp_folder={temp_folder!r} is not the path of a folder.")
+    folder = os.path.abspath(os.fsdecode(temp_folder))
+    if not os.path.isdir(folder):
+        raise ValueError(f"temp_folder={folder!r} is not a folder. Create it, or leave the option out.")
+    return folder
+
+
+def _read_backend(backend: str | Backend | None) -> str | Backend | None:
+    return backend if backend is None or isinstance(backend, Backend) else kind_of(backend)
+
+
+def _read_n_jobs(n_jobs: int | None) -> int | None:
+    if n_jobs is not None:
+        effective_n_jobs(n_jobs, 1)
+    return n_jobs
+
+
+def _read_prefer(prefer: str | None) -> str | None:
+    if prefer not in (None, "processes", "threads"):
+        raise ValueError(f"prefer={prefer!r} is not 'processes' or 'threads'.")
+    return prefer
+
+
+def _read_require(require: str | None) -> str | None:
+    if require not in (None, "sharedmem"):
+        raise ValueError(f"require={require!r} is not 'sharedmem'.")
+    return require
+
+
+def _read_verbose(verbose: int) -> int:
+    lines = int(verbose) if isinstance(verbose, bool) else whole_number(verbose)
+    if lines is None:
+        raise TypeError(f"verbose={verbose!r} is not an int; 0 is silent, 10 tells much.")
+    return lines
+
+
+def parse_retries(retries: int) -> int:
+    """Return how often a call is run again after its worker died.
+
+    Raises:
+        ValueError: not a whole number, 0 or more.
+    """
+    count = whole_number(retries)
+    if count is None or count < 0:
+        raise ValueError(f"retries={retries!r} is not a number of further attempts, 0 or more.")
+    return count
+
+
+def _read_progress(progress: Any) -> Any:
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress={progress!r} is not True, False or a function of (done, total).")
+    if inspect.iscoroutinefunction(progress):
+        raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
+    return progress
+
+
+def parse_timeout(timeout: float | None) -> float | None:
+    """Return how long a call may run, in seconds; None for ever.
+
+    Raises:
+        ValueError: not a positive number of seconds.
+    """
+    if timeout is None:
+        return None
+    seconds = _seconds(timeout)
+    if seconds is None or not seconds > 0:
+        raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
+    return timeout
+
+
+def parse_idle_timeout(idle_timeout: float | None) -> float | None:
+    """Return how long a worker without calls is kept, in seconds; None for ever.
+
+    Raises:
+        ValueError: neither None nor a positive number of seconds.
+    """
+    if idle_timeout is None:
+        return None
+    seconds = _seconds(idle_timeout)
+    if seconds is None or not seconds > 0:
+        raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
+    return None if seconds == math.inf else seconds
+
+
+def parse_patience(name: str, seconds: float | None) -> float | None:
+    """Return how long something may wait, in seconds; None for ever.
+
+    Raises:
+        ValueError: neither a number of seconds nor None.
+    """
+    if seconds is None:
+        return None
+    number = _seconds(seconds)
+    if number is None or not number >= 0:
+        raise ValueError(f"{name}={seconds!r} is not a number of seconds, 0 or more, or None to wait for ever.")
+    return None if number == math.inf else number
+
+
+def _seconds(value: object) -> float | None:
+    """Return a number as it is, None for all else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def parse_on_cancel(on_cancel: OnCancel | None) -> OnCancel | None:
+    """Return what cancelling does.
+
+    Raises:
+        ValueError: no such thing.
+    """
+    if on_cancel is not None and on_cancel not in _ON_CANCEL:
+        raise ValueError(f"on_cancel={on_cancel!r} is not 'kill', 'wait' or 'abandon'.")
+    return on_cancel
+
+
+def parse_count(name: str, value: int | None, least: int) -> int | None:
+    """Return a whole number, which may be NumPy's, or None.
+
+    Raises:
+        ValueError: neither, or less than *least*.
+    """
+    if value is None:
+        return None
+    count = whole_number(value)
+    if count is None or count < least:
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")
+    return count
+
+
+def parse_inner_threads(count: int | None) -> int | None:
+    """Return how many threads each worker process may use; None for its share of the cores.
+
+    Raises:
+        ValueError: neither None nor a positive number.
+    """
+    return parse_count("inner_max_num_threads", count, 1)
+
+
+# How each option of a gather is read; one that is not here is taken as it is.
+READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {
+        "n_jobs": _read_n_jobs,
+        "backend": _read_backend,
+        "prefer": _read_prefer,
+        "require": _read_require,
+        "batch_size": parse_batch_size,
+        "pre_dispatch": parse_pre_dispatch,
+        "timeout": parse_timeout,
+        "verbose": _read_verbose,
+        "retries": parse_retries,
+        "on_cancel": parse_on_cancel,
+        "progress": _read_progress,
+        "inner_max_num_threads": parse_inner_threads,
+        "max_nbytes": _read_max_nbytes,
+        "mmap_mode": _read_mmap_mode,
+        "temp_folder": _read_temp_folder,
+    }
+)
