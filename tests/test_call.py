@@ -47,7 +47,7 @@ def test_a_call_has_its_function_arguments_and_keywords() -> None:
     assert (call.func, call.args, call.keywords) == (add, (1,), {"y": 2})
 
 
-@pytest.mark.parametrize("name", ["func", "args", "keywords"])
+@pytest.mark.parametrize("name", ["func", "args", "keywords", "anything"])
 def test_a_call_does_not_change(name: str) -> None:
     call = delayed(add)(1)
     with pytest.raises(AttributeError):

@@ -47,6 +47,11 @@ else:
         def __class_getitem__(cls, item: object) -> type[Call]:
             return cls
 
+        def __setattr__(self, name: str, *value: object) -> None:
+            raise AttributeError(f"{self!r} is immutable. Make another with delayed(...)(...).")
+
+        __delattr__ = __setattr__
+
         def __repr__(self) -> str:
             return f"Call({describe(self)})"
 
