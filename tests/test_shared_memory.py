@@ -1026,6 +1026,12 @@ class TestPieces:
         with pytest.raises(OSError, match="No such file"):
             create_in_file(10, str(tmp_path / "missing"))
 
+    def test_what_the_disk_has_no_room_for_fails_before_the_disk_is_full(self, tmp_path: Path) -> None:
+        disk = os.statvfs(tmp_path)
+        with pytest.raises(OSError, match=str(tmp_path)) as caught:
+            create_in_file(disk.f_bavail * disk.f_frsize + (1 << 30), str(tmp_path))
+        assert caught.value.errno == errno.ENOSPC
+
     def test_the_temporary_folder_is_that_of_tempfile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(tempfile, "tempdir", None)
         assert _temporary_folder() == tempfile.gettempdir()

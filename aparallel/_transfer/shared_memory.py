@@ -71,13 +71,13 @@ def create_in_file(size: int, folder: str | None) -> int:
     """Return a descriptor of *size* bytes of a file without a name in *folder*, the system's temporary one by default.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or the folder has no room for it: a full disk would be everybody's trouble.
     """
     if folder is None:
         folder = _temporary_folder()
     if hasattr(os, "O_TMPFILE"):
         try:
-            return _sized(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), size)
+            return _sized(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), size, folder)
         except (IsADirectoryError, NotImplementedError):  # an old kernel
             pass
         except OSError as error:
@@ -88,7 +88,7 @@ def create_in_file(size: int, folder: str | None) -> int:
     name = os.path.join(folder, f"aparallel-{os.urandom(16).hex()}")
     fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.unlink(name)
-    return _sized(fd, size)
+    return _sized(fd, size, folder)
 
 
 def _temporary_folder() -> str:
@@ -104,8 +104,18 @@ def _temporary_folder() -> str:
     return os.getcwd()
 
 
-def _sized(fd: int, size: int) -> int:
+def _check_room(fd: int, size: int, folder: str) -> None:
+    disk = os.fstatvfs(fd)
+    if disk.f_blocks and size > disk.f_bavail * disk.f_frsize:  # some file systems tell nothing
+        import errno
+
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+
+
+def _sized(fd: int, size: int, folder: str | None = None) -> int:
     try:
+        if folder is not None:
+            _check_room(fd, size, folder)
         os.ftruncate(fd, size)
     except BaseException:
         os.close(fd)
