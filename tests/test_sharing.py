@@ -557,6 +557,12 @@ class TestShare:
             array[:] = 3
             assert await pool.run(total, array) == 3 * SIZE
 
+    @pytest.mark.parametrize("mode", ["w", "rw", None])
+    async def test_a_mode_that_there_is_not_is_named_as_it_was_given(self, mode: Any) -> None:
+        async with Pool(1) as pool:
+            with pytest.raises(ValueError, match=rf"^mode={mode!r} is not 'r' "):
+                await pool.share(ones(), mode=mode)
+
     async def test_anything_that_can_be_pickled_can_be_shared(self) -> None:
         pd = pytest.importorskip("pandas")
         frame = pd.DataFrame({"number": np.ones(SIZE), "text": ["a"] * SIZE})

@@ -107,11 +107,10 @@ class Opening(Generic[T]):
             self._opened.close()
 
 
-def check_mmap_mode(mode: object) -> None:
+def check_mmap_mode(mode: object, name: str = "mmap_mode", hint: str = "") -> None:
     if mode not in MMAP_MODES:
         raise ValueError(
-            f"mmap_mode={mode!r} is not 'r' (read-only), 'c' (a private copy on write) or 'r+' (shared both ways). "
-            f"To send arrays without shared memory, use max_nbytes=None."
+            f"{name}={mode!r} is not 'r' (read-only), 'c' (a private copy on write) or 'r+' (shared both ways).{hint}"
         )
 
 

@@ -41,7 +41,7 @@ def _read_max_nbytes(max_nbytes: int | str | None) -> int | None:
 
 
 def _read_mmap_mode(mmap_mode: MmapMode) -> MmapMode:
-    check_mmap_mode(mmap_mode)
+    check_mmap_mode(mmap_mode, hint=" To send arrays without shared memory, use max_nbytes=None.")
     return mmap_mode
 
 

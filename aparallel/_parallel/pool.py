@@ -147,15 +147,17 @@ class Pool(Calls):
         Awaited, it gives a :class:`Shared`, to be closed. Calls get the value where they are passed that object, or
         *value* itself, which counts as unchanged until then: changes to it are not seen. ``mode="r+"`` takes
         an array; what workers write to it, and what is written to the ``array`` of the Shared object, all see.
+        With ``mode="c"`` each call gets a private copy of what it writes to.
 
         Thread and inline workers use *value* itself.
 
         Raises:
             TypeError: ``mode="r+"``, and *value* is no array.
+            ValueError: *mode* is none of ``"r"``, ``"c"`` and ``"r+"``.
             SharedMemoryError: there is no room for it.
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
         """
-        check_mmap_mode(mode)
+        check_mmap_mode(mode, "mode")
         return Opening(lambda: self._share(value, mode))
 
     async def _share(self, value: T, mode: MmapMode) -> Shared[T]:
