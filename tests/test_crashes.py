@@ -8,6 +8,7 @@ import ctypes
 import operator
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from aparallel import Pool, delayed
+from aparallel._wire import frames
 from aparallel.errors import (
     BrokenWorkerError,
     InitializerError,
@@ -418,6 +420,23 @@ async def test_a_call_that_closes_all_descriptors_harms_no_other(pool: Pool, sta
         results = await pool.gather(calls, batch_size=41, pre_dispatch="all", return_exceptions=True)
     assert results[:20] == results[21:] == [1] * 20
     assert results[20] is None or isinstance(results[20], BrokenWorkerError | OSError)
+
+
+@pytest.mark.parametrize("kind", [frames.OUTCOMES, frames.VALUE_IN_SEGMENT, 0])
+async def test_a_call_that_writes_into_our_socket_ends_its_worker_and_no_more(pool: Pool, kind: int) -> None:
+    @by_value
+    def writes(kind: int) -> None:
+        for fd in range(3, 64):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    os.write(fd, bytes([kind]) * 100)
+
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    with pytest.raises(BrokenWorkerError):
+        await pool.run(writes, kind)
+    assert await pool.run(abs, -1) == 1
+    assert len(told) <= 1
 
 
 async def test_megabytes_on_descriptors_1_and_2_arrive_whole_and_disturb_nothing(

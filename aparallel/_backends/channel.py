@@ -28,7 +28,7 @@ class Channel:
         sock: the parent's end, non-blocking. It stays its owner's to close.
         on_frame: called with each frame's header and body.
         on_end: called once the worker has closed its end.
-        on_defect: called when *on_frame* has raised.
+        on_defect: called when *on_frame* has raised, or what came is no frame. Nothing more is read then.
 
     Attributes:
         descriptors: those that came with frames and have not been taken; None for one that found no room.
@@ -54,6 +54,8 @@ class Channel:
         self._passing: deque[tuple[memoryview, int]] = deque()
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._filled = 0
+        # Something came that is no frame of ours: nothing behind it makes sense.
+        self._is_defect = False
         # A frame too large for the buffer: its header, its body so far.
         self._large: tuple[Header, bytearray, int] | None = None
         loop.add_reader(self._fd, self._on_readable)
@@ -141,6 +143,8 @@ class Channel:
         try:
             received = self._receive()
         except Exception:
+            self._is_defect = True
+            self._loop.remove_reader(self._fd)
             self._on_defect()
             raise
         if received == 0:
@@ -148,9 +152,13 @@ class Channel:
             self._on_end()
 
     def read_rest(self) -> None:
-        """Take in what a dead worker has left."""
-        while self._receive():
-            pass
+        """Take in what a dead worker has left, as far as it makes sense."""
+        try:
+            while not self._is_defect and self._receive():
+                pass
+        except Exception as error:
+            self._is_defect = True
+            self._loop.call_exception_handler({"message": "A dead worker left what cannot be read", "exception": error})
 
     def _receive(self) -> int | None:
         """Read once; return how many bytes came: 0 at the end of the stream, None if there are none yet."""
