@@ -9,6 +9,7 @@ what is kept in the memo.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.standins import (
@@ -39,8 +40,18 @@ _MOST_STACKED = 1 << 26
 _MOST_REMEMBERED = 1 << 20
 _MOST_TEXTS = 1 << 16
 
-# Opcodes that push a value of no interest, and how many bytes of argument they have.
-_FIXED = {ord("J"): 4, ord("K"): 1, ord("M"): 2, ord("G"): 8, ord("N"): 0, 0x88: 0, 0x89: 0}
+# Opcodes that push a constant (of BINFLOAT, that it is no matter), and how many bytes of argument they have.
+_CONSTANT: dict[int, tuple[Any, int]] = {
+    ord("N"): (None, 0),
+    0x88: (True, 0),
+    0x89: (False, 0),
+    ord("G"): (OPAQUE, 8),
+}
+# Opcodes whose argument is a number, of so many bytes; whether that is signed.
+_NUMBER = {ord("K"): (1, False), ord("M"): (2, False), ord("J"): (4, True)}
+# BINGET and LONG_BINGET, and how many bytes the number in the memo has.
+_GET = {0x68: 1, 0x6A: 4}
+_EMPTY: dict[int, Callable[[], Any]] = {0x7D: Items, 0x5D: Listed}  # EMPTY_DICT EMPTY_LIST
 # Opcodes whose argument is a length, of so many bytes, and so many bytes; and what they push.
 _COUNTED: dict[int, tuple[int, Opaque]] = {
     0x8C: (1, TEXT),  # SHORT_BINUNICODE
@@ -55,8 +66,6 @@ _COUNTED: dict[int, tuple[int, Opaque]] = {
     0x8A: (1, OPAQUE),  # LONG1
     0x8B: (4, OPAQUE),  # LONG4
 }
-_MARKED = frozenset(b"tldoieu1\x90\x91")  # opcodes that take all from the last mark on
-_LINES = frozenset(b"IFLSVP")  # opcodes whose argument is a line; all push a value
 
 
 class Walk:
@@ -75,6 +84,9 @@ class Walk:
         self._memoized = 0
         self._numbered = False
         self._texts = 0
+        # Where the frame ends that the walk is in, or 0. The unpickler reads a frame at once, and drops what is left of
+        # it when an opcode goes beyond; so frames must end where opcodes do, or the two would see different pickles.
+        self._frame_end = 0
         # The last texts that were put into the memo and are not kept: the module and name of what comes next, perhaps.
         self._recent: deque[tuple[int, str]] = deque(maxlen=4)
 
@@ -90,108 +102,84 @@ class Walk:
             raise CorruptFileError("its pickle takes more than it has") from None
 
     def _run(self) -> Any:
-        window, stack, marks, memo = self._window, self._stack, self._marks, self._memo
+        window, stack = self._window, self._stack
         data, at = window.data, window.at
-        fixed, counted = _FIXED, _COUNTED
-        # Where the frame ends that the walk is in, or 0. The unpickler reads a frame at once, and drops what is left of
-        # it when an opcode goes beyond; so frames must end where opcodes do, or the two would see different pickles.
-        frame_end = 0
         while True:
             if at + 16 > len(data):
-                window.more(at, 16)
+                self._go_on(at)
                 data, at = window.data, 0
-                if not data:
-                    raise cut()
-                if len(stack) > _MOST_STACKED or len(marks) > _MOST_STACKED:
-                    raise CorruptFileError("its pickle is nested deeper than any pickler makes one")
-            if frame_end:
-                position = window.start + at
-                if position > frame_end:
-                    raise CorruptFileError("its pickle has a frame that ends within an opcode")
-                if position == frame_end:
-                    frame_end = 0
+            if self._frame_end:
+                self._check_frame(window.start + at)
             op = data[at]
             at += 1
-            if op in fixed:
-                size = fixed[op]
-                stack.append(OPAQUE if size != 1 and size != 2 and size != 4 else self._number(op, data, at))
-                if op == 0x4E:
-                    stack[-1] = None
-                elif size == 0:
-                    stack[-1] = op == 0x88
-                at += size
-            elif op == 0x94:  # MEMOIZE
-                top = stack[-1]
-                if type(top) in _KEPT:
-                    self._remember(self._memoized, top)
-                self._memoized += 1
-                if self._numbered:
-                    raise CorruptFileError("its pickle numbers its memo in two ways")
-            elif op in counted:
-                width, kind = counted[op]
+            if op in _COUNTED:
+                width, kind = _COUNTED[op]
                 size = int.from_bytes(data[at : at + width], "little")
                 at += width
-                if size <= LONGEST_TEXT:
-                    if at + size > len(data):
-                        window.at = at
-                        raw = window.take(size)
-                        data, at = window.data, window.at
-                    else:
-                        raw = data[at : at + size]
-                        at += size
-                    stack.append(_value(kind, raw))
+                if size <= LONGEST_TEXT and at + size <= len(data):
+                    stack.append(_value(kind, data[at : at + size]))
+                    at += size
                 else:
                     window.at = at
-                    window.skip(size)
+                    self._push_far(kind, size)
                     data, at = window.data, window.at
-                    stack.append(kind)
-            elif op == 0x68:  # BINGET
-                stack.append(memo.get(data[at], OPAQUE))
-                at += 1
-            elif op == 0x6A:  # LONG_BINGET
-                stack.append(memo.get(int.from_bytes(data[at : at + 4], "little"), OPAQUE))
-                at += 4
+            elif op == 0x94:  # MEMOIZE
+                self._memoize(stack[-1])
+            elif op in _GET:
+                stack.append(self._memo.get(int.from_bytes(data[at : at + _GET[op]], "little"), OPAQUE))
+                at += _GET[op]
+            elif op in _NUMBER:
+                width, signed = _NUMBER[op]
+                stack.append(int.from_bytes(data[at : at + width], "little", signed=signed))
+                at += width
+            elif op in _CONSTANT:
+                value, width = _CONSTANT[op]
+                stack.append(value)
+                at += width
             elif op == 0x28:  # MARK
-                marks.append(len(stack))
-            elif op == 0x7D:  # EMPTY_DICT
-                stack.append(Items())
-            elif op == 0x5D:  # EMPTY_LIST
-                stack.append(Listed())
-            elif op == 0x95:  # FRAME
-                if frame_end:
-                    raise CorruptFileError("its pickle has a frame within a frame")
-                frame_end = window.start + at + 8 + int.from_bytes(data[at : at + 8], "little")
-                at += 8
-            elif op == 0x2E:  # STOP
-                if frame_end and window.start + at != frame_end:
-                    raise CorruptFileError("its pickle has a frame that goes on after its end")
-                window.at = at
-                return stack.pop()
-            elif op in _MARKED:
-                start = marks.pop()
-                if op == 0x69:  # INST
-                    window.at = at
-                    module, name = self._line(), self._line()
-                    data, at = window.data, window.at
-                    items = [self._global(module, name), *stack[start:]]
-                else:
-                    items = stack[start:]
-                del stack[start:]
-                self._marked(op, items)
+                self._marks.append(len(stack))
+            elif op in _EMPTY:
+                stack.append(_EMPTY[op]())
             else:
                 window.at = at
+                if op == 0x2E:  # STOP
+                    return self._end()
                 self._rare(op)
                 data, at = window.data, window.at
-                if window.jumped:
-                    if frame_end not in (0, window.jumped):
-                        raise CorruptFileError("its pickle has an array within a frame")
-                    frame_end = window.jumped = 0
 
-    @staticmethod
-    def _number(op: int, data: bytes, at: int) -> int:
-        if op == 0x4A:
-            return int.from_bytes(data[at : at + 4], "little", signed=True)
-        return int.from_bytes(data[at : at + (1 if op == 0x4B else 2)], "little")
+    def _go_on(self, at: int) -> None:
+        window = self._window
+        window.more(at, 16)
+        if not window.data:
+            raise cut()
+        if len(self._stack) > _MOST_STACKED or len(self._marks) > _MOST_STACKED:
+            raise CorruptFileError("its pickle is nested deeper than any pickler makes one")
+
+    def _check_frame(self, position: int) -> None:
+        if position > self._frame_end:
+            raise CorruptFileError("its pickle has a frame that ends within an opcode")
+        if position == self._frame_end:
+            self._frame_end = 0
+
+    def _push_far(self, kind: Opaque, size: int) -> None:
+        """Push an argument that goes beyond what is at hand, or is too long to be kept."""
+        if size <= LONGEST_TEXT:
+            self._stack.append(_value(kind, self._window.take(size)))
+        else:
+            self._window.skip(size)
+            self._stack.append(kind)
+
+    def _end(self) -> Any:
+        if self._frame_end not in (0, self._window.position):
+            raise CorruptFileError("its pickle has a frame that goes on after its end")
+        return self._stack.pop()
+
+    def _memoize(self, top: Any) -> None:
+        if type(top) in _KEPT:
+            self._remember(self._memoized, top)
+        self._memoized += 1
+        if self._numbered:
+            raise CorruptFileError("its pickle numbers its memo in two ways")
 
     def _remember(self, index: int, value: Any) -> None:
         kind = type(value)
@@ -212,9 +200,20 @@ class Walk:
         ):
             self._memo[index] = value
 
-    def _marked(self, op: int, items: list[Any]) -> None:
+    def _rare(self, op: int) -> None:
+        found = _RARE.get(op)
+        if found is None:
+            raise CorruptFileError(f"its pickle has an opcode {op:#04x} that does not exist")
+        found(self, op)
+
+    def _take_marked(self, op: int) -> None:
         """Do what takes all from the last mark on."""
         stack = self._stack
+        start = self._marks.pop()
+        items = stack[start:]
+        if op == 0x69:  # INST
+            items.insert(0, self._global(self._line(), self._line()))
+        del stack[start:]
         if not items and op in (0x75, 0x65, 0x90):
             _ = stack[-1]  # nothing is added, but there must be something to add it to
         elif op == 0x75:  # SETITEMS
@@ -237,98 +236,72 @@ class Walk:
             self._call(items[0], tuple(items[1:]))
         # 0x31, POP_MARK, has nothing left to do.
 
-    def _rare(self, op: int) -> None:
-        stack, window = self._stack, self._window
-        if op in (0x85, 0x86, 0x87):  # TUPLE1, TUPLE2, TUPLE3
-            count = op - 0x84
-            items = tuple(stack[-count:])
-            if len(items) < count:
-                raise IndexError
-            del stack[-count:]
-            stack.append(items)
-        elif op == 0x29:  # EMPTY_TUPLE
-            stack.append(())
-        elif op == 0x8F:  # EMPTY_SET
-            stack.append(SET)
-        elif op == 0x61:  # APPEND
-            stack.pop()
-            self._extend(stack[-1], 1)
-        elif op == 0x73:  # SETITEM
-            value, key = stack.pop(), stack.pop()
-            self._set_items(stack[-1], [key, value])
-        elif op == 0x93:  # STACK_GLOBAL
-            name, module = stack.pop(), stack.pop()
-            if isinstance(module, str) and isinstance(name, str):
-                stack.append(self._global(module, name))
-            else:
-                self._watcher.on_odd("a name that is put together while loading")
-                stack.append(OPAQUE)
-        elif op == 0x63:  # GLOBAL
-            module, name = self._line(), self._line()
+    def _begin_frame(self, op: int) -> None:
+        if self._frame_end:
+            raise CorruptFileError("its pickle has a frame within a frame")
+        size = int.from_bytes(self._window.take(8), "little")
+        self._frame_end = self._window.position + size
+
+    def _short_tuple(self, op: int) -> None:
+        stack = self._stack
+        count = op - 0x84
+        items = tuple(stack[-count:])
+        if len(items) < count:
+            raise IndexError
+        del stack[-count:]
+        stack.append(items)
+
+    def _push_empty(self, op: int) -> None:
+        self._stack.append(() if op == 0x29 else SET)
+
+    def _append(self, op: int) -> None:
+        self._stack.pop()
+        self._extend(self._stack[-1], 1)
+
+    def _set_item(self, op: int) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set_items(self._stack[-1], [key, value])
+
+    def _name_from_stack(self, op: int) -> None:
+        stack = self._stack
+        name, module = stack.pop(), stack.pop()
+        if isinstance(module, str) and isinstance(name, str):
             stack.append(self._global(module, name))
-        elif op in (0x52, 0x81):  # REDUCE, NEWOBJ
-            args, of = stack.pop(), stack.pop()
-            self._call(of, args)
-        elif op == 0x92:  # NEWOBJ_EX
-            keywords, args, of = stack.pop(), stack.pop(), stack.pop()
-            if keywords:
-                args = OPAQUE
-            self._call(of, args)
-        elif op == 0x62:  # BUILD
-            state, target = stack.pop(), stack[-1]
-            if isinstance(target, Made):
-                if target.built:
-                    # What was made of it meanwhile relies on its first one.
-                    self._watcher.on_odd("a second state for one object")
-                target.built = True
-            self._watcher.on_build(target, state)
-        elif op == 0x97:  # NEXT_BUFFER
-            stack.append(BUFFER)
-        elif op == 0x98:  # READONLY_BUFFER
-            if stack[-1] is not BUFFER:
-                self._watcher.on_odd("a read-only view of something else than a buffer")
-        elif op in (0x71, 0x72, 0x70):  # BINPUT, LONG_BINPUT, PUT
-            self._put(self._index(op))
-        elif op == 0x67:  # GET
-            stack.append(self._memo.get(self._index(op), OPAQUE))
-        elif op in _LINES:
-            text = self._line()
-            # UNICODE has escapes; a name needs none.
-            is_plain = op == 0x56 and len(text) <= LONGEST_TEXT and text.isascii() and "\\" not in text
-            stack.append(text if is_plain else OPAQUE)
-            if op == 0x50:  # PERSID
-                self._watcher.on_odd("an object that is kept elsewhere (a persistent ID)")
-        elif op == 0x51:  # BINPERSID
-            stack[-1] = OPAQUE
-            self._watcher.on_odd("an object that is kept elsewhere (a persistent ID)")
-        elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
-            code = int.from_bytes(window.take(1 << (op - 0x82)), "little")
-            self._watcher.on_odd(f"copyreg's extension {code}")
-            stack.append(OPAQUE)
-        elif op == 0x30:  # POP
-            if self._marks and self._marks[-1] == len(stack):
-                self._marks.pop()
-            else:
-                stack.pop()
-        elif op == 0x32:  # DUP
-            # No pickler writes it. With two ways to reach it, what was checked could still be changed.
-            self._watcher.on_odd("a second reference without the memo (DUP)")
-            stack.append(OPAQUE)
-        elif op == 0x80:  # PROTO
-            if window.take(1)[0] > 5:
-                raise CorruptFileError("its pickle is of a protocol that does not exist")
         else:
-            raise CorruptFileError(f"its pickle has an opcode {op:#04x} that does not exist")
+            self._watcher.on_odd("a name that is put together while loading")
+            stack.append(OPAQUE)
 
-    def _index(self, op: int) -> int:
-        if op in (0x71, 0x72):
-            return int.from_bytes(self._window.take(1 if op == 0x71 else 4), "little")
-        text = self._line()
-        if not text.isdecimal() or len(text) > 10:
-            raise CorruptFileError("its pickle numbers its memo with what is no number")
-        return int(text)
+    def _name(self, op: int) -> None:
+        self._stack.append(self._global(self._line(), self._line()))
 
-    def _put(self, index: int) -> None:
+    def _call_with(self, op: int) -> None:
+        stack = self._stack
+        keywords = stack.pop() if op == 0x92 else None
+        args, of = stack.pop(), stack.pop()
+        self._call(of, OPAQUE if keywords else args)
+
+    def _build(self, op: int) -> None:
+        state, target = self._stack.pop(), self._stack[-1]
+        if isinstance(target, Made):
+            if target.built:
+                # What was made of it meanwhile relies on its first one.
+                self._watcher.on_odd("a second state for one object")
+            target.built = True
+        self._watcher.on_build(target, state)
+        window = self._window
+        if window.jumped:  # an array was skipped, which stands between opcodes
+            if self._frame_end not in (0, window.jumped):
+                raise CorruptFileError("its pickle has an array within a frame")
+            self._frame_end = window.jumped = 0
+
+    def _buffer(self, op: int) -> None:
+        if op == 0x97:
+            self._stack.append(BUFFER)
+        elif self._stack[-1] is not BUFFER:
+            self._watcher.on_odd("a read-only view of something else than a buffer")
+
+    def _put(self, op: int) -> None:
+        index = self._index(op)
         # The unpickler's memo is a table as long as its highest number.
         if index > self._window.position:
             raise CorruptFileError("its pickle numbers its memo higher than it has entries")
@@ -338,6 +311,48 @@ class Walk:
         self._memoized += 1
         self._memo.pop(index, None)
         self._remember(index, self._stack[-1])
+
+    def _get(self, op: int) -> None:
+        self._stack.append(self._memo.get(self._index(op), OPAQUE))
+
+    def _push_line(self, op: int) -> None:
+        text = self._line()
+        # UNICODE has escapes; a name needs none.
+        is_plain = op == 0x56 and len(text) <= LONGEST_TEXT and text.isascii() and "\\" not in text
+        self._stack.append(text if is_plain else OPAQUE)
+
+    def _push_odd(self, op: int) -> None:
+        """Push what no pickler of Python objects on their own writes."""
+        if op == 0x50:  # PERSID
+            self._line()
+        elif op == 0x51:  # BINPERSID
+            self._stack.pop()
+        if op in (0x50, 0x51):
+            what = "an object that is kept elsewhere (a persistent ID)"
+        elif op == 0x32:  # DUP: with two ways to reach it, what was checked could still be changed
+            what = "a second reference without the memo (DUP)"
+        else:
+            what = f"copyreg's extension {int.from_bytes(self._window.take(1 << (op - 0x82)), 'little')}"
+        self._watcher.on_odd(what)
+        self._stack.append(OPAQUE)
+
+    def _pop(self, op: int) -> None:
+        if self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()
+        else:
+            self._stack.pop()
+
+    def _check_version(self, op: int) -> None:
+        if self._window.take(1)[0] > 5:
+            raise CorruptFileError("its pickle is of a protocol that does not exist")
+
+    def _index(self, op: int) -> int:
+        if op in (0x71, 0x72):
+            return int.from_bytes(self._window.take(1 if op == 0x71 else 4), "little")
+        text = self._line()
+        if not text.isdecimal() or len(text) > 10:
+            raise CorruptFileError("its pickle numbers its memo with what is no number")
+        return int(text)
 
     def _line(self) -> str:
         window = self._window
@@ -386,6 +401,25 @@ class Walk:
         self._watcher.on_fill(target)
 
 
+_RARE: dict[int, Callable[[Walk, int], None]] = {
+    **dict.fromkeys(b"tldoieu1\x90\x91", Walk._take_marked),
+    0x95: Walk._begin_frame,
+    **dict.fromkeys(b"\x85\x86\x87", Walk._short_tuple),
+    **dict.fromkeys(b")\x8f", Walk._push_empty),
+    ord("a"): Walk._append,
+    ord("s"): Walk._set_item,
+    0x93: Walk._name_from_stack,
+    ord("c"): Walk._name,
+    **dict.fromkeys(b"R\x81\x92", Walk._call_with),
+    ord("b"): Walk._build,
+    **dict.fromkeys(b"\x97\x98", Walk._buffer),
+    **dict.fromkeys(b"qrp", Walk._put),
+    ord("g"): Walk._get,
+    **dict.fromkeys(b"IFLSV", Walk._push_line),
+    **dict.fromkeys(b"PQ2\x82\x83\x84", Walk._push_odd),
+    ord("0"): Walk._pop,
+    0x80: Walk._check_version,
+}
 _LONGEST_LINE = 1 << 20
 # Small tuples (the shapes of arrays) are remembered if they hold only these.
 _SHORT = 32
