@@ -276,6 +276,18 @@ async def test_explain_says_why(location: str) -> None:
     assert (await Memory(location).cache(namespace["f"]).explain(19)).reason == "damaged"
 
 
+async def test_explain_compares_with_the_most_similar_version_of_the_code(memory: Memory) -> None:
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec("def g(x): return x\ndef h(x): return x\ndef f(x): return g(x) + h(x)", namespace)
+    cached = memory.cache(namespace["f"])
+    for change in ("", "def g(x): return -x"):
+        exec(change, namespace)
+        for x in range(8):
+            await cached(x)
+    exec("def h(x): return -x", namespace)
+    assert [(await cached.explain(x)).code for x in range(8)] == [("program.h",)] * 8
+
+
 # Bounds
 
 

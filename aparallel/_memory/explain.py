@@ -33,26 +33,28 @@ def explain_missing(
     """
     if store.was_evicted(place):
         return Explanation(hit=False, reason="evicted")
-    best: tuple[int, tuple[str, ...], str] | None = None
+    own = meta["code"]
+    # What of the code is another now, by the version that a stored call was made with.
+    changed: dict[str, tuple[str, ...]] = {own: ()}
+    best: tuple[tuple[int, int], tuple[str, ...], str] | None = None
     for other in itertools.islice(_stored(store, sealed, place.function), _MOST):
-        theirs = other.get("arguments", [])
+        theirs, code = other.get("arguments", []), other.get("code", "")
         differing = tuple(
             name
             for name, a, b in itertools.zip_longest(names, meta["arguments"], theirs)
             if a != b and name is not None
         )
-        distance = len(differing) + (other.get("code") != meta["code"])
-        if distance and (best is None or distance < best[0]):
-            best = (distance, differing, other.get("code", ""))
+        if code not in changed:
+            known = about_function(store, place.function, code).get("parts", {})
+            changed[code] = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
+        distance = (len(differing) + (code != own), len(changed[code]))
+        if distance[0] and (best is None or distance < best[0]):
+            best = (distance, differing, code)
     if best is None:
         return Explanation(hit=False, reason="never computed")
     _, differing, code = best
-    changed: tuple[str, ...] = ()
-    if code != meta["code"]:
-        known = about_function(store, place.function, code).get("parts", {})
-        changed = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
-    reason = "code changed" if code != meta["code"] and not differing else "argument differs"
-    return Explanation(hit=False, reason=reason, arguments=differing, code=changed)
+    reason = "code changed" if code != own and not differing else "argument differs"
+    return Explanation(hit=False, reason=reason, arguments=differing, code=changed[code])
 
 
 def _stored(store: Store, sealed: SealedStore, function: str) -> Iterator[dict[str, Any]]:

@@ -149,7 +149,9 @@ class Shelf:
         """Warn that something is not stored, once for each *what*."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(f"{message}. The function works as without a memory.", NotStoredWarning, stacklevel=2)
+            warnings.warn(
+                f"{message.rstrip('.')}. The function works as without a memory.", NotStoredWarning, stacklevel=2
+            )
 
     def __reduce__(self) -> Any:
         return _same_shelf, (self.home, self.options)
