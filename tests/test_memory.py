@@ -98,6 +98,25 @@ async def test_a_bad_limit_removes_nothing(memory: Memory, limit: Any, error: ty
     assert await cached.check_call_in_cache(-1)
 
 
+async def test_parameters_may_have_any_name(memory: Memory) -> None:
+    def named(self: int, fn: int, args: int, key: int) -> int:
+        return self + fn + args + key
+
+    given = {"self": 1, "fn": 2, "args": 3, "key": 4}
+    cached = memory.cache(named)
+    assert await cached(**given) == await cached.refresh(**given) == await memory.eval(named, **given) == 10
+    assert (await cached.explain(**given)).hit
+    assert await cached.check_call_in_cache(**given)
+    assert await (await cached.call_and_shelve(**given)).get() == 10
+    assert await cached.forget(**given)
+
+
+def test_under_trio_the_error_names_it(memory: Memory) -> None:
+    trio = pytest.importorskip("trio")
+    with pytest.raises(errors.WrongLoopError, match="trio"):
+        trio.run(memory.eval, abs, -1)
+
+
 async def test_memoizing_what_is_memoized_memoizes_its_function(memory: Memory) -> None:
     class Scale:
         @memory.cache

@@ -66,7 +66,7 @@ class MemorizedFunction(Generic[P, T]):
 
     # Calling
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the remembered result of this call, or compute and remember it.
 
         Raises:
@@ -101,7 +101,7 @@ class MemorizedFunction(Generic[P, T]):
 
     # What else can be asked of a function
 
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Compute the result anew, whether it is stored or not, store it and return it."""
         if self._shelf.store is None:
             return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
@@ -111,14 +111,14 @@ class MemorizedFunction(Generic[P, T]):
 
     call = refresh  # joblib's name
 
-    async def check_call_in_cache(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def check_call_in_cache(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Return whether this call would be a hit. Nothing is computed."""
         if self._shelf.store is None:
             return False
         _, look = await in_thread(self._lookup.find, None, args, kwargs)
         return look.state is State.HIT
 
-    async def call_and_shelve(self, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
+    async def call_and_shelve(self, /, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
         """Make sure that the result is stored, and return a small stand-in for it."""
         value = await self(*args, **kwargs)
         if self._shelf.store is None:
@@ -128,7 +128,7 @@ class MemorizedFunction(Generic[P, T]):
             return ShelvedValue(self._lookup.name, value)
         return MemorizedResult(self._shelf, self._lookup.name, call.place, self._options.mmap_mode)
 
-    async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of this one call, and return whether it was stored."""
         if self._shelf.store is None:
             return False
@@ -139,7 +139,7 @@ class MemorizedFunction(Generic[P, T]):
         """Remove all results of this function, of every version of its code. Return how many there were."""
         return await self._shelf.clear(self._lookup.identifier)
 
-    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    async def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Say whether this call would be a hit, or why it would be a miss. Nothing is computed."""
         if self._shelf.store is None:
             return Explanation(hit=False, reason="not cached")
@@ -184,29 +184,29 @@ class BoundMemorizedFunction(Generic[P, T]):
         self.__doc__ = function.__doc__
         _mark_as_coroutine_function(self)
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See :meth:`MemorizedFunction.__call__`."""
         return await self.__func__(self.__self__, *args, **kwargs)
 
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See :meth:`MemorizedFunction.refresh`."""
         return await self.__func__.refresh(self.__self__, *args, **kwargs)
 
     call = refresh
 
-    async def check_call_in_cache(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def check_call_in_cache(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """See :meth:`MemorizedFunction.check_call_in_cache`."""
         return await self.__func__.check_call_in_cache(self.__self__, *args, **kwargs)
 
-    async def call_and_shelve(self, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
+    async def call_and_shelve(self, /, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
         """See :meth:`MemorizedFunction.call_and_shelve`."""
         return await self.__func__.call_and_shelve(self.__self__, *args, **kwargs)
 
-    async def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """See :meth:`MemorizedFunction.forget`."""
         return await self.__func__.forget(self.__self__, *args, **kwargs)
 
-    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    async def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """See :meth:`MemorizedFunction.explain`."""
         return await self.__func__.explain(self.__self__, *args, **kwargs)
 
@@ -234,7 +234,7 @@ class RawFunction:
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._function.__wrapped__(*args, **kwargs)
 
 
