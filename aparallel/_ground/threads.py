@@ -17,7 +17,7 @@ from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from aparallel._ground.loop_end import LoopEnd
+from aparallel._ground.loops import LoopEnd, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ class Threads:
         Jobs begin in the order of their arrival. One whose future is cancelled before that never runs; later, it runs
         on to its end, and only then another has its place.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         crew = self._crews.get(loop)
         if crew is None:
             crew = self._crews[loop] = _Crew(self._limit)
@@ -56,7 +56,7 @@ def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
 
     Nor does the interpreter's exit wait for it.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     future: asyncio.Future[T] = loop.create_future()
     job = _Job(loop, _deliver, future, copy_context(), fn, args)
     Context().run(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True).start)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count
+from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import whole_number
 from aparallel._parallel.accounts import PoolStatistics
 from aparallel._parallel.admission import Admission
 from aparallel._parallel.admitted import Admitted
-from aparallel._parallel.lifetime import LoopTie, Phase, running_loop
+from aparallel._parallel.lifetime import LoopTie, Phase
 from aparallel._parallel.parsing import parse_count, parse_patience
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Tallies

@@ -8,11 +8,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from aparallel._ground.call import Call
+from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import nesting_level
 from aparallel._parallel.calls import runner_of
 from aparallel._parallel.engine import Engine
 from aparallel._parallel.flow import single_source
-from aparallel._parallel.lifetime import Phase, running_loop
+from aparallel._parallel.lifetime import Phase
 from aparallel._parallel.options import GatherOptions, Options, choose_kind, resolve
 from aparallel._parallel.runner import Runner
 from aparallel._parallel.settings import Settings

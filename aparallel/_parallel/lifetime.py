@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
-import sys
 from typing import TYPE_CHECKING
 
-from aparallel._ground.loop_end import LoopEnd
-from aparallel.errors import WrongLoopError
+from aparallel._ground.loops import LoopEnd
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncGenerator, Awaitable, Callable
-
-
-def running_loop() -> asyncio.AbstractEventLoop:
-    """Return the running asyncio loop.
-
-    Raises:
-        WrongLoopError: none is running, or trio is.
-    """
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # none: say below what runs instead
-        pass
-    if "trio" in sys.modules and "sniffio" in sys.modules:
-        import sniffio
-
-        try:
-            library = sniffio.current_async_library()
-        except sniffio.AsyncLibraryNotFoundError:
-            library = "no event loop"
-        if library != "no event loop":
-            raise WrongLoopError(
-                f"aparallel runs on asyncio (and uvloop), and this task runs on {library}. "
-                f"Start the program with asyncio.run() or anyio.run(..., backend='asyncio')."
-            )
-    raise WrongLoopError("No asyncio event loop is running here. Await this inside asyncio.run(main()).")
 
 
 class Phase(enum.IntEnum):

@@ -7,8 +7,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
-from aparallel._parallel.lifetime import running_loop
 from aparallel.web.ahead import ReadAhead
 from aparallel.web.protocol import Ending
 

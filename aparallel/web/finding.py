@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aparallel._parallel.lifetime import running_loop
+from aparallel._ground.loops import running_loop
 from aparallel._parallel.pool import Pool
 from aparallel.errors import MissingPoolError
 
