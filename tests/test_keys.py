@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pytest
@@ -408,3 +408,10 @@ def test_what_a_function_does_to_its_closure_is_its_own_doing() -> None:
     assert (count, total, record, seen) == (1, [1], [1, 1, 1, 1], {1: 1})
     assert maker.make((1,), {}).digest == before
     assert set(maker.fingerprint().unseen) == {"count", "total", "record", "seen", "state"}
+
+
+def test_a_function_may_use_the_types_of_functions() -> None:
+    def kind(x: object) -> bool:
+        return isinstance(x, FunctionType | MethodType)
+
+    assert key(kind, 1) == key(kind, 1) != key(kind, 2)

@@ -136,8 +136,8 @@ def _package_of(fn: Any) -> str:
     """The top-level package, or module, that *fn*'s code stands in; decorators copy only the name."""
     if isinstance(fn, ModuleType):
         return fn.__name__.partition(".")[0]
-    namespace = getattr(fn, "__globals__", None)
-    module = namespace.get("__name__") if namespace is not None else getattr(fn, "__module__", None)
+    namespace = getattr(fn, "__globals__", None)  # of the class of functions, a descriptor
+    module = namespace.get("__name__") if isinstance(namespace, dict) else getattr(fn, "__module__", None)
     return str(module).partition(".")[0]
 
 
