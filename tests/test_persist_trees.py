@@ -110,11 +110,11 @@ def shares_a_bytearray(rows: Any) -> None:
 @pytest.mark.parametrize(
     "change", [shares_a_list, is_a_cycle, has_a_row_twice, shares_a_tuple_deep_down, shares_a_bytearray]
 )
-async def test_what_is_shared_in_large_data_is_shared_when_loaded(change: Any) -> None:
+def test_what_is_shared_in_large_data_is_shared_when_loaded(change: Any) -> None:
     rows = users(MANY)
     change(rows)
     assert shared_leaves(rows, Stop()) is None
-    assert graph_of(await loads(await dumps(rows))) == graph_of(rows)
+    assert graph_of(pickle.loads(pickled(rows))) == graph_of(rows)
 
 
 def test_whoever_else_holds_a_row_does_not_change_what_is_loaded() -> None:
@@ -135,6 +135,30 @@ def test_keys_that_dictionaries_have_in_common_count_as_shared() -> None:
 
 def test_large_data_lies_a_level_deeper_too() -> None:
     assert memo_entries(pickled({"version": 1, "users": users(MANY)})) < 10
+
+
+KINDS: dict[str, Any] = {
+    "lists": lambda n: [n],
+    "empty lists": lambda n: [],
+    "dicts": lambda n: {n: {"a": n}},
+    "empty dicts": lambda n: {},
+    "tuples": lambda n: (n, str(n)),
+    "empty tuples": lambda n: (),
+    "sets": lambda n: {n, str(n)},
+    "empty sets": lambda n: set(),
+    "frozen sets": lambda n: frozenset({n}),
+    "nested": lambda n: [[[({"a": [n]},)]]],
+    "numbers": lambda n: n * 10**30,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_of_each_kind_come_back(kind: str) -> None:
+    make = KINDS[kind]
+    obj: list[Any] = [make(number) for number in range(MANY)]
+    obj.append([make(number) for number in range(100)])
+    data = dump_to_bytes(obj, DumpOptions())
+    assert load_from_bytes(data, LoadOptions()) == load_from_bytes(data, LoadOptions(trusted=())) == obj
 
 
 @pytest.mark.parametrize(

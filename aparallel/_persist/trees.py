@@ -24,11 +24,13 @@ _MANY = 20_000
 # Shared texts, at most: so many entries the table has then.
 _MOST_SHARED = 20_000
 _AT_ONCE = 2048
+# Deeper down than 50 levels the pickler without its memo would keep another one.
 _DEEPEST = 16
 # CPython lets dictionaries of up to 30 keys have their table of keys in common.
 _FEW_KEYS = 64
 
-_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
+# Not frozenset: without its memo CPython's pickler counts each as one level deeper than the one before, and fails.
+_CONTAINERS = frozenset({dict, list, tuple, set})
 _LEAVES = frozenset({str, bytes})
 _REMEMBERED = _CONTAINERS | _LEAVES
 # What the pickler never remembers.
