@@ -29,7 +29,7 @@ AT_MOST = 3.0
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Whatever cannot be stopped waits for it, and is let go at the end."""
-    monkeypatch.setattr("aparallel._parallel.pool._PARTING_SECONDS", 0.1)
+    monkeypatch.setattr("aparallel._parallel.engine._PARTING_SECONDS", 0.1)
     gate = threading.Event()
     yield gate
     gate.set()

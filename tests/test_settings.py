@@ -84,6 +84,7 @@ def test_a_backend_that_was_made_already_is_told_a_setting_or_it_is_refused(name
 
 def test_what_others_have_anyway_may_be_said_but_not_to_a_backend_that_may_have_been_told_otherwise() -> None:
     for backend in ("thread", "inline", ThreadBackend(), FakeBackend()):
+        Pool(1, backend, max_nbytes=None)  # type: ignore[arg-type]
         Pool(1, backend, nice=0, logs=True, max_nbytes="1M", mmap_mode="r", temp_folder=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nice=0 does not reach"):
         Pool(1, ProcessBackend(nice=5), nice=0)

@@ -259,6 +259,8 @@ class Engine:
 
     def abort(self) -> None:
         """Admit no more, and end all that was admitted with ClosedPoolError."""
+        if self.phase is Phase.CLOSED:
+            return
         self._advance(Phase.CLOSING)
         if self._bound is not None:
             error = ClosedPoolError("The pool was closed while this call was under way.")
@@ -268,6 +270,8 @@ class Engine:
         """Admit no more, wait *timeout* seconds for what was admitted, end the workers."""
         timeout = parse_patience("timeout", timeout)
         bound = self._bound
+        if self.phase is Phase.CLOSED:  # perhaps with its loop
+            return
         if bound is None or not self.is_ours():
             self._advance(Phase.CLOSED)
             return

@@ -65,7 +65,7 @@ class _Reach:
     Attributes:
         kinds: kinds of ours that keep it.
         told: whether a Backend that somebody made is told of it by each pool.
-        idle: what workers in this process have of it anyway.
+        idle: what workers in this process have of it anyway: no lower priority, no buffers in shared memory.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -83,7 +83,7 @@ _REACH = {
     "executable": _Reach(("process",)),
     "nice": _Reach(("process",), idle=0),
     "logs": _Reach(("process",)),
-    "max_nbytes": _Reach(("process",), told=True),
+    "max_nbytes": _Reach(("process",), told=True, idle=None),
     "mmap_mode": _Reach(("process",), told=True),
     "temp_folder": _Reach(("process",), told=True),
 }
