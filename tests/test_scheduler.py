@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from aparallel import Pool, delayed
+from aparallel._parallel.slots import Slot, SlotEvents, State
+from aparallel.abc import WorkerEvents
 from aparallel.errors import BrokenWorkerError, CallTimeoutError
 from aparallel.testing import FakeBackend, FakeWorker
 
@@ -269,6 +273,55 @@ async def test_a_timeout_counts_from_the_start_of_its_call_and_ends_only_that() 
         first, second, third = await task
         assert (first, third) == (0, 2)
         assert isinstance(second, CallTimeoutError)
+
+
+async def test_a_call_taken_for_overdue_that_ends_meanwhile_leaves_the_next_its_whole_timeout() -> None:
+    class Late(FakeWorker):
+        """It finishes its running call while it is asked to give back the others."""
+
+        def recall(self) -> None:
+            self.finish()
+            self.begin()
+            super().recall()
+
+    class LateBackend(FakeBackend):
+        def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> FakeWorker:
+            worker = Late(loop, events)
+            self.workers.append(worker)
+            loop.call_soon(worker.become_ready)
+            return worker
+
+    backend = LateBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        calls = [delayed(same)(x) for x in range(3)]
+        task = asyncio.ensure_future(pool.gather(calls, batch_size=3, timeout=0.05, return_exceptions=True))
+        await until(lambda: worker.waiting)
+        worker.begin()
+        await until(lambda: not worker.waiting)
+        since = worker.running_since()
+        assert since is not None
+        assert pool.statistics().completed == 1
+        await until(lambda: not worker.alive)
+        assert time.monotonic() >= since + 0.05
+        await finish_all(backend, task)
+        first, second, third = await task
+        assert (first, third) == (0, 2)
+        assert isinstance(second, CallTimeoutError)
+        assert "timeout=0.05" in str(second)
+
+
+@pytest.mark.parametrize("going", [State.KILLED, State.OVERRAN, State.LEAVING])
+def test_a_slot_on_its_way_out_is_never_given_calls_again(going: State) -> None:
+    slot = Slot(cast("SlotEvents", None), 0)
+    way = {State.KILLED: [State.RECALLING, State.HELD, State.DYING], State.OVERRAN: [State.RECALLING, State.HELD]}
+    for state in [*way.get(going, ()), going]:
+        slot.enter(state)
+    assert slot.is_going()
+    for state in set(State) - {State.LEAVING}:
+        with pytest.raises(AssertionError):
+            slot.enter(state)
 
 
 async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait() -> None:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class Patience:
-    """Withdraws single calls that no worker has started in time. A call that was sent to one is taken back first."""
+    """Withdraws single calls that no worker has started in time. A call that was sent to one is taken back first.
+
+    Invariant: slots in ``_overstayed`` are being recalled, or are on their way out since; the calls there, each with
+    its time in seconds, are refused when they come back.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Patience:
         self._delivery = delivery
         self._accounts = accounts
         self._stopping = stopping
+        self._overstayed: dict[Slot, list[tuple[Runs, int, float]]] = {}
 
     def seconds_left(self, quota: Quota | None) -> float | None:
         """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
@@ -78,13 +83,12 @@ class Patience:
         elif slot.has_first(runs, index) and (not seconds or slot.worker.running_since() is not None):
             return
         elif slot.state in (State.OPEN, State.RECALLING):  # in others, what is left has started
-            slot.overstayed.append((runs, index, seconds))
+            self._overstayed.setdefault(slot, []).append((runs, index, seconds))
             self._stopping.recall(slot)
 
     def refuse_overstayed(self, slot: Slot) -> None:
         """What could be taken back there has been: what overstayed and is not left there has not started."""
-        overstayed, slot.overstayed = slot.overstayed, []
-        for runs, index, seconds in overstayed:
+        for runs, index, seconds in self._overstayed.pop(slot, ()):
             if runs.wants(index) and not slot.holds(runs, index) and not self._delivery.is_decoding(runs, index):
                 self._refuse(runs, index, seconds)
 

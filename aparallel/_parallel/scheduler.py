@@ -287,8 +287,8 @@ class Scheduler:
         if not owner.wants(index):
             return
         error: AparallelError
-        if slot.overran is not None:
-            error = ran_too_long(call_name(batch, index), slot.overran, " and was stopped")
+        if slot.state is State.OVERRAN and owner.timeout is not None:
+            error = ran_too_long(call_name(batch, index), owner.timeout, " and was stopped")
         elif owner.may_retry(index):
             payload = batch.payloads[index - batch.first]
             self.backlog.put_back([Batch(owner, batch.function, index, [payload])])

@@ -17,19 +17,41 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._parallel.queues import Owner, Queue
-    from aparallel._parallel.runs import Runs
     from aparallel.abc import Exit, Worker
 
 
 class State(enum.Enum):
-    """What a slot may be given."""
+    """What becomes of a slot, and what it may be given: calls while it is OPEN, nothing in all other states.
 
-    OPEN = "open"  # calls
-    RECALLING = "recalling"  # nothing: its calls are being taken back
-    HELD = "held"  # nothing until its running call ends: its other calls were taken back
-    DYING = "dying"  # nothing: its running call was cancelled and may still end by itself
-    KILLED = "killed"  # nothing: it was killed
-    LEAVING = "leaving"  # nothing: it was asked to exit
+    Whether its worker is ready yet is another matter: a worker that is still starting goes through the same states.
+    """
+
+    OPEN = "open"
+    # Its worker was asked to take back what has not started, and has not answered.
+    RECALLING = "recalling"
+    # Only what had started is left. It is open again when that has ended.
+    HELD = "held"
+    # As HELD, and its running call was cancelled: it is killed, unless that call ends by itself within a grace period.
+    DYING = "dying"
+    # It was killed: its running call was cancelled, and outlasted its grace period.
+    KILLED = "killed"
+    # It was killed: its running call overran its timeout.
+    OVERRAN = "overran"
+    # It was asked to exit, or the pool closes and what it ran is nobody's.
+    LEAVING = "leaving"
+
+
+# What may follow what. Any slot may have to leave when the pool closes.
+_NEXT = {
+    State.OPEN: {State.RECALLING, State.LEAVING},
+    State.RECALLING: {State.HELD, State.LEAVING},
+    State.HELD: {State.OPEN, State.DYING, State.OVERRAN, State.LEAVING},
+    State.DYING: {State.OPEN, State.KILLED, State.LEAVING},
+    State.KILLED: {State.LEAVING},
+    State.OVERRAN: {State.LEAVING},
+    State.LEAVING: set(),
+}
+_GOING = (State.KILLED, State.OVERRAN, State.LEAVING)
 
 
 class SlotEvents(Protocol):
@@ -45,7 +67,8 @@ class Slot:
     """A worker's place in the pool. The worker tells its events here.
 
     Invariants: ``calls`` is the number of calls in ``inflight``, which are in the order in which they were sent; each
-    is counted in the ``serving`` of its queue, and in that of its queue's key.
+    is counted in the ``serving`` of its queue, and in that of its queue's key. The only timer, ``alarm``, is the end of
+    the grace period while DYING, never set on the way out, and otherwise when a call may first overrun its timeout.
     """
 
     def __init__(self, events: SlotEvents, generation: int) -> None:
@@ -61,15 +84,9 @@ class Slot:
         self.pace: float | None = None
         self.progress_at = 0.0
         self.idle_since = 0.0
-        # A call may have overrun its timeout, and the others are being taken back first; the timeout that it overran.
-        self.overdue = False
-        self.overran: float | None = None
-        # Single calls that wait here for longer than they may, with their time in seconds; they are being taken back.
-        self.overstayed: list[tuple[Runs, int, float]] = []
         # Who waits until no call of an owner, or not that call, is left here.
         self.waiters: list[tuple[Owner, int | None, asyncio.Future[None]]] = []
-        self.grace: asyncio.TimerHandle | None = None
-        self.deadline: asyncio.TimerHandle | None = None
+        self.alarm: asyncio.TimerHandle | None = None
 
     # What its worker tells
 
@@ -87,11 +104,18 @@ class Slot:
     def on_exit(self, exit: Exit) -> None:
         self._events.on_exit(self, exit)
 
-    # What it has
+    # What it is, and has
+
+    def enter(self, state: State) -> None:
+        """Be in *state* from now on."""
+        assert state in _NEXT[self.state], f"{self.state} -> {state}"
+        if self.state is State.DYING or state is State.DYING or state in _GOING:
+            self.cancel_alarm()
+        self.state = state
 
     def is_going(self) -> bool:
         """Whether it is on its way out."""
-        return self.state is State.LEAVING or self.state is State.KILLED
+        return self.state in _GOING
 
     def takes_more(self) -> bool:
         """Whether a further message may be sent behind the calls that it has."""
@@ -196,11 +220,10 @@ class Slot:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def cancel_timers(self) -> None:
-        for timer in (self.grace, self.deadline):
-            if timer is not None:
-                timer.cancel()
-        self.grace = self.deadline = None
+    def cancel_alarm(self) -> None:
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
 
 
 def _nobodys(batch: Batch) -> Batch:

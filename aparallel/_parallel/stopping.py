@@ -93,7 +93,7 @@ class Stopping:
     def recall(self, slot: Slot) -> None:
         """Begin to take back all that has not started there; the worker tells how many calls that is."""
         if slot.state is State.OPEN:
-            slot.state = State.RECALLING
+            slot.enter(State.RECALLING)
             slot.worker.recall()
 
     def take_back(self, slot: Slot, count: int) -> None:
@@ -101,7 +101,7 @@ class Stopping:
         slot.total -= count
         self._backlog.put_back(slot.take_back(count))
         if slot.state is State.RECALLING:
-            slot.state = State.HELD
+            slot.enter(State.HELD)
 
     def hold(self, slot: Slot) -> None:
         """What is left there has finished, with its outcome on the way, but for the last one, which may run."""
@@ -109,18 +109,17 @@ class Stopping:
         if slot.calls and slot.state is State.HELD:
             running = slot.inflight[-1]
             if running.owner.on_cancel == "kill" and not running.owner.wants(running.last):
-                slot.state = State.DYING
-                slot.grace = self._loop.call_later(GRACE_SECONDS, self._end_grace, slot)
-            elif slot.overdue:
-                self._check_overdue(slot)
-        slot.overdue = False
+                slot.enter(State.DYING)
+                slot.alarm = self._loop.call_later(GRACE_SECONDS, self._end_grace, slot)
+            else:
+                self._check_overrun(slot)
         self.after_calls(slot)
 
     def _end_grace(self, slot: Slot) -> None:
-        slot.grace = None
+        slot.alarm = None
         slot.worker.look()
         if slot.state is State.DYING:
-            self._workforce.replace(slot)
+            self._workforce.replace(slot, State.KILLED)
             self._dispatch()
 
     def after_calls(self, slot: Slot) -> None:
@@ -129,38 +128,31 @@ class Stopping:
         if slot.calls:
             return
         if slot.state in (State.HELD, State.DYING):
-            slot.state = State.OPEN
-            if slot.grace is not None:
-                slot.grace.cancel()
-                slot.grace = None
-        if slot.state is not State.OPEN:
-            return
-        if slot.deadline is not None:
-            slot.deadline.cancel()
-            slot.deadline = None
-        self._workforce.release(slot)
+            slot.enter(State.OPEN)
+        if slot.state is State.OPEN:
+            slot.cancel_alarm()
+            self._workforce.release(slot)
 
     # Timeouts
 
     def plan_deadline(self, slot: Slot, seconds: float) -> None:
         """Look in so many seconds, or before, whether a call there has overrun its timeout."""
         due = self._loop.time() + seconds
-        if slot.deadline is not None:
-            if slot.deadline.when() <= due:
+        if slot.alarm is not None:
+            if slot.alarm.when() <= due:
                 return
-            slot.deadline.cancel()
-        slot.deadline = self._loop.call_at(due, self._check_deadline, slot)
+            slot.alarm.cancel()
+        slot.alarm = self._loop.call_at(due, self._check_deadline, slot)
 
     def _check_deadline(self, slot: Slot) -> None:
         """A call may have overrun its timeout, which counts from its own start."""
-        slot.deadline = None
+        slot.alarm = None
         slot.worker.look()
-        if not slot.inflight or slot.state in (State.DYING, State.KILLED):
+        if not slot.inflight or slot.state is State.DYING or slot.is_going():
             return
         since = slot.worker.running_since()
         timeout = slot.inflight[0].owner.timeout
         if since is not None and timeout is not None and time.monotonic() >= since + timeout:
-            slot.overdue = True
             if slot.state is State.HELD:
                 self.hold(slot)
                 self._dispatch()
@@ -174,7 +166,7 @@ class Stopping:
                 left = min(left, since + timeout - time.monotonic())
             self.plan_deadline(slot, left)
 
-    def _check_overdue(self, slot: Slot) -> None:
+    def _check_overrun(self, slot: Slot) -> None:
         """Only its running call is left there: has that one overrun its timeout?"""
         timeout = slot.inflight[-1].owner.timeout
         since = slot.worker.running_since()
@@ -190,8 +182,7 @@ class Stopping:
         """Stop, or abandon, the call that a worker runs: the last one that it has."""
         self._accounts.learn(timeout, 1)
         if slot.inflight[-1].owner.on_cancel != "abandon":
-            slot.overran = timeout
-            self._workforce.replace(slot)
+            self._workforce.replace(slot, State.OVERRAN)
             return
         running = slot.disown_last()
         owner: Owner = running.owner

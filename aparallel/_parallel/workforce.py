@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aparallel._parallel.failures import initializer_failed, starts_failed
 from aparallel._parallel.slots import Slot, State
@@ -149,7 +149,7 @@ class Workforce:
 
     def _retire(self, slot: Slot) -> None:
         self.occupy(slot)
-        slot.state = State.LEAVING
+        slot.enter(State.LEAVING)
         slot.worker.retire()
 
     def _plan_expiry(self) -> None:
@@ -165,9 +165,9 @@ class Workforce:
             self._retire(self.idle[0])
         self._plan_expiry()
 
-    def replace(self, slot: Slot) -> None:
+    def replace(self, slot: Slot, why: Literal[State.KILLED, State.OVERRAN]) -> None:
         """Kill a worker whose other calls were taken back, and have another take its place."""
-        slot.state = State.KILLED
+        slot.enter(why)
         slot.worker.kill()
         if self.has_room():
             self.start()
@@ -176,7 +176,7 @@ class Workforce:
         """It has ended."""
         self.slots.pop(slot, None)
         self.occupy(slot)
-        slot.cancel_timers()
+        slot.cancel_alarm()
 
     def make_up_for(self, slot: Slot, exit: Exit) -> None:
         """Start another in place of one that was removed and had not been asked to go."""
@@ -206,7 +206,7 @@ class Workforce:
             if slot.state is State.LEAVING:
                 continue
             if slot.calls and self._backend.can_kill:
-                slot.state = State.LEAVING
+                slot.enter(State.LEAVING)
                 slot.worker.kill()
             else:
                 self._retire(slot)
