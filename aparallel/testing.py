@@ -101,7 +101,7 @@ class FakeWorker(Worker):
         """Start the oldest call that waits; return it."""
         assert self.running is None, "a worker runs one call at a time"
         self.running = self.waiting.popleft()
-        self._since = self._loop.time()
+        self._since = time.monotonic()
         return self.running
 
     def finish(self, count: int = 1, seconds: float = 1e-6) -> None:

@@ -324,6 +324,55 @@ def test_a_slot_on_its_way_out_is_never_given_calls_again(going: State) -> None:
             slot.enter(state)
 
 
+class OwnClock(asyncio.SelectorEventLoop):
+    """A loop whose clock has another zero than ``time.monotonic``, as the loops of some test tools have."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+@pytest.mark.parametrize("ahead", [-1000.0, 1000.0])
+def test_a_loop_may_have_a_clock_of_its_own(ahead: float) -> None:
+    async def calls_move_from_behind_a_slow_one() -> None:
+        backend = FakeBackend(ready=False)
+        async with Pool(2, backend) as pool:
+            task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(2)], batch_size=2))
+            await until(lambda: backend.workers and backend.workers[0].waiting)
+            slow = backend.workers[0]
+            slow.become_ready()
+            slow.begin()
+            await until(lambda: len(backend.workers) == 2 and backend.workers[1].waiting)
+            backend.workers[1].become_ready()
+            await finish_all(backend, task)
+            assert await task == [0, 1]
+
+    async def a_call_has_its_whole_timeout_and_an_idle_worker_its_time() -> None:
+        backend = FakeBackend()
+        async with Pool(1, backend, idle_timeout=0.03) as pool:
+            task = asyncio.ensure_future(pool.run(same, 1, timeout=0.05))
+            await until(lambda: backend.workers and backend.workers[0].waiting)
+            worker = backend.workers[0]
+            worker.begin()
+            begin = time.monotonic()
+            with pytest.raises(CallTimeoutError):
+                await task
+            assert time.monotonic() >= begin + 0.05
+            begin = time.monotonic()
+            await until(lambda: not any(worker.alive for worker in backend.workers))
+            assert time.monotonic() < begin + 1
+
+    loop = OwnClock()
+    loop.ahead = ahead
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(calls_move_from_behind_a_slow_one())
+    loop = OwnClock()
+    loop.ahead = ahead
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(a_call_has_its_whole_timeout_and_an_idle_worker_its_time())
+
+
 async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait() -> None:
     class Full(FakeBackend):
         def start(self, loop: object, events: object) -> FakeWorker:

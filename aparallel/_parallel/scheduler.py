@@ -22,6 +22,7 @@ decoded, or told to its owner.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.accounts import Accounts, PoolStatistics
@@ -40,7 +41,7 @@ from aparallel.abc import Batch
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aparallel._ground.timings import Timing
     from aparallel._parallel.flow import Flow
@@ -52,6 +53,11 @@ if TYPE_CHECKING:
 
 class Scheduler:
     """Gives calls to workers and accounts for each of them.
+
+    Args:
+        clock: what every moment that is kept or compared is told on, in seconds; the one that
+            :meth:`Worker.running_since` answers on. The loop may have a clock of its own: it is told how long timers
+            wait, and no more.
 
     Attributes:
         loop, backend: whose workers they are.
@@ -67,19 +73,31 @@ class Scheduler:
         idle_timeout: float | None = None,
         max_calls_per_worker: int | None = None,
         tallies: Tallies | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.loop = loop
         self.backend = backend
+        self._clock = clock
         self.tallies = tallies or Tallies()
         self.backlog = backlog = Backlog(self.tallies)
         self.accounts = accounts = Accounts()
         self._delivery = delivery = Delivery(loop)
         self.workforce = workforce = Workforce(
-            loop, backend, limit, idle_timeout, max_calls_per_worker, events=self, on_no_worker=backlog.give_up
+            loop,
+            backend,
+            limit,
+            idle_timeout,
+            max_calls_per_worker,
+            clock=clock,
+            events=self,
+            on_no_worker=backlog.give_up,
         )
-        self._stopping = stopping = Stopping(loop, workforce, backlog, delivery, accounts, dispatch=self.dispatch)
+        self._stopping = stopping = Stopping(
+            loop, workforce, backlog, delivery, accounts, clock=clock, dispatch=self.dispatch
+        )
         self._patience = patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
-        self._watch = Watch(loop, workforce, stopping)
+        self._watch = Watch(loop, workforce, stopping, clock=clock)
         # A dispatch at the end of this tick.
         self._soon: asyncio.Handle | None = None
         # What the pool asks of the parts goes straight to them.
@@ -219,7 +237,7 @@ class Scheduler:
     def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
         if not slot.calls:
             self.workforce.occupy(slot)
-            slot.progress_at = self.loop.time()
+            slot.progress_at = self._clock()
         slot.give(queue, batches, count, pace)
         timeout = None
         for batch in batches:
@@ -250,7 +268,7 @@ class Scheduler:
         accounts = self.accounts
         if each:
             accounts.learn(each, len(values))
-        slot.progress_at = self.loop.time()
+        slot.progress_at = self._clock()
         accounts.completed += len(values) - len(failed)
         accounts.failed += len(failed)
         # A worker is marked idle before its outcomes are delivered, so that a call started by

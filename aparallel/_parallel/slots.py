@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +81,7 @@ class Slot:
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
         self.pace: float | None = None
+        # On the scheduler's clock: when it last got on with its calls, and since when it has none.
         self.progress_at = 0.0
         self.idle_since = 0.0
         # Who waits until no call of an owner, or not that call, is left here.
@@ -92,7 +92,6 @@ class Slot:
 
     def on_ready(self) -> None:
         self.ready = True
-        self.progress_at = time.monotonic()
         self._events.on_ready(self)
 
     def on_outcomes(self, values: list[Any], failed: Sequence[int], seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from aparallel._parallel.failures import call_name, ran_too_long
@@ -43,6 +42,7 @@ class Stopping:
         delivery: Delivery,
         accounts: Accounts,
         *,
+        clock: Callable[[], float],
         dispatch: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -50,6 +50,7 @@ class Stopping:
         self._backlog = backlog
         self._delivery = delivery
         self._accounts = accounts
+        self._clock = clock
         self._dispatch = dispatch
 
     # Cancelling
@@ -152,7 +153,7 @@ class Stopping:
             return
         since = slot.worker.running_since()
         timeout = slot.inflight[0].owner.timeout
-        if since is not None and timeout is not None and time.monotonic() >= since + timeout:
+        if since is not None and timeout is not None and self._clock() >= since + timeout:
             if slot.state is State.HELD:
                 self.hold(slot)
                 self._dispatch()
@@ -163,7 +164,7 @@ class Stopping:
         if timeouts:
             left = min(timeouts)
             if since is not None and timeout is not None:
-                left = min(left, since + timeout - time.monotonic())
+                left = min(left, since + timeout - self._clock())
             self.plan_deadline(slot, left)
 
     def _check_overrun(self, slot: Slot) -> None:
@@ -172,7 +173,7 @@ class Stopping:
         since = slot.worker.running_since()
         if timeout is None or since is None:
             return
-        left = since + timeout - time.monotonic()
+        left = since + timeout - self._clock()
         if left <= 0:
             self._overrun(slot, timeout)
         else:

@@ -8,6 +8,7 @@ from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.stopping import Stopping
@@ -24,10 +25,13 @@ class Watch:
     Invariant: its timer is set as long as a worker has several calls, or some and is not ready yet.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, workforce: Workforce, stopping: Stopping) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, workforce: Workforce, stopping: Stopping, *, clock: Callable[[], float]
+    ) -> None:
         self._loop = loop
         self._workforce = workforce
         self._stopping = stopping
+        self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
 
     def plan(self) -> None:
@@ -45,7 +49,7 @@ class Watch:
     def _look(self) -> None:
         self._timer = None
         workforce = self._workforce
-        now = self._loop.time()
+        now = self._clock()
         stuck = [slot for slot in workforce.slots if slot.calls and now - slot.progress_at > _STUCK_SECONDS]
         for slot in stuck:
             slot.worker.look()

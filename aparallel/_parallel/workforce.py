@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Workers that die before they are ready, in a row, before the calls that wait for one are given up.
 _FAILED_STARTS = 3
 
+# A loop's timers may come that much early.
+_TICK_SECONDS = 0.001
+
 
 class Workforce:
     """The workers of a pool, idle and busy, and how many there may be.
@@ -45,6 +48,7 @@ class Workforce:
         idle_timeout: float | None,
         max_calls_per_worker: int | None,
         *,
+        clock: Callable[[], float],
         events: SlotEvents,
         on_no_worker: Callable[[Exception], None],
     ) -> None:
@@ -56,6 +60,7 @@ class Workforce:
         self._loop = loop
         self._backend = backend
         self._idle_timeout = idle_timeout
+        self._clock = clock
         self._events = events
         self._on_no_worker = on_no_worker
         self._generation = 0
@@ -95,7 +100,7 @@ class Workforce:
             return None
         self.slots[slot] = None
         self.idle.insert(0, slot)  # behind the ready ones
-        slot.idle_since = self._loop.time()
+        slot.idle_since = self._clock()
         return slot
 
     def start_missing(self) -> bool:
@@ -108,10 +113,11 @@ class Workforce:
     def on_ready(self, slot: Slot) -> None:
         self._failed_starts = 0
         self.start_error = None
+        slot.progress_at = self._clock()
         if slot in self.idle:
             self.idle.remove(slot)
             self.idle.append(slot)
-            slot.idle_since = self._loop.time()
+            slot.idle_since = self._clock()
             self._plan_expiry()
         self.tell_changed()
 
@@ -128,7 +134,7 @@ class Workforce:
         if worn_out or slot.generation != self._generation or len(self.present()) > self.limit:
             self._retire(slot)
             return
-        slot.idle_since = self._loop.time()
+        slot.idle_since = self._clock()
         if slot not in self.idle:
             self.idle.insert(len(self.idle) if slot.ready else 0, slot)
         self._plan_expiry()
@@ -154,13 +160,13 @@ class Workforce:
 
     def _plan_expiry(self) -> None:
         if self._idle_timeout is not None and self._expiry is None and self.idle:
-            due = self.idle[0].idle_since + self._idle_timeout
-            self._expiry = self._loop.call_at(due, self._expire)
+            left = self.idle[0].idle_since + self._idle_timeout - self._clock()
+            self._expiry = self._loop.call_later(max(left, _TICK_SECONDS), self._expire)
 
     def _expire(self) -> None:
         assert self._idle_timeout is not None
         self._expiry = None
-        until = self._loop.time() - self._idle_timeout
+        until = self._clock() - self._idle_timeout
         while self.idle and self.idle[0].idle_since <= until:
             self._retire(self.idle[0])
         self._plan_expiry()
