@@ -14,30 +14,27 @@ if TYPE_CHECKING:
 class Admitted:
     """Calls that were admitted and have not ended. A closing pool admits no more and waits for these.
 
-    Whoever enters something here takes it out again, whatever happens: with :meth:`end_run` or :meth:`end_flow`.
+    Whoever enters something here takes it out again, whatever happens, and then calls :meth:`tell_if_quiet`, which a
+    single call may leave out while nobody waits.
 
     Attributes:
         runs: single calls and their places; None for one that has no place yet: it is still being encoded.
         flows: gathers and streams, and the workers that each asked for.
+        is_awaited: whether anyone waits until nothing is left.
     """
 
-    __slots__ = ("_quiet", "flows", "runs")
+    __slots__ = ("_quiet", "flows", "is_awaited", "runs")
 
     def __init__(self) -> None:
         self.runs: dict[asyncio.Future[Any], tuple[Runs, int] | None] = {}
         self.flows: dict[Flow, int] = {}
-        # For those who wait until nothing is left, if anyone does.
+        # For those who wait until nothing is left; there while is_awaited.
         self._quiet: asyncio.Future[None] | None = None
-
-    def end_run(self, future: asyncio.Future[Any]) -> None:
-        del self.runs[future]
-        if self._quiet is not None:
-            self._tell_if_quiet()
+        self.is_awaited = False
 
     def end_flow(self, flow: Flow) -> None:
         self.flows.pop(flow, None)
-        if self._quiet is not None:
-            self._tell_if_quiet()
+        self.tell_if_quiet()
 
     def is_empty(self) -> bool:
         return not (self.flows or self.runs)
@@ -46,15 +43,17 @@ class Admitted:
         """A future that is done when nothing is left, or :meth:`give_up` was called."""
         if self._quiet is None:
             self._quiet = loop.create_future()
+            self.is_awaited = True
         return self._quiet
 
     def give_up(self) -> None:
         """Have nobody wait any longer."""
-        quiet, self._quiet = self._quiet, None
+        quiet, self._quiet, self.is_awaited = self._quiet, None, False
         if quiet is not None:
             quiet.set_result(None)
 
-    def _tell_if_quiet(self) -> None:
+    def tell_if_quiet(self) -> None:
+        """Tell those who wait, if nothing is left."""
         if self.is_empty():
             self.give_up()
 

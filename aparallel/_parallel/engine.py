@@ -9,6 +9,7 @@ import dataclasses
 import os
 import sys
 import weakref
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._backends.inline import InlineBackend
@@ -108,9 +109,14 @@ class Engine:
             ClosedPoolError: it is closing or closed.
             WrongLoopError: it belongs to another loop or process, or no loop is running.
         """
-        loop, bound = running_loop(), self._bound
-        if bound is not None and bound.loop is loop and self.phase is _OPEN:
-            return bound
+        bound = self._bound
+        if bound is not None and self.phase is _OPEN:
+            try:  # each single call comes by here: what follows would take as long again
+                if get_running_loop() is bound.loop:
+                    return bound
+            except RuntimeError:  # none is running: say so below
+                pass
+        loop = running_loop()
         if not self.is_ours():
             raise WrongLoopError("This process is a forked copy of the one whose pool this is. Make a pool of its own.")
         if self.phase > Phase.OPEN and (bound is None or bound.loop is loop):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call
     from aparallel._parallel.engine import Bound, Engine
     from aparallel._parallel.options import Options
-    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.runs import RunQueue, Runs
     from aparallel.abc import Function, OnCancel
 
 F = TypeVar("F", bound=Flow)
@@ -60,10 +60,13 @@ class Runner:
             engine.admission.check_room(scheduler, runs, patience)
         context = call_context() if engine.shares_context else _NO_CONTEXT
         future: asyncio.Future[Any] = scheduler.loop.create_future()
-        place = admitted.runs[future] = None
+        place: tuple[Runs, int] | None = None
         expiry: asyncio.Handle | None = None
         try:
-            encoded = bound.encoder.encode(call) or await self._encode_large(bound, call)
+            encoded = bound.encoder.encode(call)
+            if encoded is None:
+                admitted.runs[future] = None
+                encoded = await self._encode_large(bound, call)
             if not future.done():  # the pool may have been closed meanwhile
                 scheduler.admit(runs)
                 place = admitted.runs[future] = runs.enter(*encoded, future, context, timeout, policy, retries)
@@ -88,7 +91,9 @@ class Runner:
         finally:
             if expiry is not None:
                 expiry.cancel()
-            admitted.end_run(future)
+            admitted.runs.pop(future, None)
+            if admitted.is_awaited:
+                admitted.tell_if_quiet()
             del future  # an error that it holds refers to this frame
 
     async def _encode_large(self, bound: Bound, call: Call[Any]) -> tuple[Function, Any]:
