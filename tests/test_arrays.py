@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -406,7 +407,10 @@ class TestSubclasses:
 
     async def test_a_subclass_of_a_subclass_made_while_the_pool_runs_keeps_its_type(self, max_nbytes: Any) -> None:
         async with Pool(1, max_nbytes=max_nbytes) as pool:
+            gone = type("Gone", (np.ndarray,), {"__reduce__": Reduced.__reduce__})
             await pool.run(same, np.arange(1000.0).view(Named))
+            del gone
+            gc.collect()  # there are as many types of arrays as before when the next one is made
 
             @by_value
             class Late(Named):

@@ -49,9 +49,9 @@ class OutOfBand:
         self.mode = mode
         self._recall = recall
         self.sources: list[memoryview | Marker] = []
-        # How arrays are reduced, and how many types of them there were when that was found out.
+        # How arrays are reduced, and the subtypes of each of those types when that was found out.
         self.reducers: dict[type, Callable[[Any], Any]] = {}
-        self.kinds = 0
+        self.kinds: list[list[type]] = []
 
     def __call__(self, buffer: PickleBuffer) -> bool:
         """Return whether the buffer stays in the stream."""

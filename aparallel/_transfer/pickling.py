@@ -95,11 +95,12 @@ def _array_reducers(buffers: OutOfBand | None) -> dict[type, Callable[[Any], Any
     """How *buffers* wants arrays reduced. Found out anew when there are new types of them."""
     if buffers is None or "numpy" not in sys.modules:
         return {}
-    if not buffers.reducers or sum(len(kind.__subclasses__()) for kind in buffers.reducers) != buffers.kinds:
+    # The types themselves are compared: their number stays the same when one goes and another one comes.
+    if not buffers.reducers or [kind.__subclasses__() for kind in buffers.reducers] != buffers.kinds:
         from aparallel._transfer.arrays import reducers
 
         buffers.reducers = reducers(buffers)
-        buffers.kinds = sum(len(kind.__subclasses__()) for kind in buffers.reducers)
+        buffers.kinds = [kind.__subclasses__() for kind in buffers.reducers]
     return buffers.reducers
 
 
