@@ -24,11 +24,10 @@ if TYPE_CHECKING:
         StoredCall,
         expires_after,
     )
-    from aparallel._parallel.accounts import PoolStatistics
+    from aparallel._parallel.accounts import LimitStatistics, PoolStatistics
+    from aparallel._parallel.config import parallel_config
     from aparallel._parallel.gather import gather_parallel, stream_parallel
-    from aparallel._parallel.limits import LimitedPool, LimitStatistics
-    from aparallel._parallel.options import parallel_config
-    from aparallel._parallel.pool import Pool
+    from aparallel._parallel.pool import LimitedPool, Pool
     from aparallel._parallel.stream import ResultStream
     from aparallel._persist.dump import dump, dump_chunks, dumps
     from aparallel._persist.inspection import FileInfo, inspect
@@ -74,8 +73,8 @@ _HOMES = {
     "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",
     "FunctionStatistics": "aparallel._memory.results",
-    "LimitStatistics": "aparallel._parallel.limits",
-    "LimitedPool": "aparallel._parallel.limits",
+    "LimitStatistics": "aparallel._parallel.accounts",
+    "LimitedPool": "aparallel._parallel.pool",
     "MemorizedFunction": "aparallel._memory.function",
     "MemorizedResult": "aparallel._memory.results",
     "Memory": "aparallel._memory.memory",
@@ -96,7 +95,7 @@ _HOMES = {
     "inspect": "aparallel._persist.inspection",
     "load": "aparallel._persist.load",
     "loads": "aparallel._persist.load",
-    "parallel_config": "aparallel._parallel.options",
+    "parallel_config": "aparallel._parallel.config",
     "stream_parallel": "aparallel._parallel.gather",
 }
 _MODULES = frozenset({"abc", "errors", "testing"})

@@ -430,6 +430,7 @@ async def test_a_call_that_writes_into_our_socket_ends_its_worker_and_no_more(po
             with contextlib.suppress(OSError):
                 if stat.S_ISSOCK(os.fstat(fd).st_mode):
                     os.write(fd, bytes([kind]) * 100)
+        time.sleep(60)  # its own outcome must not come before what it wrote is read
 
     told: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))

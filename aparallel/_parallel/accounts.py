@@ -1,8 +1,12 @@
-"""What a pool's calls came to: how many ended in which way, and how long they took."""
+"""What a pool's calls came to, how many ended in which way and how long they took; and what users are told of it."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 # The average of recent calls is that of all as long as there are no more than this; then old ones fade.
 _MANY_CALLS = 32
@@ -57,3 +61,24 @@ class Accounts:
         weight = calls / (self._measured + calls)
         self.mean_seconds = seconds * weight + (self.mean_seconds or 0.0) * (1 - weight)
         self._measured = min(self._measured + calls, _MANY_CALLS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """What the calls of one key are doing at one moment, those of all views of the key together.
+
+    Attributes:
+        key: the key.
+        n: workers that its calls may occupy at a time.
+        max_queued: its calls of ``run`` that may wait; None for any number.
+        busy: workers that have calls of it.
+        queued: calls of it that no worker has.
+        running: calls of it that workers have, running or about to.
+    """
+
+    key: Hashable
+    n: int
+    max_queued: int | None
+    busy: int
+    queued: int
+    running: int

@@ -27,7 +27,7 @@ class Backlog:
     """
 
     def __init__(self, tallies: Tallies) -> None:
-        self.turns = Turns()
+        self.turns: Turns[Queue] = Turns()
         self.tallies = tallies
 
     @property

@@ -24,8 +24,7 @@ from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase
 from aparallel._parallel.parsing import parse_count, parse_patience
 from aparallel._parallel.policy import StopPolicy
-from aparallel._parallel.queues import Tallies
-from aparallel._parallel.quotas import Quota
+from aparallel._parallel.queues import Quota, Tallies
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
 from aparallel.errors import ClosedPoolError, WrongLoopError
@@ -96,6 +95,8 @@ class Engine:
         self.admission = Admission(settings.max_queued, self._waiting)
         self.runs = RunQueue(self.n_jobs, self.sharing, self._waiting)
         self.quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()
+        # Where the single calls of each key wait, for as long as anyone has a use for that.
+        self._runs_of: weakref.WeakValueDictionary[Hashable, RunQueue] = weakref.WeakValueDictionary()
         self.admitted = Admitted()
         self.phase = Phase.NEW
         # None until the first use; a pool that was never used may be closed without.
@@ -187,19 +188,16 @@ class Engine:
             raise ValueError(f"n={workers!r} is not a whole number of workers, 1 or more.")
         max_queued = parse_count("max_queued", max_queued, 0)
         try:
-            quota = self.quotas.get(key)
+            runs = self._runs_of.get(key)
         except TypeError as error:
             raise TypeError(
                 f"limit() needs a key that can be hashed, and {type(key).__name__} cannot: {error}"
             ) from error
-        runs = None if quota is None else quota.runs
+        quota = self.quotas.get(key)
+        if quota is None:
+            quota = self.quotas[key] = Quota(key)
         if runs is None:
-            runs = RunQueue(sys.maxsize, self.sharing, self._waiting)
-            if quota is None:
-                quota = self.quotas[key] = Quota(key, runs)
-            else:
-                quota.renew_runs(runs)
-        assert quota is not None
+            runs = self._runs_of[key] = RunQueue(sys.maxsize, self.sharing, self._waiting, quota)
         more, quota.limit, quota.max_queued = most > quota.limit, most, max_queued
         if more and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()

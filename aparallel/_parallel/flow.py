@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from aparallel._parallel.options import Options
-    from aparallel._parallel.quotas import Quota
+    from aparallel._parallel.queues import Quota
     from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
 
 Source = Iterable[Any] | AsyncIterable[Any]

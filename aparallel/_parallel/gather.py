@@ -14,7 +14,7 @@ from aparallel._parallel.calls import runner_of
 from aparallel._parallel.engine import Engine
 from aparallel._parallel.flow import single_source
 from aparallel._parallel.lifetime import Phase
-from aparallel._parallel.options import GatherOptions, Options, choose_kind, resolve
+from aparallel._parallel.options import Options, choose_kind, resolve
 from aparallel._parallel.runner import Runner
 from aparallel._parallel.settings import Settings
 from aparallel._parallel.stream import ResultStream
@@ -22,6 +22,8 @@ from aparallel.abc import Backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
+
+    from aparallel._parallel.config import GatherOptions
 
 T = TypeVar("T")
 T1 = TypeVar("T1")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._parallel.batching import BatchSize, DrawLimit, PreDispatch
-from aparallel._parallel.kinds import BackendName, kind_of
+from aparallel._parallel.kinds import kind_of
 from aparallel._parallel.parsing import READERS
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextvars import Token
 
     from aparallel._ground.sharing import MmapMode
-    from aparallel._parallel.calls import Calls
-    from aparallel._parallel.limits import LimitedPool
-    from aparallel._parallel.pool import Pool
     from aparallel.abc import OnCancel
 
 
@@ -29,6 +26,13 @@ class Unset(enum.Enum):
     """What stands for an option that nobody has set, where None means something."""
 
     UNSET = "unset"
+
+
+class HasBackend(Protocol):
+    """What may be given as ``pool=``, as far as it matters here."""
+
+    @property
+    def backend_name(self) -> str: ...
 
 
 class PoolOptions(TypedDict, total=False):
@@ -49,14 +53,6 @@ class PoolOptions(TypedDict, total=False):
     temp_folder: str | os.PathLike[str] | None
 
 
-class GatherOptions(PoolOptions, total=False):
-    """What ``gather_parallel``, ``stream_parallel`` and ``parallel_config`` accept."""
-
-    backend: BackendName | Backend
-    pool: Pool | LimitedPool | None
-    inner_max_num_threads: int | None
-
-
 _NO_LIMIT = DrawLimit()
 
 
@@ -72,7 +68,7 @@ class Options:
     pre_dispatch: DrawLimit = _NO_LIMIT
     timeout: float | None = None
     verbose: int = 0
-    pool: Calls | None = None
+    pool: HasBackend | None = None
     retries: int = 0
     on_cancel: OnCancel | None = None
     progress: bool | Callable[[int, int | None], object] = False
@@ -104,26 +100,24 @@ _OF_STREAMS = frozenset({"ordered", "return_as"})
 # What a pool has settled already, whatever a surrounding block says.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
-# What parallel_config has set in this context, read already: a task and the tasks that it starts, nobody else.
+# What configure() has set in this context, read already: a task and the tasks that it starts, nobody else.
 _configured: ContextVar[dict[str, Any]] = ContextVar("aparallel_config", default={})  # noqa: B039 (never changed)
 
 
-@contextlib.contextmanager
-def parallel_config(**options: Unpack[GatherOptions]) -> Iterator[None]:
-    """Set defaults for every gather and stream inside the block, and for no other task.
-
-    Takes the options of :func:`aparallel.gather_parallel`. Blocks nest; an option given to a call wins.
+def configure(given: dict[str, Any]) -> Token[dict[str, Any]]:
+    """Make *given* the defaults of this context; its token goes to :func:`unconfigure`.
 
     Raises:
         TypeError: an unknown option.
         ValueError: an option has a bad value.
     """
-    told, _ = _told_and_resolved({**options})
-    token = _configured.set({**_configured.get(), **told})
-    try:
-        yield
-    finally:
-        _configured.reset(token)
+    told, _ = _told_and_resolved(given)
+    return _configured.set({**_configured.get(), **told})
+
+
+def unconfigure(token: Token[dict[str, Any]]) -> None:
+    """Have the defaults that there were before."""
+    _configured.reset(token)
 
 
 def resolve(given: dict[str, Any]) -> Options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aparallel._parallel.admission import seconds_for, waited_too_long
+from aparallel._parallel.failures import waited_too_long
 from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from aparallel._parallel.accounts import Accounts
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Delivery
-    from aparallel._parallel.quotas import Quota
+    from aparallel._parallel.queues import Quota
     from aparallel._parallel.runs import Runs
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.stopping import Stopping
     from aparallel._parallel.workforce import Workforce
     from aparallel.errors import PoolSaturatedError
+
+
+def _seconds_for(calls: int, workers: int, each: float | None) -> float | None:
+    """Return how long *workers* take for *calls* that take *each* seconds; None if nobody knows."""
+    return None if each is None else calls * each / workers
 
 
 class Patience:
@@ -49,9 +54,9 @@ class Patience:
         """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
         workers, mean_seconds = self._workforce.limit, self._accounts.mean_seconds
         if quota is not None:
-            return seconds_for(quota.count + quota.running, min(quota.limit, workers), mean_seconds)
+            return _seconds_for(quota.count + quota.running, min(quota.limit, workers), mean_seconds)
         calls = self._backlog.calls + self._backlog.tallies.coming.calls + self._workforce.running()
-        return seconds_for(calls, workers, mean_seconds)
+        return _seconds_for(calls, workers, mean_seconds)
 
     def impatient(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
         """Count a call that cannot wait any longer, and build its error."""

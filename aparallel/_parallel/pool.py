@@ -1,13 +1,13 @@
-"""A pool as its users see it: workers that are started once and reused, for one event loop."""
+"""A pool as its users see it, whole and as the calls of one key may use it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
+from aparallel._parallel.accounts import LimitStatistics
 from aparallel._parallel.calls import Calls
 from aparallel._parallel.engine import Engine
-from aparallel._parallel.limits import LimitedPool
 from aparallel._parallel.runner import Runner
 from aparallel._parallel.settings import Settings, checked_initargs, checked_variables
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.accounts import PoolStatistics
     from aparallel._parallel.kinds import BackendName
+    from aparallel._parallel.queues import Quota
     from aparallel.abc import Backend, OnCancel
 
 T = TypeVar("T")
@@ -210,3 +211,36 @@ class Pool(Calls):
             WrongLoopError: the pool belongs to another loop.
         """
         await self._engine.aclose(timeout)
+
+
+class LimitedPool(Calls):
+    """A pool, on no more than so many of its workers at a time: what :meth:`Pool.limit` returns.
+
+    It runs calls as its pool does, and can be given to ``gather_parallel`` and ``stream_parallel`` as ``pool=``. All
+    views of the same key of a pool count together, so each request may ask for one of its own. The workers, and
+    their end, are the pool's.
+    """
+
+    def __init__(self, pool: Pool, runner: Runner, quota: Quota) -> None:
+        super().__init__(runner)
+        self._pool = pool
+        self._quota = quota
+
+    @property
+    def pool(self) -> Pool:
+        """The pool whose workers it uses."""
+        return self._pool
+
+    @property
+    def n(self) -> int:
+        """The most workers that calls of this key occupy at a time, as the latest ``limit`` of the key said."""
+        return self._quota.limit
+
+    def statistics(self) -> LimitStatistics:
+        """Return what the calls of this key are doing now."""
+        quota = self._quota
+        return LimitStatistics(quota.key, quota.limit, quota.max_queued, len(quota.serving), quota.count, quota.running)
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        return f"<LimitedPool {self._quota.name} n={now.n}: {now.busy} busy, {now.queued} queued of {self.pool!r}>"

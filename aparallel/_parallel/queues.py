@@ -1,4 +1,4 @@
-"""Calls that wait for a worker, and those who asked for them."""
+"""Calls that wait for a worker, and how many workers they may occupy at a time: those of one queue, and of one key."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aparallel._parallel.quotas import Bounded
+from aparallel._parallel.turns import Turns
 from aparallel.abc import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
     from contextvars import Context
 
-    from aparallel._parallel.quotas import Quota
     from aparallel._parallel.slots import Slot
     from aparallel.abc import OnCancel, Sharing
+
+
+# Keys come from strangers, and errors quote them.
+_LONG_KEY = 80
 
 
 class Owner(Protocol):
@@ -35,6 +38,12 @@ class Owner(Protocol):
 
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None: ...
     def may_retry(self, index: int) -> bool: ...
+
+
+class Cancellable(Owner, Protocol):
+    """Owns all calls of its queue, and can be cancelled with all of them."""
+
+    cancelled: bool
 
 
 class Tally:
@@ -59,6 +68,37 @@ class Tallies:
 
     def __init__(self) -> None:
         self.runs, self.drawn, self.coming = Tally(), Tally(), Tally()
+
+
+class Bounded:
+    """Has calls in at most *limit* workers at a time.
+
+    Attributes:
+        limit: workers that may have its calls at a time.
+        serving: how many of its calls each worker has that has any.
+    """
+
+    __slots__ = ("limit", "serving")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.serving: dict[Slot, int] = {}
+
+    def may_use(self, slot: Slot | None) -> bool:
+        """Whether *slot* may be given calls of it; None for a worker that has none of them."""
+        return len(self.serving) < self.limit or slot in self.serving
+
+    def count_in(self, slot: Slot, count: int) -> None:
+        """Take note that *slot* was given so many of its calls."""
+        self.serving[slot] = self.serving.get(slot, 0) + count
+
+    def count_out(self, slot: Slot, count: int) -> None:
+        """Take note that *slot* has so many fewer of its calls."""
+        left = self.serving[slot] - count
+        if left:
+            self.serving[slot] = left
+        else:
+            del self.serving[slot]
 
 
 class Queue(Bounded):
@@ -134,6 +174,63 @@ class Queue(Bounded):
         self.count = 0
 
 
+class Quota(Bounded):
+    """What all calls of one key have together: a number of workers, and turns at them.
+
+    It lives as long as someone may still use the key: whoever has a view of it, a call that waits, a call that a
+    worker has. Each of these refers to it, and it refers to none of them for longer than calls wait.
+
+    Attributes:
+        key: whose it is.
+        max_queued: single calls that may wait, None for any number.
+        nested: calls of it that wait for other calls of it, each in a place that is not to be counted.
+        turns: whose turn it is among the key's queues.
+        spent: seconds of work that the key was given.
+    """
+
+    __slots__ = ("__weakref__", "key", "max_queued", "nested", "spent", "turns")
+
+    def __init__(self, key: Hashable) -> None:
+        super().__init__(1)
+        self.key = key
+        self.max_queued: int | None = None
+        self.nested = 0
+        self.turns: Turns[Queue] = Turns()
+        self.spent = 0.0
+
+    @property
+    def name(self) -> str:
+        """Its key, for people, cut short."""
+        text = repr(self.key)
+        return text if len(text) <= _LONG_KEY else f"{text[:_LONG_KEY]}..."
+
+    @property
+    def count(self) -> int:
+        """Its calls that wait."""
+        return sum(queue.count for queue in self.turns)
+
+    @property
+    def running(self) -> int:
+        """Its calls that workers have."""
+        return sum(self.serving.values())
+
+    def free_places(self) -> int:
+        """How many more workers may have calls of it."""
+        return max(self.limit + self.nested - len(self.serving), 0)
+
+    def may_use(self, slot: Slot | None) -> bool:
+        return self.free_places() > 0 or slot in self.serving
+
+    def has_calls(self) -> bool:
+        return self.turns.has_calls()
+
+    def queues(self) -> list[Queue]:
+        return [queue for waiter in self.turns for queue in waiter.queues()]
+
+    def queue_for(self, slot: Slot | None) -> Queue | None:
+        return self.turns.queue_for(slot) if self.may_use(slot) else None
+
+
 def still_wanted(batch: Batch) -> list[Batch]:
     """Return what is left of *batch* without the calls that are not wanted any more."""
     wanted = [batch.owner.wants(index) for index in range(batch.first, batch.first + len(batch))]
@@ -147,25 +244,3 @@ def still_wanted(batch: Batch) -> list[Batch]:
             parts.append(Batch(batch.owner, batch.function, batch.first + start, batch.payloads[start:end]))
         start = end
     return parts
-
-
-class Nobody:
-    """Owns a call that its real owner has abandoned."""
-
-    on_cancel: OnCancel = "wait"
-    timeout: float | None = None
-    cancelled = True
-
-    def __init__(self, owner: Owner) -> None:
-        self.queue = owner.queue
-        self.context = owner.context
-        self.sharing = owner.sharing
-
-    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
-        raise AssertionError("told of an abandoned call")
-
-    def wants(self, index: int) -> bool:
-        return False
-
-    def may_retry(self, index: int) -> bool:
-        return False

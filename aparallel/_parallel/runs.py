@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
 
+    from aparallel._parallel.queues import Quota
     from aparallel.abc import OnCancel, Sharing
 
 
@@ -80,9 +81,11 @@ class RunQueue(Queue):
     Invariant: *holes* is the number of calls in ``pending`` that are not wanted any more.
     """
 
-    def __init__(self, limit: int, sharing: Sharing, tallies: Tallies | None = None) -> None:
+    def __init__(
+        self, limit: int, sharing: Sharing, tallies: Tallies | None = None, quota: Quota | None = None
+    ) -> None:
         tallies = tallies or Tallies()
-        super().__init__(limit, tally=tallies.runs)
+        super().__init__(limit, tally=tallies.runs, quota=quota)
         self._all_coming = tallies.coming
         self.sharing = sharing
         self.holes = 0

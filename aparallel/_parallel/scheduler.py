@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aparallel._ground.timings import Timing
-    from aparallel._parallel.flow import Flow
-    from aparallel._parallel.queues import Owner, Queue
+    from aparallel._parallel.queues import Cancellable, Owner, Queue
     from aparallel._parallel.runs import Runs
     from aparallel.abc import Backend, Exit
     from aparallel.errors import AparallelError
@@ -138,12 +137,12 @@ class Scheduler:
             refused=accounts.refused,
         )
 
-    def cancel(self, flow: Flow) -> list[asyncio.Future[None]]:
-        """Forget the calls of *flow* that have not started and stop those that run, as its ``on_cancel`` says.
+    def cancel(self, owner: Cancellable) -> list[asyncio.Future[None]]:
+        """Forget the calls of *owner* that have not started and stop those that run, as its ``on_cancel`` says.
 
         Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
         """
-        waiting = self._stopping.cancel(flow)
+        waiting = self._stopping.cancel(owner)
         self.dispatch()
         return waiting
 

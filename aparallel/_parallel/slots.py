@@ -7,7 +7,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aparallel._parallel.batching import MESSAGE_CALLS, PREFETCH_SECONDS
-from aparallel._parallel.queues import Nobody
 from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Batch
 
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from aparallel._parallel.queues import Owner, Queue
-    from aparallel.abc import Exit, Worker
+    from aparallel.abc import Exit, OnCancel, Worker
 
 
 class State(enum.Enum):
@@ -53,6 +51,20 @@ _NEXT = {
 _GOING = (State.KILLED, State.OVERRAN, State.LEAVING)
 
 
+class Counting(Protocol):
+    """Who keeps count of its calls in each slot: a queue, and the key of several."""
+
+    def count_in(self, slot: Slot, count: int) -> None: ...
+    def count_out(self, slot: Slot, count: int) -> None: ...
+
+
+class Counted(Counting, Protocol):
+    """What the calls that a slot is given waited in."""
+
+    @property
+    def quota(self) -> Counting | None: ...
+
+
 class SlotEvents(Protocol):
     """Who a slot passes its worker's events on to: the scheduler."""
 
@@ -60,6 +72,28 @@ class SlotEvents(Protocol):
     def on_outcomes(self, slot: Slot, values: list[Any], failed: Sequence[int], seconds: float) -> None: ...
     def on_recalled(self, slot: Slot, count: int) -> None: ...
     def on_exit(self, slot: Slot, exit: Exit) -> None: ...
+
+
+class Nobody:
+    """Owns a call that its real owner has abandoned."""
+
+    on_cancel: OnCancel = "wait"
+    timeout: float | None = None
+    cancelled = True
+
+    def __init__(self, owner: Any) -> None:
+        self.queue = owner.queue
+        self.context = owner.context
+        self.sharing = owner.sharing
+
+    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        raise AssertionError("told of an abandoned call")
+
+    def wants(self, index: int) -> bool:
+        return False
+
+    def may_retry(self, index: int) -> bool:
+        return False
 
 
 class Slot:
@@ -85,7 +119,7 @@ class Slot:
         self.progress_at = 0.0
         self.idle_since = 0.0
         # Who waits until no call of an owner, or not that call, is left here.
-        self.waiters: list[tuple[Owner, int | None, asyncio.Future[None]]] = []
+        self.waiters: list[tuple[object, int | None, asyncio.Future[None]]] = []
         self.alarm: asyncio.TimerHandle | None = None
 
     # What its worker tells
@@ -125,14 +159,14 @@ class Slot:
             and self.calls <= MAX_OUTSTANDING - MESSAGE_CALLS
         )
 
-    def holds(self, owner: Owner, index: int | None) -> bool:
+    def holds(self, owner: object, index: int | None) -> bool:
         """Whether a call of *owner*, or that call of it, is in flight here."""
         return any(
             batch.owner is owner and (index is None or batch.first <= index < batch.first + len(batch))
             for batch in self.inflight
         )
 
-    def has_first(self, owner: Owner, index: int) -> bool:
+    def has_first(self, owner: object, index: int) -> bool:
         """Whether that call of *owner* is the one that runs here, or will as soon as the worker is ready."""
         return bool(self.inflight) and self.inflight[0].owner is owner and self.inflight[0].first == index
 
@@ -142,7 +176,7 @@ class Slot:
 
     # Calls come and go
 
-    def give(self, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
+    def give(self, queue: Counted, batches: list[Batch], count: int, pace: float | None) -> None:
         """Send the *count* calls of *batches*, which are *queue*'s and should take *pace* seconds each."""
         self.inflight.extend(batches)
         self.calls += count
@@ -185,7 +219,7 @@ class Slot:
 
     def _uncount(self, batch: Batch) -> None:
         self.calls -= len(batch)
-        queue: Queue = batch.owner.queue
+        queue: Counted = batch.owner.queue
         queue.count_out(self, len(batch))
         if queue.quota is not None:
             queue.quota.count_out(self, len(batch))
@@ -206,7 +240,7 @@ class Slot:
 
     # Who waits for it
 
-    def wait_for(self, waiter: asyncio.Future[None], owner: Owner, index: int | None) -> None:
+    def wait_for(self, waiter: asyncio.Future[None], owner: object, index: int | None) -> None:
         """Have *waiter* told when no call of *owner*, or not that call of it, is left here."""
         self.waiters.append((owner, index, waiter))
 

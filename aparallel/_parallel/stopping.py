@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from aparallel._parallel.accounts import Accounts
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Delivery
-    from aparallel._parallel.flow import Flow
-    from aparallel._parallel.queues import Owner
+    from aparallel._parallel.queues import Cancellable, Owner
     from aparallel._parallel.runs import Runs
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.workforce import Workforce
@@ -55,14 +54,14 @@ class Stopping:
 
     # Cancelling
 
-    def cancel(self, flow: Flow) -> list[asyncio.Future[None]]:
-        """Forget the calls of *flow* that have not started and stop those that run, as its ``on_cancel`` says.
+    def cancel(self, owner: Cancellable) -> list[asyncio.Future[None]]:
+        """Forget the calls of *owner* that have not started and stop those that run, as its ``on_cancel`` says.
 
         Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
         """
-        flow.cancelled = True
-        self._backlog.clear(flow)
-        return self._cancel_in(list(flow.serving), flow, None)
+        owner.cancelled = True
+        self._backlog.clear(owner.queue)
+        return self._cancel_in(list(owner.queue.serving), owner, None)
 
     def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
         """The same for a single call."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aparallel._parallel.queues import Queue
     from aparallel._parallel.slots import Slot
 
 # The heap is cleared of entries that nobody has any more when there are this many more of them than of others.
 _MANY_DEAD = 64
 
 
-class Waiter(Protocol):
+Q = TypeVar("Q")
+
+
+class Waiter(Protocol[Q]):
     """Who has turns: a queue, or a key with the queues of its calls.
 
     Attributes:
@@ -31,14 +33,14 @@ class Waiter(Protocol):
     def has_calls(self) -> bool:
         """Whether any are left; a waiter without calls loses its place."""
 
-    def queues(self) -> list[Queue]:
+    def queues(self) -> list[Q]:
         """Where its calls wait."""
 
-    def queue_for(self, slot: Slot | None) -> Queue | None:
+    def queue_for(self, slot: Slot | None) -> Q | None:
         """Return the queue to give *slot* calls from (None: a worker that has none), if it may have any."""
 
 
-class Turns:
+class Turns(Generic[Q]):
     """Waiters, of whom the one that was given the least work goes next; among equals, who has waited longest.
 
     A million may wait: a heap finds the next. Invariants: each waiter has one entry in the heap, ``[spent, number,
@@ -55,20 +57,20 @@ class Turns:
     def __init__(self) -> None:
         self.clock = 0.0
         self._heap: list[list[Any]] = []
-        self.entries: dict[Waiter, list[Any]] = {}
+        self.entries: dict[Waiter[Q], list[Any]] = {}
         self._number = 0
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[Waiter[Q]]:
         return iter(list(self.entries))
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Waiter[Q]) -> None:
         """Give *waiter* a place, if it has none."""
         if waiter not in self.entries:
             waiter.spent = max(waiter.spent, self.clock)
             self.entries[waiter] = entry = self._entry(waiter)
             heapq.heappush(self._heap, entry)
 
-    def remove(self, waiter: Waiter) -> None:
+    def remove(self, waiter: Waiter[Q]) -> None:
         """Take its place from *waiter*, if it has one."""
         entry = self.entries.pop(waiter, None)
         if entry is not None:
@@ -77,16 +79,16 @@ class Turns:
                 self._heap = [entry for entry in self._heap if entry[2] is not None]
                 heapq.heapify(self._heap)
 
-    def charge(self, waiter: Waiter, seconds: float) -> None:
+    def charge(self, waiter: Waiter[Q], seconds: float) -> None:
         """Count work that *waiter*, whose turn it was, was given."""
         self.clock = waiter.spent
         waiter.spent += seconds
 
-    def queue_for(self, slot: Slot | None) -> Queue | None:
+    def queue_for(self, slot: Slot | None) -> Q | None:
         """Return the queue whose turn it is, of those that may use *slot*; None for a worker that has no calls."""
         # Who may not use this worker is passed over. They are few: whoever is at its limit has calls in a worker.
         passed = []
-        queue: Queue | None = None
+        queue: Q | None = None
         while (first := self._first()) is not None:
             queue = first.queue_for(slot)
             if queue is not None:
@@ -100,7 +102,7 @@ class Turns:
         """Whether anyone here still has calls."""
         return self._first() is not None
 
-    def _first(self) -> Waiter | None:
+    def _first(self) -> Waiter[Q] | None:
         """Return who is first of those that still have calls, whether it may use a worker or not."""
         heap = self._heap
         while heap:
@@ -114,10 +116,10 @@ class Turns:
                 self.entries[waiter] = entry = self._entry(waiter)
                 heapq.heapreplace(heap, entry)
             else:
-                found: Waiter = waiter
+                found: Waiter[Q] = waiter
                 return found
         return None
 
-    def _entry(self, waiter: Waiter) -> list[Any]:
+    def _entry(self, waiter: Waiter[Q]) -> list[Any]:
         self._number += 1
         return [waiter.spent, self._number, waiter]

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from aparallel._worker.logs import WorkerLogs
-
     # Levels by logger, "" for the root; logging.disable(); loggers that are disabled.
     Levels = tuple[dict[str, int], int, list[str]]
 
@@ -25,23 +23,23 @@ _OWN = frozenset(
 )
 
 
-def begin(logs: WorkerLogs) -> Callable[[Levels], None]:
-    """Put the handler in place. Returns what follows the parent's levels."""
-    logging.getLogger().addHandler(RelayHandler(logs))
+def begin(send: Callable[..., None]) -> Callable[[Levels], None]:
+    """Put a handler in place that gives records to *send*. Returns what follows the parent's levels."""
+    logging.getLogger().addHandler(RelayHandler(send))
     return _Follower().follow
 
 
 class RelayHandler(logging.Handler):
     """Sends each record to the parent. The user may remove it from the root logger: its name is "aparallel"."""
 
-    def __init__(self, logs: WorkerLogs) -> None:
+    def __init__(self, send: Callable[..., None]) -> None:
         super().__init__()
         self.set_name("aparallel")
-        self._logs = logs
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._logs.send(LOG, *_describe(record))
+            self._send(LOG, *_describe(record))
         except RecursionError:  # as in logging's own handlers
             raise
         except Exception:

@@ -60,7 +60,7 @@ class WorkerLogs:
     def _on_logging(self) -> None:
         from aparallel._worker.log_handler import begin
 
-        self._follow = begin(self)
+        self._follow = begin(self.send)
         if self._levels is not None:
             self._follow(self._levels)
 
