@@ -6,6 +6,7 @@ The layers are the design's: a module may use its own layer, those below it, and
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -264,3 +265,23 @@ def test_a_worker_starts_with_the_standard_library_alone() -> None:
 def test_the_worker_and_the_wire_use_the_standard_library_even_in_their_functions(module: str) -> None:
     roots = {name.partition(".")[0] for _, name in imports(ast.parse(modules()[module].read_text()))}
     assert roots <= {*sys.stdlib_module_names, "aparallel"}
+
+
+def documented_order(docstring: str) -> list[str]:
+    """The modules that the map in a package's docstring names, from the top down."""
+    lines = re.findall(r"^ {4,8}([a-z]+(?:, [a-z]+)*)(?: {2,}|$)", docstring, re.MULTILINE)
+    return [name for line in lines for name in line.split(", ")]
+
+
+def test_the_map_of_parallel_names_every_module_above_those_that_it_uses() -> None:
+    prefix = "aparallel._parallel."
+    known = {name: path for name, path in modules().items() if name.startswith(prefix)}
+    order = documented_order(ast.get_docstring(ast.parse((PACKAGE / "_parallel/__init__.py").read_text())) or "")
+    assert sorted(order) == sorted(name.removeprefix(prefix) for name in known)
+    above = {
+        (name.removeprefix(prefix), used.removeprefix(prefix))
+        for name, path in known.items()
+        for used in used_by(path, known)
+        if order.index(used.removeprefix(prefix)) < order.index(name.removeprefix(prefix))
+    }
+    assert above == set()

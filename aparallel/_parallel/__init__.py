@@ -1,1 +1,19 @@
-"""Parallel calls: call, batch, pool, gather and stream."""
+"""Calls on their way to workers and back.
+
+From what users write down to what workers are given; each uses only those below it, or right of it::
+
+    gather, config                gather_parallel and stream_parallel, the pools that belong to loops; parallel_config
+    pool, calls                   Pool and LimitedPool as users see them: fronts that hold a runner
+    runner                        one call through a pool, or a gather, or a stream
+    engine                        a pool but for its front: its settings, its loop, its life
+    admission, admitted           which calls may wait; which are still owed an outcome
+    stream, flow, progress        the calls of one gather or stream: drawn as workers free up, delivered as they end
+    scheduler                     which call goes to which worker, when. It wires these:
+    watch, patience, stopping         calls taken back, given up and stopped
+    workforce, delivery, backlog      workers, outcomes and calls that wait
+    failures                          what is said of calls that ended badly
+    runs, queues, turns               where calls wait, and whose turn it is
+    slots, accounts                   what a worker has been given; how calls ended
+    options, settings, policy     what was asked of a gather, of a pool and of a call that is to stop, checked
+    parsing, kinds, batching, lifetime    single rules that they share
+"""

@@ -1,1 +1,1 @@
-"""A worker process. Nobody imports this package; it is started by name, with the standard library alone."""
+"""A worker process. Nobody imports this package; it is started by path, with the standard library alone."""

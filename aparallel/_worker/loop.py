@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from aparallel._worker.logs import WorkerLogs
     from aparallel._worker.memory import WorkerMemory
 
-# Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
+# Later than any call, any moment and any size.
 _NEVER = 1 << 62
 
+# Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
 _PLAIN_LENGTH = 4096
