@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+# The tests start a thousand interpreters. Where Python is told to write no bytecode, each of them would compile the
+# package anew, which takes longer than the tests; so what they compile is kept in a folder that ends with the tests.
+if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
+    _bytecode = tempfile.TemporaryDirectory(prefix="aparallel-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 try:
