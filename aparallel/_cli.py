@@ -160,10 +160,12 @@ def _prune(options: argparse.Namespace) -> int:
 def _clear(options: argparse.Namespace) -> int:
     store = _store(options)
     if options.function is None:
+        store.note_removal(None)
         return _removed(options, store, store.clear())
     known = [function for function, name in _names(store).items() if name == options.function]
     if not known:
         raise ValueError(f"There is no function {options.function} in {store.location}; `ls` lists them.")
+    store.note_removal(None)
     return _removed(options, store, sum(map(store.clear, known)))
 
 

@@ -232,6 +232,130 @@ async def test_tags_invalidate_and_reach_what_is_being_computed(memory: Memory, 
     assert not await users.check_call_in_cache(9)
 
 
+class Gated:
+    """A function that says when it has started, and returns what *source* was then once it may go on."""
+
+    def __init__(self) -> None:
+        self.source = 0
+        self.started = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def __call__(self, x: int) -> tuple[int, int]:
+        found = self.source
+        self.started.set()
+        await self.go.wait()
+        return x, found
+
+    def __aparallel_key__(self) -> str:
+        return "gated"
+
+
+async def run_program(*arguments: str) -> None:
+    program = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=subprocess.DEVNULL)
+    assert await program.wait() == 0
+
+
+async def forget_it(memory: Memory, cached: Any) -> None:
+    await cached.forget(1)
+
+
+async def clear_function(memory: Memory, cached: Any) -> None:
+    await cached.clear()
+
+
+async def clear_all(memory: Memory, cached: Any) -> None:
+    await memory.clear()
+
+
+async def invalidate_tag(memory: Memory, cached: Any) -> None:
+    await memory.invalidate("source")
+
+
+async def clear_elsewhere(memory: Memory, cached: Any) -> None:
+    program = "import asyncio, sys; from aparallel import Memory; asyncio.run(Memory(sys.argv[1]).clear())"
+    await run_program("-c", program, disk_of(memory).location)
+
+
+async def clear_by_command(memory: Memory, cached: Any) -> None:
+    await run_program("-m", "aparallel", "cache", "clear", disk_of(memory).location)
+
+
+REMOVALS = [forget_it, clear_function, clear_all, invalidate_tag, clear_elsewhere, clear_by_command]
+
+
+@pytest.mark.parametrize("remove", REMOVALS)
+async def test_what_is_computed_while_results_are_removed_is_not_served_afterwards(memory: Memory, remove: Any) -> None:
+    gated = Gated()
+    cached = memory.cache(tags=["source"])(gated)
+    old = asyncio.ensure_future(cached(1))
+    await until(gated.started.is_set, old)
+    gated.source = 1
+    await remove(memory, cached)
+    gated.go.set()
+    assert await old == (1, 0)  # who asked before gets what was true then
+    assert not await cached.check_call_in_cache(1)
+    assert await cached(1) == (1, 1)
+    assert await cached(1) == (1, 1)
+
+
+@pytest.mark.parametrize("remove", REMOVALS[:4])
+async def test_who_asks_after_a_removal_shares_no_older_computation(memory: Memory, remove: Any) -> None:
+    gated = Gated()
+    cached = memory.cache(tags=["source"])(gated)
+    old = asyncio.ensure_future(cached(1))
+    await until(gated.started.is_set, old)
+    gated.source = 1
+    await remove(memory, cached)
+    new = asyncio.ensure_future(cached(1))
+    also_new = asyncio.ensure_future(cached(1))
+    gated.go.set()
+    assert [await old, await new, await also_new] == [(1, 0), (1, 1), (1, 1)]
+    assert cached.statistics().misses == 2
+
+
+async def test_a_removal_while_the_result_is_written_finds_it_too(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = disk_of(memory)
+    put = disk.put
+
+    def put_and_clear(*args: Any, **kwargs: Any) -> Any:
+        disk.note_removal(None)  # as another process does, which then finds nothing to remove
+        return put(*args, **kwargs)
+
+    cached = memory.cache(lambda x: x + 1)
+    monkeypatch.setattr(disk, "put", put_and_clear)
+    assert await cached(1) == 2
+    monkeypatch.undo()
+    assert not await cached.check_call_in_cache(1)
+    assert [await cached(1), await cached.check_call_in_cache(1)] == [2, True]
+
+
+async def test_forgetting_one_result_leaves_others_that_are_being_computed(memory: Memory) -> None:
+    gated = Gated()
+    gated.go.set()
+    cached = memory.cache(gated)
+    keys = {x: (await cached.call_and_shelve(x)).key for x in range(2, 40)}
+    await cached.clear()
+    gated.go.clear()
+    gated.started.clear()
+    computing = {x: asyncio.ensure_future(cached(x)) for x in keys}
+    await until(gated.started.is_set, computing[2])
+    await cached.forget(2)
+    gated.go.set()
+    await asyncio.gather(*computing.values())
+    kept = {x for x in keys if await cached.check_call_in_cache(x)}
+    # One note stands for a 256th part of all keys.
+    assert kept >= {x for x, key in keys.items() if key[:2] != keys[2][:2]}
+    assert 2 not in kept
+
+
+async def test_clearing_a_directory_that_is_not_there_makes_none(memory: Memory, location: str) -> None:
+    assert await memory.clear() == 0
+    assert not await memory.cache(lambda x: x).forget(1)
+    assert not os.path.exists(location)
+
+
 async def test_code_changes_make_new_entries_and_leave_the_old(location: str) -> None:
     def version(number: int) -> Any:
         source = f"def f(x):\n    return x + {number}\n"

@@ -1,7 +1,7 @@
 """Everything at once, at random: whatever happens to other calls, each ends as it must, and the pool is as before.
 
-A seed says what is done, so a failure can be looked at again: ``pytest -m soak tests/test_random_load.py -k "12-4"``. What the machine does in
-between is chance.
+A seed says what is done, so a failure can be looked at again: ``pytest -m soak tests/test_random_load.py -k "12-4"``.
+What the machine does in between is chance.
 """
 
 from __future__ import annotations
@@ -263,6 +263,13 @@ class Load:
         assert not fewer, f"have an outcome and never ran: {fewer}"
 
 
+async def until_idle(pool: Pool) -> None:
+    """Wait for calls that nobody waits for any more: all they do is die."""
+    while (now := pool.statistics()).busy or now.running:  # noqa: ASYNC110  # nothing tells
+        await asyncio.sleep(0.001)
+    assert now.queued == 0
+
+
 @pytest.mark.parametrize(
     ("seed", "rounds"),
     [(0, 1), (1, 1), *(pytest.param(seed, 4, marks=pytest.mark.soak) for seed in range(2, 100))],
@@ -281,9 +288,7 @@ async def test_each_call_ends_as_it_must_whatever_others_do(seed: int, rounds: i
     async with asyncio.timeout(60), pool:
         for _ in range(rounds):
             await asyncio.gather(*(load.act() for _ in range(20)))
-            while (now := pool.statistics()).busy or now.running:  # abandoned by nobody, so these only finish dying
-                await asyncio.sleep(0.001)
-            assert now.queued == 0
+            await until_idle(pool)
             for key in "ab":
                 of_key = pool.limit(key, 1).statistics()
                 assert (of_key.busy, of_key.queued, of_key.running) == (0, 0, 0)

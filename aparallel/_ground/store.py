@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
@@ -202,6 +203,23 @@ class Store(ABC):
             left = Totals(left.entries - 1, left.bytes - listed.size)
         return removed
 
+    def note_removal(self, place: Place | None) -> None:
+        """Have :meth:`removals` change: what is stored at *place*, or everywhere, is about to be removed by request."""
+        self.write_note(_note_of_removals(place), secrets.token_hex(8).encode())
+
+    def removals(self, place: Place) -> Hashable:
+        """Return what changes when results are removed by request, at *place* and at some others.
+
+        It is read before a result is computed and when it has been: one that was asked for before a removal must not be
+        found after it. A store that only one process uses may leave both methods empty.
+        """
+        return self.read_note(_note_of_removals(None)), self.read_note(_note_of_removals(place))
+
     def was_evicted(self, place: Place) -> bool:
         """Whether an entry was removed lately to make room, as far as this store remembers."""
         return False
+
+
+def _note_of_removals(place: Place | None) -> str:
+    # One for all places, and one for each 256th part of them: a note per key would be many.
+    return "removals/all" if place is None else f"removals/{place.key[0]:02x}"

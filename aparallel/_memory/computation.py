@@ -103,7 +103,7 @@ class Computation:
         shelf = self._lookup.shelf
         if is_nested():
             call.deadline = time.monotonic() + _NESTED_PATIENCE
-        key = (shelf.name, call.place.key, call.is_refresh)
+        key = (shelf.name, call.place.key, call.is_refresh, shelf.generation(call.place))
         outcome, is_first = await fly(key, self._name, lambda flight: self._lead(flight, call))
         if outcome.end is End.ERROR:
             raise outcome.value
@@ -229,6 +229,7 @@ class Computation:
                 self._unlock_now(call)
                 return _Begun.BUSY
         call.tags = self._lookup.tags_of(call)
+        call.removals = self._lookup.removals_at(call.place)
         if not call.is_refresh:
             look = self._lookup.look_for(call)
             if look.state is State.HIT:

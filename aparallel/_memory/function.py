@@ -129,14 +129,20 @@ class MemorizedFunction(Generic[P, T]):
         return MemorizedResult(self._shelf, self._lookup.name, call.place, self._options.mmap_mode)
 
     async def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Remove the result of this one call, and return whether it was stored."""
+        """Remove the result of this one call, and return whether it was stored.
+
+        If it is being computed, that result goes to those who asked for it and is not stored.
+        """
         if self._shelf.store is None:
             return False
         call = await in_thread(self._lookup.call_of, args, kwargs)
         return await self._shelf.forget(call.place)
 
     async def clear(self) -> int:
-        """Remove all results of this function, of every version of its code. Return how many there were."""
+        """Remove all results of this function, of every version of its code. Return how many there were.
+
+        What is being computed meanwhile goes to those who asked for it and is not stored.
+        """
         return await self._shelf.clear(self._lookup.identifier)
 
     async def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:

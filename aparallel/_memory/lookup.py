@@ -69,6 +69,7 @@ class PendingCall:
         "kwargs",
         "mutex",
         "place",
+        "removals",
         "tags",
     )
 
@@ -78,6 +79,8 @@ class PendingCall:
         self.args = args
         self.kwargs = kwargs
         self.tags: dict[str, str] = {}
+        # What the store said of removals before the result was computed.
+        self.removals: Hashable = None
         self.is_new = False
         self.is_refresh = False
         self.deadline = math.inf
@@ -221,6 +224,14 @@ class Lookup:
         if callable(tags):
             tags = checked_tags(tags(*call.args, **call.kwargs))
         return tag_states(self.store, tags) if tags else {}
+
+    def removals_at(self, place: Place) -> Hashable:
+        """Return what the store says of removals at *place*; None if it says nothing."""
+        try:
+            removals: Hashable = self.store.removals(place)
+        except OSError:
+            return None
+        return removals
 
     def count_hit(self, look: Look) -> None:
         """Note in the statistics that a caller gets what was found."""

@@ -224,7 +224,10 @@ class Memory:
         return await self.cache(fn)(*args, **kwargs)
 
     async def clear(self) -> int:
-        """Remove all results of all functions. Return how many there were."""
+        """Remove all results of all functions. Return how many there were.
+
+        What is being computed meanwhile, in whichever process, goes to those who asked for it and is not stored.
+        """
         return await self._shelf.clear()
 
     async def reduce_size(
@@ -249,6 +252,7 @@ class Memory:
         """Make every result with one of these tags a miss from now on, also those being computed."""
         if self._shelf.store is not None:
             chosen = [tags] if isinstance(tags, str) else checked_tags(tags)
+            self._shelf.start_anew()
             await in_thread(notes.invalidate, self._shelf.store, chosen)
             self._shelf.tier.clear()
 

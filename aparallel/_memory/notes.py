@@ -5,6 +5,7 @@
     functions/<function>.json           {"name": …, "ttl": seconds after which its entries are of no use, or null}
     functions/<function>.<code>.json    {"parts": {name: digest of its code}, "names": [of the arguments]}
     tags/<digest of the tag>            a text that changes whenever the tag is invalidated
+    removals/all, removals/<xx>         the same for removals by request, of keys with these first two digits: see Store
 """
 
 from __future__ import annotations

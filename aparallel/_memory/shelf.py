@@ -75,6 +75,9 @@ class Shelf:
         self.tier = Tier(options.memory_bytes)
         self.name = (home.name, options.signing_key)
         self._warned: set[str] = set()
+        # How often results were removed or invalidated through this object; and single ones removed, by key.
+        self._removals = 0
+        self._forgets = [0] * 256
         # Computations that no caller waits for; a loop forgets a task that nobody holds.
         self._background: set[asyncio.Task[None]] = set()
 
@@ -116,18 +119,36 @@ class Shelf:
         """Remove one result, and return whether it was there."""
         if self.store is None:
             return False
+        self._forgets[place.key[0]] += 1
         self.tier.drop(place.key)
-        removed = await in_thread(self.store.remove, place)
+        removed = await in_thread(self._remove, self.store, place)
         self.tier.drop(place.key)  # somebody may have read it in the meantime
         return removed
+
+    def _remove(self, store: Store, place: Place) -> bool:
+        store.note_removal(place)
+        return store.remove(place)
 
     async def clear(self, function: str | None = None) -> int:
         """Remove all results, or all of one function. Return how many there were."""
         if self.store is None:
             return 0
-        removed = await in_thread(self.store.clear, function)
+        self.start_anew()
+        removed = await in_thread(self._clear, self.store, function)
         self.tier.clear()
         return removed
+
+    def _clear(self, store: Store, function: str | None) -> int:
+        store.note_removal(None)
+        return store.clear(function)
+
+    def start_anew(self) -> None:
+        """Have who asks from now on share no computation that is under way."""
+        self._removals += 1
+
+    def generation(self, place: Place) -> tuple[int, int]:
+        """What changes when results at *place* are removed or invalidated here: computations are shared within one."""
+        return self._removals, self._forgets[place.key[0]]
 
     async def reduce(self, limits: Limits, unused_for: float | None) -> int:
         """Remove what was not used for so many seconds, and what is over *limits*. Return how many results went."""

@@ -37,14 +37,24 @@ class Storing:
     def store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
         """Store, and return what went wrong, if anything did, and what with: the store or this function."""
         own = self._lookup
+        if self._is_outdated(call):
+            return "", ""
         try:
             self._write(call, value, seconds, is_error=is_error)
+            if self._is_outdated(call):  # since it was written, perhaps; else whoever removes finds it there
+                own.store.remove(call.place)
+                own.shelf.tier.drop(call.place.key)
+                return "", ""
         except Exception as error:
             own.statistics.not_stored += 1
             _logger.info("A result of %s is not stored: %s", own.name, repr(error))
             return f"{type(error).__name__}: {error}", "the store" if isinstance(error, OSError) else own.identifier
         own.statistics.stored += 1
         return "", ""
+
+    def _is_outdated(self, call: PendingCall) -> bool:
+        """Whether results were removed by request since this one was asked for: it is its caller's, and not stored."""
+        return self._lookup.removals_at(call.place) != call.removals
 
     def _write(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> None:
         own, options = self._lookup, self._lookup.options

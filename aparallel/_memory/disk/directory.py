@@ -69,7 +69,7 @@ class Directory:
             return
         make_directory(self.location, trust_group=self._trust_group)
         self.is_there()
-        for name in ("entries", "functions", "tags", "evicted", "tmp"):
+        for name in ("entries", "functions", "tags", "removals", "evicted", "tmp"):
             self.make(self.path(name))
         for name in ("counts", "locks") if self._trust_group else ():
             fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)

@@ -161,6 +161,10 @@ class DiskStore(Store):
         """The names of the notes that begin with *folder* and a slash."""
         return [f"{folder}/{name}" for name in names_in(self.directory.path(folder))]
 
+    def note_removal(self, place: Place | None) -> None:
+        if self.directory.is_there():  # else nobody computes anything for it
+            super().note_removal(place)
+
     # Locks
 
     def try_lock(self, key: bytes) -> bool:
