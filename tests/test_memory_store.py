@@ -374,7 +374,7 @@ async def test_code_changes_make_new_entries_and_leave_the_old(location: str) ->
 
 
 async def test_explain_says_why(location: str) -> None:
-    memory = Memory(location, max_entries=3)
+    memory = Memory(location, max_entries=np.int64(3))  # type: ignore[arg-type]  # counts as a whole number
     namespace: dict[str, Any] = {"__name__": "program"}
     exec("def g(x): return x\nTABLE = {}\ndef f(x, y=0): return g(x), len(TABLE)", namespace)
     cached = memory.cache(namespace["f"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aparallel._ground.units import parse_bytes, parse_seconds
+from aparallel._ground.units import parse_bytes, parse_seconds, whole_number
 from aparallel._persist.compressors import chosen
 
 if TYPE_CHECKING:
@@ -153,11 +153,12 @@ def checked_entries(count: int | None) -> int | None:
 def checked_count(count: int | None, name: str) -> int | None:
     if count is None:
         return None
-    if isinstance(count, bool) or not isinstance(count, int):
+    number = whole_number(count)
+    if number is None:
         raise TypeError(f"{name}={count!r} is not a whole number.")
-    if count < 0:
+    if number < 0:
         raise ValueError(f"{name}={count!r} is negative.")
-    return count
+    return number
 
 
 def checked_bytes(size: str | int | None) -> int | None:
