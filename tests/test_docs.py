@@ -9,6 +9,7 @@ import itertools
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -136,14 +137,18 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert not link["anchor"] or link["anchor"] in headings_of(target), link[0]
 
 
+FRAMEWORKS = ("aiohttp", "fastapi", "litestar", "starlette")
+
+
 def test_reference_tells_every_public_name() -> None:
     import aparallel
     import aparallel.web
     from aparallel import errors
 
     reference = (ROOT / "docs" / "reference.md").read_text()
+    web = [aparallel.web, *(import_module(f"aparallel.web.{name}") for name in FRAMEWORKS if find_spec(name))]
     public = (
-        {*aparallel.__all__, *aparallel.web.__all__}
+        {name for module in (aparallel, *web) for name in module.__all__}
         | {name for name in dir(errors) if name.endswith("Error")}
         | {"RemoteTraceback"}
     )

@@ -126,7 +126,7 @@ def test_an_import_against_the_layers_is_found(module: str, source: str) -> None
         ("aparallel._parallel.gather", "from aparallel._parallel import pool\nfrom aparallel import errors, abc"),
         ("aparallel._parallel.gather", "import aparallel._wire.frames\nfrom aparallel._ground.cpus import cpu_count"),
         ("aparallel._worker.loop", "from aparallel._wire import frames"),
-        ("aparallel.web.asgi", "from aparallel._memory.memory import Memory\nimport aparallelogram, numpy"),
+        ("aparallel.web._asgi", "from aparallel._memory.memory import Memory\nimport aparallelogram, numpy"),
         ("aparallel.testing", "from aparallel import Pool"),
         ("aparallel", "from aparallel._parallel.pool import Pool"),
     ],
@@ -245,6 +245,12 @@ def test_the_web_loads_nothing_until_a_name_is_used_and_then_no_framework() -> N
     assert set(aparallel.web.__all__) <= set(dir(aparallel.web))
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         aparallel.web.no_such_name  # noqa: B018
+
+
+def test_modules_of_the_web_without_an_underscore_are_named_after_frameworks_and_say_what_is_public() -> None:
+    public = {path.stem: path for path in (PACKAGE / "web").glob("*.py") if not path.stem.startswith("_")}
+    assert set(public) < FRAMEWORKS
+    assert [name for name, path in public.items() if "\n__all__ = [" not in path.read_text()] == []
 
 
 def test_every_public_name_is_there_and_is_listed() -> None:

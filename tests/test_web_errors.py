@@ -103,6 +103,21 @@ def test_fastapi_and_starlette(framework: str, error: Exception, status: int, re
     check(answer.status_code, answer.headers, answer.content, status, retry_after)
 
 
+def test_starlette_takes_the_handlers_as_an_argument_too() -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    from starlette.applications import Starlette
+
+    from aparallel.web.starlette import exception_handlers
+
+    async def handler(request: Any) -> None:
+        raise saturated()
+
+    app = Starlette(exception_handlers=exception_handlers)
+    app.add_route("/", handler)
+    answer = testclient.TestClient(app).get("/")
+    check(answer.status_code, answer.headers, answer.content, 503, "1")
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(saturated(), 1013), (CallTimeoutError(""), 1011), (ClosedPoolError(""), 1012)]
 )

@@ -522,7 +522,7 @@ async def test_aiohttp_and_its_test_client() -> None:
 
     async def square(request: Any) -> Any:
         pool = pool_of(request)
-        assert get_pool() is pool
+        assert get_pool() is get_pool(request) is get_pool(app) is pool
         return web.json_response(await pool.run(pow, int(request.match_info["x"]), 2))
 
     app, sub = web.Application(), web.Application()
@@ -545,6 +545,27 @@ async def test_an_aiohttp_app_without_a_pool_says_how_to_have_one() -> None:
 
     with pytest.raises(MissingPoolError, match=r"cleanup_ctx\.append\(pool_ctx\(\)\)"):
         pool_of(make_mocked_request("GET", "/", app=web.Application()))
+
+
+async def test_a_request_of_an_aiohttp_sub_app_finds_the_pool_of_the_innermost_app_that_has_one() -> None:
+    web = pytest.importorskip("aiohttp.web")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    from aparallel.web.aiohttp import get_pool as pool_of
+    from aparallel.web.aiohttp import pool_ctx
+
+    async def jobs(request: Any) -> Any:
+        assert pool_of(request) is get_pool(request)
+        return web.json_response(get_pool(request).n_jobs)
+
+    app, sub = web.Application(), web.Application()
+    for part, n_jobs in ((app, 1), (sub, 2)):
+        part.cleanup_ctx.append(pool_ctx(n_jobs=n_jobs, backend="thread"))
+        part.router.add_get("/", jobs)
+    app.add_subapp("/sub/", sub)
+    async with TestClient(TestServer(app)) as client:
+        assert await (await client.get("/")).json() == 1
+        assert await (await client.get("/sub/")).json() == 2
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -21,8 +21,8 @@ from web_support import DISCONNECT, Connection, body, connected, fetch, http_sco
 
 from aparallel import Pool, delayed
 from aparallel.errors import PoolSaturatedError
-from aparallel.web import Chunks, Event, add_error_handlers, encoding, get_pool, lifespan, ndjson, server_sent_events
-from aparallel.web.encoding import encode
+from aparallel.web import Chunks, Event, _encoding, add_error_handlers, get_pool, lifespan, ndjson, server_sent_events
+from aparallel.web._encoding import encode
 
 # Encoding
 
@@ -98,8 +98,8 @@ json_values = st.recursive(
 @given(json_values)
 def test_json_made_in_slices_is_the_same_json(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_SLICE", 3)
-        assert encoding._encode_in_slices(value) == encode(value)
+        patch.setattr(_encoding, "_SLICE", 3)
+        assert _encoding._encode_in_slices(value) == encode(value)
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def test_json_made_in_slices_is_the_same_json(value: Any) -> None:
 )
 async def test_large_results_are_encoded_in_slices_and_to_the_same(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
-    monkeypatch.setattr(encoding, "pause", lambda: threads.add(threading.get_ident()))
-    assert await encoding.encode_aside(value) == encode(value)
+    monkeypatch.setattr(_encoding, "pause", lambda: threads.add(threading.get_ident()))
+    assert await _encoding.encode_aside(value) == encode(value)
     assert threads
     assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("value", [{"a": list(range(500))}, [[[[[[[{}]]]]]]], [], None])
 async def test_small_results_are_encoded_at_once(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "in_thread", None)
-    assert await encoding.encode_aside(value) == encode(value)
+    monkeypatch.setattr(_encoding, "in_thread", None)
+    assert await _encoding.encode_aside(value) == encode(value)
 
 
 async def test_the_loop_lives_while_a_large_result_is_encoded() -> None:
@@ -138,7 +138,7 @@ async def test_the_loop_lives_while_a_large_result_is_encoded() -> None:
 
     watching = asyncio.ensure_future(watch())
     begun = time.perf_counter()
-    await encoding.encode_aside(np.random.default_rng(0).random(1_000_000))
+    await _encoding.encode_aside(np.random.default_rng(0).random(1_000_000))
     took = time.perf_counter() - begun
     done.set()
     await watching

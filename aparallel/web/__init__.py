@@ -7,14 +7,14 @@ Names are loaded on first use, and no framework is imported but by the module th
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aparallel.web.asgi import PoolMiddleware
-    from aparallel.web.disconnect import CancelOnDisconnect
-    from aparallel.web.errors import PoolErrors, Problem, problem_of
-    from aparallel.web.events import Event, server_sent_events
-    from aparallel.web.finding import get_pool
-    from aparallel.web.handlers import add_error_handlers
-    from aparallel.web.serving import Lifespan, PoolSettings, lifespan
-    from aparallel.web.streaming import Chunks, ndjson
+    from aparallel.web._asgi import PoolMiddleware
+    from aparallel.web._disconnect import CancelOnDisconnect
+    from aparallel.web._errors import PoolErrors, Problem, problem_of
+    from aparallel.web._events import Event, server_sent_events
+    from aparallel.web._finding import get_pool
+    from aparallel.web._handlers import add_error_handlers
+    from aparallel.web._serving import Lifespan, PoolSettings, lifespan
+    from aparallel.web._streaming import Chunks, ndjson
 
 __all__ = [
     "CancelOnDisconnect",
@@ -34,20 +34,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CancelOnDisconnect": "aparallel.web.disconnect",
-    "Chunks": "aparallel.web.streaming",
-    "Event": "aparallel.web.events",
-    "Lifespan": "aparallel.web.serving",
-    "PoolErrors": "aparallel.web.errors",
-    "PoolMiddleware": "aparallel.web.asgi",
-    "PoolSettings": "aparallel.web.serving",
-    "Problem": "aparallel.web.errors",
-    "add_error_handlers": "aparallel.web.handlers",
-    "get_pool": "aparallel.web.finding",
-    "lifespan": "aparallel.web.serving",
-    "ndjson": "aparallel.web.streaming",
-    "problem_of": "aparallel.web.errors",
-    "server_sent_events": "aparallel.web.events",
+    "CancelOnDisconnect": "aparallel.web._disconnect",
+    "Chunks": "aparallel.web._streaming",
+    "Event": "aparallel.web._events",
+    "Lifespan": "aparallel.web._serving",
+    "PoolErrors": "aparallel.web._errors",
+    "PoolMiddleware": "aparallel.web._asgi",
+    "PoolSettings": "aparallel.web._serving",
+    "Problem": "aparallel.web._errors",
+    "add_error_handlers": "aparallel.web._handlers",
+    "get_pool": "aparallel.web._finding",
+    "lifespan": "aparallel.web._serving",
+    "ndjson": "aparallel.web._streaming",
+    "problem_of": "aparallel.web._errors",
+    "server_sent_events": "aparallel.web._events",
 }
 
 

@@ -12,16 +12,18 @@ from aiohttp import web
 
 from aparallel._parallel.pool import Pool
 from aparallel.errors import MissingPoolError
-from aparallel.web.errors import ANSWERED, problem_of
-from aparallel.web.finding import found_at
-from aparallel.web.serving import PoolSettings, lifespan
+from aparallel.web._errors import ANSWERED, problem_of
+from aparallel.web._finding import found_at
+from aparallel.web._serving import PoolSettings, pool_source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiohttp.typedefs import Handler
 
-    from aparallel.web.streaming import Chunks
+    from aparallel.web._streaming import Chunks
+
+__all__ = ["POOL", "error_middleware", "get_pool", "pool_ctx", "stream_chunks"]
 
 #: Where an app keeps its pool: ``app[POOL]``, ``request.app[POOL]``.
 POOL: web.AppKey[Pool] = web.AppKey("aparallel_pool", Pool)
@@ -42,7 +44,7 @@ def pool_ctx(
     Arguments and what they promise are those of :func:`aparallel.web.lifespan`. Contexts that are appended
     later end earlier, and may use the pool until then.
     """
-    source = lifespan(pool=pool, shutdown_timeout=shutdown_timeout, **settings).source
+    source = pool_source(pool, shutdown_timeout, settings)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         async with source.opened() as pool:

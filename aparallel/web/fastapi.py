@@ -12,14 +12,14 @@ from fastapi.requests import HTTPConnection
 from fastapi.routing import APIRoute
 
 from aparallel._parallel.pool import Pool
-from aparallel.web.disconnect import CancelOnDisconnect
-from aparallel.web.finding import get_pool
-from aparallel.web.handlers import add_error_handlers
-from aparallel.web.serving import lifespan
+from aparallel.web._disconnect import CancelOnDisconnect
+from aparallel.web._finding import get_pool
+from aparallel.web._handlers import add_error_handlers
+from aparallel.web._serving import lifespan
 from aparallel.web.starlette import ChunksResponse, NDJSONResponse, ServerSentEventsResponse
 
 if TYPE_CHECKING:
-    from aparallel.web.protocol import Receive, Scope, Send
+    from aparallel.web._protocol import Receive, Scope, Send
 
 __all__ = [
     "CancellableRoute",

@@ -12,19 +12,30 @@ from litestar.response.streaming import Stream
 from litestar.types import Scope
 
 from aparallel._parallel.pool import Pool
-from aparallel.web.errors import ANSWERED, problem_of
-from aparallel.web.events import server_sent_events
-from aparallel.web.finding import get_pool
-from aparallel.web.serving import PoolSettings, lifespan
-from aparallel.web.streaming import ndjson, respond
+from aparallel.web._errors import ANSWERED, problem_of
+from aparallel.web._events import server_sent_events
+from aparallel.web._finding import get_pool
+from aparallel.web._serving import PoolSettings, lifespan
+from aparallel.web._streaming import ndjson, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from litestar.config.app import AppConfig
 
-    from aparallel.web.encoding import Dumps
-    from aparallel.web.streaming import Chunks, Results
+    from aparallel.web._encoding import Dumps
+    from aparallel.web._streaming import Chunks, Results
+
+
+__all__ = [
+    "NDJSON",
+    "ChunksStream",
+    "PoolDep",
+    "PoolPlugin",
+    "ServerSentEvents",
+    "exception_handlers",
+    "provide_pool",
+]
 
 
 class PoolPlugin(InitPlugin):
@@ -78,7 +89,7 @@ async def provide_pool(scope: Scope) -> Pool:
 PoolDep: TypeAlias = NamedDependency[Pool]
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer *request*, whose handler failed with *error* of a pool: an exception handler of Litestar's.
 
     Raises:
@@ -92,7 +103,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 
 #: What :class:`PoolPlugin` adds to the app's exception handlers; for apps without the plugin.
-exception_handlers: dict[int | type[Exception], Any] = dict.fromkeys(ANSWERED, answer)
+exception_handlers: dict[int | type[Exception], Any] = dict.fromkeys(ANSWERED, _answer)
 
 
 class ChunksStream(Stream):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocket, WebSocketState
 
 from aparallel.errors import CallTimeoutError, PoolSaturatedError
-from aparallel.web.errors import problem_of
-from aparallel.web.events import server_sent_events
-from aparallel.web.streaming import ndjson, respond
+from aparallel.web._errors import ANSWERED, problem_of
+from aparallel.web._events import server_sent_events
+from aparallel.web._streaming import ndjson, respond
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from aparallel.web.encoding import Dumps
-    from aparallel.web.streaming import Chunks, Results
+    from aparallel.web._encoding import Dumps
+    from aparallel.web._streaming import Chunks, Results
+
+
+__all__ = ["ChunksResponse", "NDJSONResponse", "ServerSentEventsResponse", "exception_handlers"]
 
 
 class ChunksResponse(StreamingResponse):
@@ -78,7 +81,7 @@ class ServerSentEventsResponse(ChunksResponse):
         super().__init__(chunks, status_code, headers, background)
 
 
-async def answer(connection: Request | WebSocket, error: Exception) -> Response | None:
+async def _answer(connection: Request | WebSocket, error: Exception) -> Response | None:
     """Answer *connection*, whose handler failed with *error* of a pool: an exception handler of Starlette's.
 
     Raises:
@@ -92,6 +95,10 @@ async def answer(connection: Request | WebSocket, error: Exception) -> Response 
     if problem is None:
         raise error
     return Response(problem.body(), problem.status, problem.headers)
+
+
+#: The answers to a pool's errors: ``Starlette(exception_handlers=exception_handlers)``.
+exception_handlers: dict[Any, Any] = dict.fromkeys(ANSWERED, _answer)
 
 
 def _close_code(error: Exception) -> int:

@@ -13,12 +13,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from aparallel.errors import CallTimeoutError, ClosedPoolError, PoolSaturatedError
-from aparallel.web.protocol import Ending
+from aparallel.web._protocol import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aparallel.web.protocol import ASGIApp, Message, Receive, Scope, Send
+    from aparallel.web._protocol import ASGIApp, Message, Receive, Scope, Send
 
 # The errors that have an answer of their own. All others are the framework's to answer, with 500.
 ANSWERED = (PoolSaturatedError, CallTimeoutError, ClosedPoolError)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import parse_seconds
-from aparallel.web.encoding import encode, encode_aside
-from aparallel.web.streaming import Chunks, opened, problem_in_body
+from aparallel.web._encoding import encode, encode_aside
+from aparallel.web._streaming import Chunks, opened, problem_in_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from aparallel.web.encoding import Dumps
-    from aparallel.web.streaming import Results
+    from aparallel.web._encoding import Dumps
+    from aparallel.web._streaming import Results
 
 # A line that begins with a colon is a comment, which clients drop.
 _PING = b": ping\n\n"

@@ -12,15 +12,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aparallel._parallel.stream import ResultStream
-from aparallel.web.disconnect import CancelOnDisconnect
-from aparallel.web.encoding import encode, encode_aside
-from aparallel.web.errors import Problem, problem_of
+from aparallel.web._disconnect import CancelOnDisconnect
+from aparallel.web._encoding import encode, encode_aside
+from aparallel.web._errors import Problem, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 
-    from aparallel.web.encoding import Dumps
-    from aparallel.web.protocol import ASGIApp, Receive, Scope, Send
+    from aparallel.web._encoding import Dumps
+    from aparallel.web._protocol import ASGIApp, Receive, Scope, Send
 
 Results: TypeAlias = "ResultStream[Any] | AsyncIterable[Any]"
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from aparallel._ground.units import parse_seconds
 from aparallel._parallel.pool import Pool
 from aparallel._parallel.settings import PoolSettings
-from aparallel.web.finding import STATE_KEY, found_at
+from aparallel.web._finding import STATE_KEY, found_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["Lifespan", "PoolSettings", "PoolSource", "lifespan"]
+__all__ = ["Lifespan", "PoolSettings", "lifespan", "pool_source"]
 
 
 def lifespan(
@@ -50,19 +50,26 @@ def lifespan(
     Raises:
         TypeError, ValueError: a bad argument. Values of *settings* are checked where the pool is made: at startup.
     """
-    if pool is not None and settings:
-        raise TypeError(
-            f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
-        )
     if isinstance(inner, Pool):
         raise TypeError(f"{inner!r} is no lifespan of the app. Hand a pool of your own over as lifespan(pool=...).")
     if inner is not None and not callable(inner):
         raise TypeError(f"The lifespan inside is {inner!r}, not a function of the app that gives a context manager.")
+    return Lifespan(inner, pool_source(pool, shutdown_timeout, settings))
+
+
+def pool_source(
+    pool: Pool | Callable[[], Pool] | None, shutdown_timeout: float | str | None, settings: PoolSettings
+) -> PoolSource:
+    """Return where the pool of an app comes from: the arguments are those of :func:`lifespan`, checked here."""
+    if pool is not None and settings:
+        raise TypeError(
+            f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
+        )
     if pool is not None and not isinstance(pool, Pool) and not callable(pool):
         raise TypeError(f"pool={pool!r} is neither a Pool nor a function that makes one.")
     # Values are checked by each new pool; in a worker that imports the app's module a pool could not be made.
     inspect.signature(Pool).bind(**settings)
-    return Lifespan(inner, PoolSource(pool, settings, shutdown_timeout))
+    return PoolSource(pool, settings, shutdown_timeout)
 
 
 class Lifespan:
@@ -70,12 +77,12 @@ class Lifespan:
 
     def __init__(self, inner: Callable[[Any], AbstractAsyncContextManager[Any]] | None, source: PoolSource) -> None:
         self._inner = contextlib.asynccontextmanager(inner) if inspect.isasyncgenfunction(inner) else inner
-        self.source = source
+        self._source = source
 
     @contextlib.asynccontextmanager
     async def __call__(self, app: Any) -> AsyncIterator[dict[str, Any]]:
         """Start the pool, then the app's own lifespan; yield the state of both."""
-        async with self.source.opened() as pool:
+        async with self._source.opened() as pool:
             with found_at(app, pool):
                 if self._inner is None:
                     yield {STATE_KEY: pool}

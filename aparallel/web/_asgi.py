@@ -7,14 +7,14 @@ import traceback
 from typing import TYPE_CHECKING, Unpack
 
 from aparallel.errors import MissingPoolError
-from aparallel.web.finding import STATE_KEY, found_at, get_pool
-from aparallel.web.serving import PoolSettings, lifespan
+from aparallel.web._finding import STATE_KEY, found_at, get_pool
+from aparallel.web._serving import PoolSettings, pool_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._parallel.pool import Pool
-    from aparallel.web.protocol import ASGIApp, Message, Receive, Scope, Send
+    from aparallel.web._protocol import ASGIApp, Message, Receive, Scope, Send
 
 
 class PoolMiddleware:
@@ -41,7 +41,7 @@ class PoolMiddleware:
         **settings: Unpack[PoolSettings],
     ) -> None:
         self._app = app
-        self._source = lifespan(pool=pool, shutdown_timeout=shutdown_timeout, **settings).source
+        self._source = pool_source(pool, shutdown_timeout, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Live with the app, or pass on what is not about its life."""

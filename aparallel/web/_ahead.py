@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aparallel.web.protocol import Message, Receive
+    from aparallel.web._protocol import Message, Receive
 
 # Bytes of a body that are held for an app that does not take them; no further message is read then.
 MOST_AHEAD = 1024 * 1024

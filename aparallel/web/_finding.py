@@ -39,6 +39,9 @@ def get_pool(where: object = None, /) -> Pool:
     """
     if where is None:
         return _only(_entries())
+    match_info = getattr(where, "match_info", None)  # aiohttp's requests have it: mappings, and no scopes
+    if match_info is not None:
+        return _of_app(match_info.apps[::-1], where)
     scope = where if isinstance(where, Mapping) else getattr(where, "scope", None)
     if not isinstance(scope, Mapping):
         return _of_app((where,), where)
@@ -47,7 +50,8 @@ def get_pool(where: object = None, /) -> Pool:
     if isinstance(pool, Pool):
         return pool
     # Litestar has no state of the lifespan in its scopes, and some servers have not.
-    return _of_app((scope.get("app"), scope.get("litestar_app")), where)
+    # aiohttp's apps are mappings, too.
+    return _of_app((where, scope.get("app"), scope.get("litestar_app")), where)
 
 
 @contextlib.contextmanager
@@ -83,9 +87,11 @@ def _only(here: list[tuple[object, Pool]]) -> Pool:
 
 
 def _of_app(apps: tuple[object, ...], where: object) -> Pool:
-    for app, pool in reversed(_entries()):
-        if app is not None and any(app is one for one in apps):
-            return pool
+    here = _entries()
+    for app in apps:
+        for one, pool in reversed(here):
+            if one is app and app is not None:
+                return pool
     raise MissingPoolError(f"There is no pool for this {type(where).__name__}. {_ADVICE}")
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
-from aparallel.web.ahead import ReadAhead
-from aparallel.web.protocol import Ending
+from aparallel.web._ahead import ReadAhead
+from aparallel.web._protocol import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aparallel.web.protocol import ASGIApp, Message, Receive, Scope, Send
+    from aparallel.web._protocol import ASGIApp, Message, Receive, Scope, Send
 
 # In the scope of a request that is watched already: by the app, and again by a route or a response of it.
 _EXCHANGE = "aparallel.cancel_on_disconnect"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from aparallel.web.errors import ANSWERED
-
 
 def add_error_handlers(app: Any) -> None:
     """Have a FastAPI or Starlette app answer a saturated or closed pool with 503, and a call's timeout with 504.
@@ -18,7 +16,7 @@ def add_error_handlers(app: Any) -> None:
     Raises:
         ImportError: Starlette is not installed.
     """
-    from aparallel.web.starlette import answer
+    from aparallel.web.starlette import exception_handlers
 
-    for kind in ANSWERED:
+    for kind, answer in exception_handlers.items():
         app.add_exception_handler(kind, answer)
