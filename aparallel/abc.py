@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from aparallel._ground.encoding import DirectEncoder, Drawn, Encoder, Function
+from aparallel._ground.outcomes import run_call
 from aparallel._ground.sharing import Shared
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
+from aparallel._ground.timings import Timing, Timings
 
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Context
 
-    from aparallel._ground.call import Call
     from aparallel._ground.sharing import MmapMode
-    from aparallel._ground.timings import Timing
 
 __all__ = [
     "Backend",
     "Batch",
     "Compressor",
+    "DirectEncoder",
     "Drawn",
     "Encoder",
     "Exit",
@@ -40,9 +42,12 @@ __all__ = [
     "Record",
     "Sharing",
     "Store",
+    "Timing",
+    "Timings",
     "Totals",
     "Worker",
     "WorkerEvents",
+    "run_call",
 ]
 
 OnCancel = Literal["kill", "wait", "abandon"]
@@ -61,24 +66,6 @@ class Sharing:
     max_nbytes: int | None = 1024 * 1024
     mmap_mode: MmapMode = "r"
     temp_folder: str | None = None
-
-
-class Function:
-    """A function as a pool knows it: what identifies it, and how long its calls take.
-
-    Attributes:
-        key: equal for equal functions; a backend's own choice.
-        name: for people.
-        timing: shared by functions of the same code.
-    """
-
-    __slots__ = ("__weakref__", "blob", "key", "name", "timing")
-
-    def __init__(self, key: Any, name: str, timing: Timing, blob: bytes = b"") -> None:
-        self.key = key
-        self.name = name
-        self.timing = timing
-        self.blob = blob
 
 
 class Owner(Protocol):
@@ -119,65 +106,6 @@ class Batch:
         head = Batch(self.owner, self.function, self.first, self.payloads[:count])
         rest = Batch(self.owner, self.function, self.first + count, self.payloads[count:])
         return head, rest
-
-
-@dataclasses.dataclass(slots=True)
-class Drawn:
-    """What an encoder drew from an iterator of calls.
-
-    Attributes:
-        runs: functions and payloads, in the order drawn.
-        count: how many calls that is.
-        size: bytes of arguments held by the payloads, where they are pickled.
-        exhausted: the iterator has ended.
-        large: a call that must be encoded off the loop before more are drawn.
-        failed: a call, the next in order, that cannot be encoded, and why.
-    """
-
-    runs: list[tuple[Function, list[Any]]]
-    count: int = 0
-    size: int = 0
-    exhausted: bool = False
-    large: Call[Any] | None = None
-    failed: BaseException | None = None
-
-    def run_of(self, function: Function) -> list[Any]:
-        """Return the payloads of the run in progress if it is *function*'s, else those of a new run."""
-        if self.runs and self.runs[-1][0].key == function.key:
-            return self.runs[-1][1]
-        payloads: list[Any] = []
-        self.runs.append((function, payloads))
-        return payloads
-
-
-class Encoder(ABC):
-    """Turns calls into payloads for one backend's workers. One encoder serves one gather, stream or pool."""
-
-    @abstractmethod
-    def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
-        """Draw and encode at most *limit* calls, for about *seconds* at most.
-
-        *first* is the index of the next one. A call is encoded before the next is drawn: it sees its
-        arguments as they are now.
-        """
-
-    @abstractmethod
-    def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
-        """Encode a single call, its function as it is now, or return None if that must happen off the loop.
-
-        Raises:
-            UnpicklableCallError: it cannot be encoded.
-        """
-
-    def close(self) -> None:  # noqa: B027
-        """Let go of what is kept for further calls: there will be none."""
-
-    @abstractmethod
-    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
-        """Encode off the loop a call that was found too large; *index* is None for a single call.
-
-        Returns the function, the payload, and the bytes that the payload takes.
-        """
 
 
 class Later:
@@ -283,12 +211,24 @@ class Backend(ABC):
         can_kill: a running call can be stopped.
         can_time: it can be stopped at any moment, so calls can have a timeout.
         on_cancel: what cancellation does unless the user says otherwise.
+        shares_memory: calls get the caller's own objects. They run in a copy of ``Owner.context``, then; for
+            workers elsewhere nobody makes a context.
+        runs_on_loop: calls run on the pool's event loop. One that waits for other calls of the same pool has a place
+            beside its own for them, then.
+        max_outstanding: calls at most that a worker is given before it has told their outcomes.
     """
 
     name: str
     can_kill: bool
     can_time: bool
     on_cancel: OnCancel
+    shares_memory: bool = True
+    runs_on_loop: bool = False
+    max_outstanding: int = 2048
+
+    def describe(self) -> str:
+        """Return what is started for a worker, for the message that says that it did not start."""
+        return f"a worker of the backend {self.name!r}"
 
     @abstractmethod
     def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> Encoder:
@@ -305,6 +245,14 @@ class Backend(ABC):
     @abstractmethod
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> Worker:
         """Start a worker and return at once; calls may be sent before it is ready."""
+
+    def limit_threads(self, count: int, forced: bool) -> bool:
+        """Set how many threads libraries may use in each worker started from now on.
+
+        *forced*: also where the environment says otherwise. Returns whether the present workers differ, and are to be
+        replaced.
+        """
+        return False
 
     def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:  # noqa: B027
         """Prepare what makes the next start fast, if anything does."""

@@ -23,14 +23,25 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from aparallel._backends.direct import DirectEncoder
 from aparallel._ground.call import delayed
-from aparallel._ground.timings import Timings
 from aparallel._memory.memory import Memory
 from aparallel._parallel.pool import Pool
 from aparallel._persist.dump import dumps
 from aparallel._persist.load import loads
-from aparallel.abc import Backend, Compressor, Exit, Limits, Listed, Place, Record, Store, Totals, Worker
+from aparallel.abc import (
+    Backend,
+    Compressor,
+    DirectEncoder,
+    Exit,
+    Limits,
+    Listed,
+    Place,
+    Record,
+    Store,
+    Timings,
+    Totals,
+    Worker,
+)
 from aparallel.errors import RemoteCallError
 
 if TYPE_CHECKING:

@@ -314,7 +314,7 @@ async def test_a_call_taken_for_overdue_that_ends_meanwhile_leaves_the_next_its_
 
 @pytest.mark.parametrize("going", [State.KILLED, State.OVERRAN, State.LEAVING])
 def test_a_slot_on_its_way_out_is_never_given_calls_again(going: State) -> None:
-    slot = Slot(cast("SlotEvents", None), 0)
+    slot = Slot(cast("SlotEvents", None), 0, 2048)
     way = {State.KILLED: [State.RECALLING, State.HELD, State.DYING], State.OVERRAN: [State.RECALLING, State.HELD]}
     for state in [*way.get(going, ()), going]:
         slot.enter(state)

@@ -10,10 +10,8 @@ from collections.abc import Awaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._backends.direct import DirectEncoder
-from aparallel._ground.timings import Timings
-from aparallel._transfer.failures import wrap_bare
-from aparallel.abc import Backend, Batch, Exit, Worker, WorkerEvents
+from aparallel._ground.exceptions import wrap_bare
+from aparallel.abc import Backend, Batch, DirectEncoder, Exit, Timings, Worker, WorkerEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -30,6 +28,7 @@ class InlineBackend(Backend):
     can_kill = True  # a coroutine can; while a sync call runs, nobody can ask
     can_time = False
     on_cancel: OnCancel = "kill"
+    runs_on_loop = True
 
     def __init__(self, *, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()) -> None:
         self._timings = Timings()

@@ -22,6 +22,7 @@ from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.encoding import Functions, ProcessEncoder
 from aparallel._transfer.pickling import pickle
 from aparallel._transfer.shipment import LazyMemory
+from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Backend, WorkerEvents
 from aparallel.errors import UnsupportedPlatformError
 
@@ -61,6 +62,8 @@ class ProcessBackend(Backend):
     can_kill = True
     can_time = True
     on_cancel: OnCancel = "kill"
+    shares_memory = False
+    max_outstanding = MAX_OUTSTANDING
 
     def __init__(
         self,
@@ -94,6 +97,9 @@ class ProcessBackend(Backend):
         self._tending: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def describe(self) -> str:
+        return self.executable
+
     def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> ProcessEncoder:
         return ProcessEncoder(self._functions, self._variables, self._memory, sharing, single=single, at_once=at_once)
 
@@ -117,7 +123,6 @@ class ProcessBackend(Backend):
         return Child(self.executable, logs=self._relay is not None)
 
     def limit_threads(self, count: int, forced: bool) -> bool:
-        """Set the threads of workers started from now on; return whether the present ones differ."""
         wanted = count, forced
         changed = wanted != (self.inner_threads, self._inner_threads_forced)
         self.inner_threads, self._inner_threads_forced = wanted

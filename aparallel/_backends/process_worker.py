@@ -6,7 +6,7 @@ import pickle
 import sys
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from aparallel._backends.child import Child
     from aparallel._backends.logs import LogRelay, WorkerRecords
+    from aparallel._transfer.encoding import PickledFunction
     from aparallel._transfer.lending import Segment
     from aparallel.abc import Sharing
 
@@ -117,7 +118,7 @@ class ProcessWorker(Worker):
                 number = self._next_number
                 self._next_number += 1
                 self._known[batch.function.key] = number
-                functions.append((number, _in_line(batch.function.blob, tail)))
+                functions.append((number, _in_line(cast("PickledFunction", batch.function).blob, tail)))
             else:
                 self._known.move_to_end(batch.function.key)
             sharing: Sharing = batch.owner.sharing

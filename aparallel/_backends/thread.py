@@ -11,10 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from aparallel._backends.direct import DirectEncoder
-from aparallel._ground.timings import Timings
-from aparallel._transfer.failures import wrap_bare
-from aparallel.abc import Backend, Batch, Exit, Worker, WorkerEvents
+from aparallel._ground.exceptions import wrap_bare
+from aparallel.abc import Backend, Batch, DirectEncoder, Exit, Timings, Worker, WorkerEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

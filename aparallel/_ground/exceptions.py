@@ -1,7 +1,11 @@
-"""Exceptions as pickles that can be read again, whatever their ``__init__`` takes. A worker loads it at its start."""
+"""What calls raise: as pickles that can be read again, whatever their ``__init__`` takes, and told as something else.
+
+A worker loads it at its start.
+"""
 
 from __future__ import annotations
 
+import sys
 from types import FunctionType
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
@@ -52,3 +56,49 @@ def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
                 raise
         else:
             return error
+
+
+def means_something_else_here(error: BaseException) -> bool:
+    """Whether raising *error* bare would cancel, end or exit something in the caller's task."""
+    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)):
+        return True
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)
+
+
+def remote_call_error(type_name: str, text: str, trace: str) -> Exception:
+    from aparallel.errors import RemoteCallError
+
+    message = f"A call raised {type_name}: {text}" if text else f"A call raised {type_name}"
+    return RemoteCallError(message, type_name=type_name, text=text, traceback=trace)
+
+
+def wrap_bare(error: BaseException) -> BaseException:
+    """Return *error*, or a RemoteCallError around it if it would mean something else here."""
+    if not means_something_else_here(error):
+        return error
+    wrapped = remote_call_error(qualified_name(type(error)), text_of(error), format_error(error, error.__traceback__))
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def format_error(error: BaseException, trace: Any) -> str:
+    import traceback
+
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException as broken:  # as in text_of
+        return f"(the traceback could not be formatted: {type(broken).__name__})\n"
+
+
+def qualified_name(kind: type) -> str:
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def text_of(error: BaseException) -> str:
+    try:
+        return "".join([str(error)])  # a plain str: __str__ may return a subclass
+    except BaseException as broken:  # user code may even exit
+        return f"(str() raised {type(broken).__name__})"

@@ -12,8 +12,6 @@ import weakref
 from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final
 
-from aparallel._backends.inline import InlineBackend
-from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
@@ -87,8 +85,9 @@ class Engine:
         self.backend = settings.make_backend(self.n_jobs)
         self.policy = StopPolicy(self.backend, settings.on_cancel, stands_in=settings.stands_in)
         self.sharing = settings.sharing()
-        self.shares_context = not isinstance(self.backend, ProcessBackend)
-        self.runs_on_loop = isinstance(self.backend, InlineBackend)
+        # Looked up once, as each single call asks.
+        self.shares_context = self.backend.shares_memory
+        self.runs_on_loop = self.backend.runs_on_loop
         self.patience = settings.queue_timeout
         # How many calls wait; the scheduler's queues keep it.
         self._waiting = Tallies()
@@ -213,7 +212,7 @@ class Engine:
         if wanted != self.n_jobs:
             self.n_jobs = self.runs.limit = wanted
             scheduler.resize(wanted)
-        if isinstance(self.backend, ProcessBackend) and self.backend.limit_threads(inner, inner_threads is not None):
+        if self.backend.limit_threads(inner, inner_threads is not None):
             scheduler.renew()
 
     async def share(self, value: Any, mode: MmapMode) -> Shared[Any]:

@@ -60,10 +60,9 @@ def initializer_failed(cause: BaseException) -> InitializerError:
 
 def starts_failed(times: int, exit: Exit, backend: Backend) -> BrokenWorkerError:
     """Build the error for the calls that wait when so many workers in a row died at their start."""
-    interpreter = getattr(backend, "executable", "the interpreter")
     return BrokenWorkerError(
         f"{times} workers in a row died before they could run a call ({exit}). "
-        f"What they printed is on stderr. Check that {interpreter} starts, "
+        f"What they printed is on stderr. Check that {backend.describe()} starts, "
         f"and that the pool's initializer, if it has one, does not end it.",
         exitcode=exit.exitcode,
         signal=exit.signal,

@@ -36,7 +36,6 @@ from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
 from aparallel._parallel.watch import Watch
 from aparallel._parallel.workforce import Workforce
-from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Batch
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ class Scheduler:
         queue = self.backlog.turns.queue_for(slot)
         if queue is None:
             return False
-        room = min(MESSAGE_CALLS, MAX_OUTSTANDING - slot.calls)
+        room = min(MESSAGE_CALLS, slot.max_calls - slot.calls)
         if self.workforce.max_calls_per_worker is not None:
             room = min(room, self.workforce.max_calls_per_worker - slot.total)
         share = fair_share(queue.count, queue.most_workers(self.workforce.limit))

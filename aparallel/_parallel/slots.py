@@ -6,8 +6,7 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aparallel._parallel.batching import MESSAGE_CALLS, PREFETCH_SECONDS
-from aparallel._wire.frames import MAX_OUTSTANDING
+from aparallel._parallel.batching import PREFETCH_SECONDS
 from aparallel.abc import Batch
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Slot:
     the grace period while DYING, never set on the way out, and otherwise when a call may first overrun its timeout.
     """
 
-    def __init__(self, events: SlotEvents, generation: int) -> None:
+    def __init__(self, events: SlotEvents, generation: int, max_calls: int) -> None:
         self._events = events
         self.generation = generation
         self.worker: Worker
@@ -112,6 +111,7 @@ class Slot:
         self.ready = False
         self.inflight: deque[Batch] = deque()
         self.calls = 0
+        self.max_calls = max_calls
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
         self.pace: float | None = None
@@ -156,7 +156,7 @@ class Slot:
             self.state is State.OPEN
             and self.pace is not None
             and self.pace * self.calls < PREFETCH_SECONDS
-            and self.calls <= MAX_OUTSTANDING - MESSAGE_CALLS
+            and self.calls <= self.max_calls // 2
         )
 
     def holds(self, owner: object, index: int | None) -> bool:

@@ -90,7 +90,7 @@ class Workforce:
 
     def start(self) -> Slot | None:
         """Start one; return None if that failed: others serve the calls that wait, or these have been told."""
-        slot = Slot(self._events, self._generation)
+        slot = Slot(self._events, self._generation, self._backend.max_outstanding)
         try:
             slot.worker = self._backend.start(self._loop, slot)
         except (OSError, AparallelError) as error:

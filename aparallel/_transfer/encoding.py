@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._transfer.out_of_band import Marker
-    from aparallel.abc import Sharing
+    from aparallel.abc import Sharing, Timing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
 # pickling nor unpickling them can run anyone's code or fail.
@@ -55,17 +55,27 @@ _MANY_FUNCTIONS = 64
 _CLOCK_EVERY = 64
 
 
+class PickledFunction(Function):
+    """A function, and the pickle that a worker makes it of."""
+
+    __slots__ = ("blob",)
+
+    def __init__(self, key: bytes, name: str, timing: Timing, blob: bytes) -> None:
+        super().__init__(key, name, timing)
+        self.blob = blob
+
+
 class Functions:
     """What a pool knows of the functions that it runs."""
 
     def __init__(self) -> None:
         # Importable functions, by identity. Few: they live in modules.
-        self._importable: dict[Any, Function] = {}
+        self._importable: dict[Any, PickledFunction] = {}
         self._timings = Timings()
         # Functions that travel by value and can be seen to be unchanged; the oldest go first.
-        self._witnessed: dict[FunctionType, tuple[Witness, Function]] = {}
+        self._witnessed: dict[FunctionType, tuple[Witness, PickledFunction]] = {}
 
-    def importable(self, fn: Any) -> Function | None:
+    def importable(self, fn: Any) -> PickledFunction | None:
         """Return what is known of *fn* if workers can import it by its name, else None."""
         if not isinstance(fn, _NAMED) or is_by_value_registered():
             return None
@@ -76,10 +86,10 @@ class Functions:
         known = self._importable.get(fn)
         if known is None:
             blob = pickle(fn)
-            known = self._importable[fn] = Function(blob, name_of(fn), self._timings.of(fn), blob)
+            known = self._importable[fn] = PickledFunction(blob, name_of(fn), self._timings.of(fn), blob)
         return known
 
-    def unchanged(self, fn: Any) -> Function | None:
+    def unchanged(self, fn: Any) -> PickledFunction | None:
         """Return what :meth:`by_content` said of *fn* if its pickle would be the same now, else None."""
         if type(fn) is not FunctionType:
             return None
@@ -91,25 +101,25 @@ class Functions:
         del self._witnessed[fn]
         return None
 
-    def by_content(self, fn: Any, blob: bytes, witnessed: bool = True) -> Function:
+    def by_content(self, fn: Any, blob: bytes, witnessed: bool = True) -> PickledFunction:
         """Describe a function by its pickle: equal pickles are one function to a worker.
 
         *witnessed*: nothing else ran since it was pickled, so what it refers to now is what was pickled.
         """
         key = blob if len(blob) <= 64 else blake2b(blob, digest_size=24).digest()
-        function = Function(key, name_of(fn), self._timings.of(fn), blob)
+        function = PickledFunction(key, name_of(fn), self._timings.of(fn), blob)
         if witnessed and type(fn) is FunctionType and (witness := Witness.of(fn)) is not None:
             self._witnessed[fn] = witness, function
             if len(self._witnessed) > _MANY_FUNCTIONS:
                 del self._witnessed[next(iter(self._witnessed))]
         return function
 
-    def as_argument(self, fn: Any) -> Function:
+    def as_argument(self, fn: Any) -> PickledFunction:
         """Describe a function that travels as the first argument of ``operator.call``.
 
         So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
         """
-        return Function(_CALLED, name_of(fn), self._timings.of(fn), _CALLED)
+        return PickledFunction(_CALLED, name_of(fn), self._timings.of(fn), _CALLED)
 
 
 def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
@@ -155,7 +165,7 @@ class ProcessEncoder(Encoder):
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
         # Functions pickled by value, newest last, each with itself, so that its id stays its own.
-        self._recent: dict[int, tuple[Any, Function]] = {}
+        self._recent: dict[int, tuple[Any, PickledFunction]] = {}
 
     def close(self) -> None:
         self._user = None
@@ -218,7 +228,7 @@ class ProcessEncoder(Encoder):
         found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._at_once)
         return found
 
-    def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
+    def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
         args, keywords = call.args, call.keywords
         try:
             function = self._functions.importable(call.func)
@@ -237,7 +247,7 @@ class ProcessEncoder(Encoder):
             error = _explained(call, None, reason)
             raise error from error.__cause__
 
-    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[PickledFunction, Any, int]:
         try:
             args, size = call.args, 0
             try:
@@ -255,7 +265,7 @@ class ProcessEncoder(Encoder):
             raise error from error.__cause__
         return function, payload, size + written
 
-    def _large_function(self, fn: Callable[..., Any]) -> Function:
+    def _large_function(self, fn: Callable[..., Any]) -> PickledFunction:
         """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
         buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
         try:
@@ -286,7 +296,7 @@ class ProcessEncoder(Encoder):
             return _with_references(data, buffers), len(data)
         return Shipment(data, parts), len(data) + written
 
-    def _function(self, fn: Callable[..., Any]) -> Function:
+    def _function(self, fn: Callable[..., Any]) -> PickledFunction:
         function = self._functions.importable(fn)
         if function is not None:
             return function

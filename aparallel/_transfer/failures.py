@@ -7,17 +7,23 @@ cannot be pickled.
 
 from __future__ import annotations
 
-import sys
 from _pickle import Pickler, dumps, loads
 from io import BytesIO
 from itertools import pairwise
 
-from aparallel._ground.exceptions import ReducesExceptions
+from aparallel._ground.exceptions import (
+    ReducesExceptions,
+    format_error,
+    means_something_else_here,
+    qualified_name,
+    remote_call_error,
+    text_of,
+)
 from aparallel._transfer.pickling import MAIN
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 # Where a call failed.
 LOADING = "loading"  # while the worker rebuilt it
@@ -32,7 +38,9 @@ def describe_failure(error: BaseException, stage: str) -> bytes:
     # The first frame is the worker's own loop, which tells the user nothing.
     own = error.__traceback__
     shown = own.tb_next if own is not None and own.tb_next is not None and stage == RUNNING else own
-    return dumps((stage, _name(type(error)), _text(error), _format(error, shown), pickle_chain(error)), 5)
+    return dumps(
+        (stage, qualified_name(type(error)), text_of(error), format_error(error, shown), pickle_chain(error)), 5
+    )
 
 
 def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
@@ -53,30 +61,6 @@ def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
 def _set_cause(error: BaseException, cause: BaseException) -> None:
     """Chain them, whatever the error's own ``__setattr__`` thinks of it."""
     BaseException.__setattr__(error, "__cause__", cause)
-
-
-def means_something_else_here(error: BaseException) -> bool:
-    """Whether raising *error* bare would cancel, end or exit something in the caller's task."""
-    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)):
-        return True
-    exceptions = sys.modules.get("asyncio.exceptions")
-    return exceptions is not None and isinstance(error, exceptions.CancelledError)
-
-
-def remote_call_error(type_name: str, text: str, trace: str) -> Exception:
-    from aparallel.errors import RemoteCallError
-
-    message = f"A call raised {type_name}: {text}" if text else f"A call raised {type_name}"
-    return RemoteCallError(message, type_name=type_name, text=text, traceback=trace)
-
-
-def wrap_bare(error: BaseException) -> BaseException:
-    """Return *error*, or a RemoteCallError around it if it would mean something else here."""
-    if not means_something_else_here(error):
-        return error
-    wrapped = remote_call_error(_name(type(error)), _text(error), _format(error, error.__traceback__))
-    wrapped.__cause__ = error
-    return wrapped
 
 
 def pickle_chain(error: BaseException) -> bytes | None:
@@ -131,25 +115,3 @@ def rebuild_chain(chain: bytes | None) -> BaseException | None:
         _set_cause(effect, cause)
     first: BaseException = links[0]
     return first
-
-
-def _format(error: BaseException, trace: Any) -> str:
-    import traceback
-
-    try:
-        return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException as broken:  # as in _text
-        return f"(the traceback could not be formatted: {type(broken).__name__})\n"
-
-
-def _name(kind: type) -> str:
-    return (
-        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    )
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return "".join([str(error)])  # a plain str: __str__ may return a subclass
-    except BaseException as broken:  # user code may even exit
-        return f"(str() raised {type(broken).__name__})"

@@ -1,0 +1,142 @@
+"""Calls on their way to workers: what encoders make of them, and the encoder that leaves them as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.call import Call, name_of, wrong_item
+from aparallel._ground.sharing import unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aparallel._ground.timings import Timing, Timings
+
+# Calls that are drawn between two looks at the clock.
+_CLOCK_EVERY = 64
+
+
+class Function:
+    """A function as a pool knows it: what identifies it, and how long its calls take.
+
+    Attributes:
+        key: equal for equal functions; a backend's own choice.
+        name: for people.
+        timing: shared by functions of the same code: ``Timings.of(fn)``.
+    """
+
+    __slots__ = ("__weakref__", "key", "name", "timing")
+
+    def __init__(self, key: Any, name: str, timing: Timing) -> None:
+        self.key = key
+        self.name = name
+        self.timing = timing
+
+
+@dataclasses.dataclass(slots=True)
+class Drawn:
+    """What an encoder drew from an iterator of calls.
+
+    Attributes:
+        runs: functions and payloads, in the order drawn.
+        count: how many calls that is.
+        size: bytes of arguments held by the payloads, where they are pickled.
+        exhausted: the iterator has ended.
+        large: a call that must be encoded off the loop before more are drawn.
+        failed: a call, the next in order, that cannot be encoded, and why.
+    """
+
+    runs: list[tuple[Function, list[Any]]]
+    count: int = 0
+    size: int = 0
+    exhausted: bool = False
+    large: Call[Any] | None = None
+    failed: BaseException | None = None
+
+    def run_of(self, function: Function) -> list[Any]:
+        """Return the payloads of the run in progress if it is *function*'s, else those of a new run."""
+        if self.runs and self.runs[-1][0].key == function.key:
+            return self.runs[-1][1]
+        payloads: list[Any] = []
+        self.runs.append((function, payloads))
+        return payloads
+
+
+class Encoder(ABC):
+    """Turns calls into payloads for one backend's workers. One encoder serves one gather, stream or pool."""
+
+    @abstractmethod
+    def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
+        """Draw and encode at most *limit* calls, for about *seconds* at most.
+
+        *first* is the index of the next one. A call is encoded before the next is drawn: it sees its
+        arguments as they are now.
+        """
+
+    @abstractmethod
+    def encode(self, call: Call[Any]) -> tuple[Function, Any] | None:
+        """Encode a single call, its function as it is now, or return None if that must happen off the loop.
+
+        Raises:
+            UnpicklableCallError: it cannot be encoded.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what is kept for further calls: there will be none."""
+
+    @abstractmethod
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
+        """Encode off the loop a call that was found too large; *index* is None for a single call.
+
+        Returns the function, the payload, and the bytes that the payload takes.
+        """
+
+
+def _open(call: Call[Any]) -> Call[Any]:
+    """Put what is shared in the place of Shared objects: they share memory anyway."""
+    opened = unwrap(call.args, call.keywords)
+    return call if opened is None else Call(call.func, *opened[0], **opened[1])
+
+
+class DirectEncoder(Encoder):
+    """Calls are their own payloads: arguments are passed by reference.
+
+    Args:
+        timings: how long calls take, as known to the backend. All of its encoders should have the same.
+    """
+
+    def __init__(self, timings: Timings) -> None:
+        self._timings = timings
+
+    def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
+        drawn = Drawn([])
+        deadline = time.monotonic() + seconds
+        last: Any = None
+        payloads: list[Any] = []
+        count = 0
+        for call in islice(calls, limit):
+            if type(call) is not Call:
+                raise wrong_item(call, first + count)
+            if call.func is not last:
+                last = call.func
+                payloads = []
+                drawn.runs.append((Function(id(last), name_of(last), self._timings.of(last)), payloads))
+            payloads.append(_open(call))
+            count += 1
+            if count % _CLOCK_EVERY == 0 and time.monotonic() > deadline:
+                break
+        else:
+            drawn.exhausted = count < limit
+        drawn.count = count
+        return drawn
+
+    def encode(self, call: Call[Any]) -> tuple[Function, Any]:
+        fn = call.func
+        return Function(id(fn), name_of(fn), self._timings.of(fn)), _open(call)
+
+    async def encode_large(self, call: Call[Any], index: int | None) -> tuple[Function, Any, int]:
+        raise NotImplementedError("neither draw() nor encode() finds a call too large")
