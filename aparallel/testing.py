@@ -23,9 +23,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from aparallel._ground.call import delayed
+from aparallel._backend_suite.suite import BackendSuite
 from aparallel._memory.memory import Memory
-from aparallel._parallel.pool import Pool
 from aparallel._persist.dump import dumps
 from aparallel._persist.load import loads
 from aparallel.abc import (
@@ -42,7 +41,6 @@ from aparallel.abc import (
     Totals,
     Worker,
 )
-from aparallel.errors import RemoteCallError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -160,67 +158,6 @@ class FakeWorker(Worker):
 
     def retire(self) -> None:
         self._loop.call_soon(self.die, 0)
-
-
-def _double(x: int) -> int:
-    return 2 * x
-
-
-def _fail(text: str) -> None:
-    raise LookupError(text)
-
-
-async def _later(x: int) -> int:
-    await asyncio.sleep(0)
-    return x
-
-
-class BackendSuite:
-    """What every backend must do. Inherit it, name the class ``Test...`` and say how to make a backend."""
-
-    def new_backend(self) -> Backend:
-        """Return a new backend."""
-        raise NotImplementedError
-
-    async def test_results_are_those_of_the_calls_in_their_order(self) -> None:
-        async with Pool(2, self.new_backend()) as pool:
-            assert await pool.gather(delayed(_double)(x) for x in range(300)) == [2 * x for x in range(300)]
-
-    async def test_a_failure_arrives_with_its_type_and_arguments_and_harms_no_other_call(self) -> None:
-        async with Pool(2, self.new_backend()) as pool:
-            calls: list[Call[Any]] = [delayed(_double)(1), delayed(_fail)("gone"), delayed(_double)(2)]
-            first, failure, last = await pool.gather(calls, return_exceptions=True)
-            assert (first, last) == (2, 4)
-            assert isinstance(failure, LookupError)
-            assert failure.args == ("gone",)
-            assert await pool.run(_double, 3) == 6
-
-    async def test_an_exit_in_a_call_is_an_error_of_that_call(self) -> None:
-        async with Pool(1, self.new_backend()) as pool:
-            (error,) = await pool.gather([delayed(exit)(3)], return_exceptions=True)
-            assert isinstance(error, RemoteCallError)
-            assert await pool.run(_double, 3) == 6
-
-    async def test_coroutine_functions_are_awaited(self) -> None:
-        async with Pool(2, self.new_backend()) as pool:
-            assert await pool.gather(delayed(_later)(x) for x in range(5)) == list(range(5))
-
-    async def test_a_queued_call_that_is_cancelled_never_runs_and_leaves_the_pool_whole(self) -> None:
-        async with Pool(1, self.new_backend()) as pool:
-            tasks = [asyncio.ensure_future(pool.run(_double, x)) for x in range(50)]
-            await asyncio.sleep(0)
-            for task in tasks[1:]:
-                task.cancel()
-            await asyncio.wait(tasks)
-            assert await pool.run(_double, 3) == 6
-            now = pool.statistics()
-            assert (now.queued, now.running, now.busy) == (0, 0, 0)
-
-    async def test_all_workers_end_with_the_pool(self) -> None:
-        async with Pool(2, self.new_backend()) as pool:
-            await pool.warm_up()
-            assert pool.statistics().idle == 2
-        assert pool.statistics().workers == 0
 
 
 class CompressorSuite:

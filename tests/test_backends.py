@@ -2,23 +2,151 @@
 
 from __future__ import annotations
 
-from aparallel._backends.inline import InlineBackend
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aparallel import Pool
+from aparallel._backend_suite.driving import held
+from aparallel._backends.inline import InlineBackend, InlineWorker
 from aparallel._backends.process import ProcessBackend
 from aparallel._backends.thread import ThreadBackend
 from aparallel.abc import Backend
+from aparallel.errors import ClosedPoolError
 from aparallel.testing import BackendSuite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aparallel.abc import Batch, WorkerEvents
 
 
 class TestProcessBackend(BackendSuite):
     def new_backend(self) -> Backend:
         return ProcessBackend()
 
+    def new_backend_with(self, initializer: Callable[[], object]) -> Backend:
+        return ProcessBackend(initializer=initializer)
+
 
 class TestThreadBackend(BackendSuite):
     def new_backend(self) -> Backend:
         return ThreadBackend()
 
+    def new_backend_with(self, initializer: Callable[[], object]) -> Backend:
+        return ThreadBackend(initializer=initializer)
+
 
 class TestInlineBackend(BackendSuite):
     def new_backend(self) -> Backend:
         return InlineBackend()
+
+    def new_backend_with(self, initializer: Callable[[], object]) -> Backend:
+        return InlineBackend(initializer=initializer)
+
+
+class Wrong(InlineWorker):
+    """Breaks one promise."""
+
+
+class ForgetsWhatItTookBack(Wrong):
+    def recall(self) -> None:
+        self._events.on_recalled(max(self._take_back() - 1, 0))
+
+
+class TellsTwice(Wrong):
+    def _wake(self) -> None:
+        if not isinstance(self._events, Twice):
+            self._events = Twice(self._events)
+        super()._wake()
+
+
+class Twice:
+    def __init__(self, events: WorkerEvents) -> None:
+        self.events = events
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.events, name)
+
+    def on_outcomes(self, values: list[Any], failed: list[int], seconds: float) -> None:
+        self.events.on_outcomes(values * 2, failed, seconds)
+
+
+class NeverKnowsSinceWhen(Wrong):
+    def running_since(self) -> float | None:
+        return 0.0
+
+
+class SaysThatAllHadStarted(Wrong):
+    def _take_back(self) -> int:
+        super()._take_back()
+        return 0
+
+
+class ExitsBeforeItReturns(Wrong):
+    def retire(self) -> None:
+        self._end()
+
+
+class SendsNothing(Wrong):
+    def send(self, batches: Sequence[Batch]) -> None:
+        super().send([batch.split(len(batch) - 1)[0] for batch in batches])
+
+
+@pytest.mark.parametrize(
+    ("worker", "test"),
+    [
+        (ForgetsWhatItTookBack, BackendSuite.test_what_has_not_started_can_be_taken_back),
+        (TellsTwice, BackendSuite.test_a_worker_tells_each_outcome_once_in_the_order_sent),
+        (NeverKnowsSinceWhen, BackendSuite.test_a_worker_knows_since_when_its_call_runs),
+        (SaysThatAllHadStarted, BackendSuite.test_a_worker_that_is_killed_says_how_much_had_not_started),
+        (ExitsBeforeItReturns, BackendSuite.test_a_worker_that_retires_ends_cleanly_and_tells_nothing_more),
+        (SendsNothing, BackendSuite.test_a_worker_tells_each_outcome_once_in_the_order_sent),
+    ],
+)
+async def test_the_suite_finds_a_worker_that_breaks_its_promise(
+    worker: type[Wrong], test: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(BackendSuite):
+        def new_backend(self) -> Backend:
+            return InlineBackend()
+
+    monkeypatch.setattr("aparallel._backends.inline.InlineWorker", worker)
+    monkeypatch.setattr("aparallel._backend_suite.driving.PATIENCE_SECONDS", 0.2)
+    with pytest.raises(AssertionError):
+        await test(Broken())
+    monkeypatch.undo()
+    await test(Broken())
+
+
+async def test_a_held_call_ends_with_its_test() -> None:
+    with held("one") as [call]:
+        running = asyncio.ensure_future(call.call())
+        await call.started()
+        assert not running.done()
+    assert await running == "one"
+
+
+@pytest.mark.parametrize("deadline", [0, 0.01])
+async def test_a_pool_that_closes_while_its_workers_prepare_on_the_loop_leaves_no_task(deadline: float) -> None:
+    began = asyncio.Event()
+    ended: list[str] = []
+
+    async def prepare() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("cleaned up")
+
+    before = asyncio.all_tasks()
+    pool = Pool(2, "inline", initializer=prepare)
+    waiting = asyncio.ensure_future(pool.run(abs, -1))
+    await began.wait()
+    await pool.aclose(timeout=deadline)
+    assert ended == ["cleaned up"]
+    assert asyncio.all_tasks() - before <= {waiting}
+    with pytest.raises(ClosedPoolError):
+        await waiting

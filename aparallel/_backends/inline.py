@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call
     from aparallel.abc import OnCancel, Sharing
 
+# What an initializer that is cancelled has for its clean-up.
+_PARTING_SECONDS = 1.0
+
 
 class InlineBackend(Backend):
     """Runs calls on the loop, which other tasks get back between two calls."""
@@ -53,13 +56,19 @@ class InlineBackend(Backend):
             return
         if self._initializing is None:
             self._initializing = asyncio.get_running_loop().create_task(_settle(_call(self._initialize)))
-        try:
-            value, failed = await asyncio.shield(self._initializing)
-        finally:
+        # A worker that is ended meanwhile leaves it to the others, and to aclose().
+        initializing = self._initializing
+        value, failed = await asyncio.shield(initializing)
+        if self._initializing is initializing:
             self._initializing = None
         if failed:
             raise value
         self._initialize = None
+
+    async def aclose(self) -> None:
+        if self._initializing is not None:
+            self._initializing.cancel()
+            await asyncio.wait([self._initializing], timeout=_PARTING_SECONDS)
 
     def kill_all(self) -> None:
         self._workers.clear()
@@ -87,7 +96,8 @@ class InlineWorker(Worker):
         self._error: BaseException | None = None
         self._initialized = initialized
         # Told by callbacks, because a task that is cancelled before its first step runs no ``finally``.
-        loop.create_task(self._start(), name="aparallel-inline-start").add_done_callback(self._on_started)
+        self._starting = loop.create_task(self._start(), name="aparallel-inline-start")
+        self._starting.add_done_callback(self._on_started)
 
     def send(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
@@ -116,7 +126,9 @@ class InlineWorker(Worker):
 
     def kill(self) -> None:
         self._ended = True
-        if self._running is not None:
+        if not self._starting.done():
+            self._starting.cancel()
+        elif self._running is not None:
             self._running.cancel()
         elif self._task is None:
             self._loop.call_soon(self._end)
@@ -135,7 +147,7 @@ class InlineWorker(Worker):
             self._ready = True
 
     def _on_started(self, task: asyncio.Task[None]) -> None:
-        if self._ready:
+        if self._ready and not self._ended:
             self._events.on_ready()
             self._wake()
         else:
