@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +20,7 @@ from aparallel.errors import ClosedPoolError
 from aparallel.testing import BackendSuite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aparallel.abc import Batch, WorkerEvents
 
@@ -44,6 +47,27 @@ class TestInlineBackend(BackendSuite):
 
     def new_backend_with(self, initializer: Callable[[], object]) -> Backend:
         return InlineBackend(initializer=initializer)
+
+
+@functools.cache
+def backend_of_the_docs() -> type[Any]:
+    """The class that docs/how-to/backends.md shows."""
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "backends.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    backend: type[Any] = names["ExecutorBackend"]
+    return backend
+
+
+class TestBackendOfTheDocs(BackendSuite):
+    @pytest.fixture(autouse=True)
+    def _with_threads(self) -> Iterator[None]:
+        with ThreadPoolExecutor(4) as self.executor:
+            yield
+
+    def new_backend(self) -> Backend:
+        backend: Backend = backend_of_the_docs()(self.executor)
+        return backend
 
 
 class Wrong(InlineWorker):

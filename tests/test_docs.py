@@ -137,6 +137,13 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert not link["anchor"] or link["anchor"] in headings_of(target), link[0]
 
 
+def test_docs_tell_every_name_for_those_who_extend() -> None:
+    from aparallel import abc, testing
+
+    told = (ROOT / "docs" / "reference.md").read_text() + (ROOT / "docs" / "how-to" / "backends.md").read_text()
+    assert [name for name in (*abc.__all__, *testing.__all__) if not re.search(rf"\b{name}\b", told)] == []
+
+
 FRAMEWORKS = ("aiohttp", "fastapi", "litestar", "starlette")
 
 
