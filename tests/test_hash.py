@@ -241,12 +241,13 @@ print(*(value_digest(value).hex() for value in pickle.load(sys.stdin.buffer)), s
 
 
 def run_with_seed(seed: str, script: str, stdin: bytes = b"") -> str:
+    paths = pathlib.Path(__file__).parent, pathlib.Path(aparallel.__file__).parent.parent
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         input=stdin,
         capture_output=True,
         timeout=100,
-        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, paths))},
     )
     assert run.returncode == 0, run.stderr.decode()
     return run.stdout.decode()
