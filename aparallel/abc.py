@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from aparallel._ground.call import name_of
 from aparallel._ground.encoding import DirectEncoder, Drawn, Encoder, Function
 from aparallel._ground.outcomes import run_call
 from aparallel._ground.sharing import Shared
@@ -47,6 +48,7 @@ __all__ = [
     "Totals",
     "Worker",
     "WorkerEvents",
+    "name_of",
     "run_call",
 ]
 
