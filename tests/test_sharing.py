@@ -282,6 +282,18 @@ class TestStaleness:
             async with pool.stream(calls(), pre_dispatch=1) as results:
                 assert [result async for result in results] == expected
 
+    async def test_a_list_of_a_kind_of_its_own_that_refills_one_buffer_while_it_is_iterated(self) -> None:
+        buffer = np.zeros(SIZE)
+
+        class Batches(list[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                for value in super().__iter__():
+                    buffer[:] = value
+                    yield delayed(total)(buffer)
+
+        async with Pool(2, max_nbytes=1000) as pool:
+            assert await pool.gather(Batches(range(10))) == [value * SIZE for value in range(10)]
+
     async def test_one_element_changed_between_two_calls_of_a_generator(self) -> None:
         buffer = np.zeros(SIZE)
 

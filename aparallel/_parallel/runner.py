@@ -161,7 +161,7 @@ class Runner:
         sharing = options.sharing(engine.sharing)
         flow = kind(
             scheduler,
-            engine.backend.encoder(sharing, at_once=isinstance(source, list | tuple)),
+            engine.backend.encoder(sharing, at_once=type(source) in (list, tuple)),
             source,
             options,
             workers,
