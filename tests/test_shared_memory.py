@@ -172,6 +172,21 @@ class TestResults:
                 array = back["x"][0] if isinstance(back, dict) else back
                 assert array.flags.writeable
 
+    @pytest.mark.parametrize("kind", [ValueError, by_value(type("OfTheScript", (ValueError,), {}))])
+    async def test_an_argument_in_an_error_is_writable_when_it_is_back(self, kind: type[Exception]) -> None:
+        def fail(array: Any) -> None:
+            raise kind("not these", array, array[::2])
+
+        array = np.arange(50_000.0)
+        async with Pool(1, max_nbytes=1000) as pool:
+            with pytest.raises(ValueError, match="not these") as caught:
+                await pool.run(by_value(fail), array)
+            _, whole, half = caught.value.args
+            assert (whole == array).all()
+            assert (half == array[::2]).all()
+            whole[:] = half[:] = 1
+            assert await pool.run(total, array) == array.sum()
+
     async def test_two_results_in_one_object_that_are_one_array_stay_one(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool:
             first, second = await pool.run(by_value(lambda a: [a, a]), np.zeros(5000))

@@ -8,6 +8,7 @@ cannot be pickled.
 from __future__ import annotations
 
 from _pickle import Pickler, dumps, loads
+from copyreg import dispatch_table
 from io import BytesIO
 from itertools import pairwise
 
@@ -19,7 +20,8 @@ from aparallel._ground.exceptions import (
     remote_call_error,
     text_of,
 )
-from aparallel._transfer.pickling import MAIN
+from aparallel._transfer.out_of_band import NEVER, OutOfBand
+from aparallel._transfer.pickling import MAIN, array_reducers
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ RUNNING = "running"
 RETURNING = "returning"  # while the worker pickled its result
 
 _LONGEST_CHAIN = 16
+
+# Arrays stay in the pickle, reduced as those of results are: a read-only argument arrives as writable memory.
+_IN_STREAM = OutOfBand(NEVER, None)
 
 
 def describe_failure(error: BaseException, stage: str) -> bytes:
@@ -79,9 +84,13 @@ def pickle_chain(error: BaseException) -> bytes | None:
 
 
 def _dump(links: list[BaseException]) -> bytes:
+    reducers = array_reducers(_IN_STREAM)
     sink = BytesIO()
     try:
-        _Plain(sink, 5).dump(links)
+        plain = _Plain(sink, 5)
+        if reducers:
+            plain.dispatch_table = {**dispatch_table, **reducers}
+        plain.dump(links)
     except Exception:
         by_value = True
     else:
@@ -93,7 +102,9 @@ def _dump(links: list[BaseException]) -> bytes:
             pass
 
         sink = BytesIO()
-        ByValue(sink, 5).dump(links)
+        pickler = ByValue(sink, 5)
+        pickler.array_reducers = reducers
+        pickler.dump(links)
     return sink.getvalue()
 
 

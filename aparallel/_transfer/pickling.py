@@ -65,7 +65,7 @@ def pickle_in_slices(obj: object, pause: Callable[[], object], buffers: OutOfBan
 def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> bytes:
     if buffers is not None:
         buffers.sources.clear()
-    reducers = _array_reducers(buffers)
+    reducers = array_reducers(buffers)
     if not is_by_value_registered():
         try:
             pickler = Pickler(sink, PROTOCOL, buffer_callback=buffers)
@@ -91,7 +91,7 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
     return sink.take()
 
 
-def _array_reducers(buffers: OutOfBand | None) -> dict[type, Callable[[Any], Any]]:
+def array_reducers(buffers: OutOfBand | None) -> dict[type, Callable[[Any], Any]]:
     """How *buffers* wants arrays reduced. Found out anew when there are new types of them."""
     if buffers is None or "numpy" not in sys.modules:
         return {}
