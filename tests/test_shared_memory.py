@@ -1139,16 +1139,24 @@ async def test_under_mixed_load_memory_stays_flat(seconds: float) -> None:
         assert min(late) <= max(early) * 1.2
 
 
+def waited_for_a_core() -> float:
+    """The seconds that this thread was ready to run and did not, as other threads and programs had the cores."""
+    with open("/proc/thread-self/schedstat") as file:  # nanoseconds: run, waited (Documentation/scheduler/sched-stats)
+        return int(file.read().split()[1]) / 1e9
+
+
 @on_one_loop
-@pytest.mark.parametrize(("rounds", "bound"), [(3, 0.05), pytest.param(40, 0.002, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("rounds", "bound"), [(3, 0.005), pytest.param(40, 0.002, marks=pytest.mark.soak)])
 async def test_the_loop_runs_on_while_large_arrays_move(rounds: int, bound: float) -> None:
-    lags: list[float] = []
+    """Of what it waits, the part that is the library's doing: workers on every core make it wait for one of them."""
+    held: list[float] = []
 
     async def watch() -> None:
         while True:
-            before = time.perf_counter()
+            waited, due = waited_for_a_core(), time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
-            lags.append(time.perf_counter() - before - 0.001)
+            late = time.perf_counter() - due
+            held.append(late - (waited_for_a_core() - waited))
 
     array = np.ones(12_000_000)
     async with Pool(2) as pool:
@@ -1160,5 +1168,6 @@ async def test_the_loop_runs_on_while_large_arrays_move(rounds: int, bound: floa
             assert [result[0] for result in results] == [value, value]
             del results
         watching.cancel()
-    lags.sort()
-    assert lags[int(len(lags) * 0.99)] < bound
+    # Each hold counts once for every tick that it swallowed, so this is the 99th percentile of all moments.
+    moments = sorted(late - tick * 0.001 for late in held for tick in range(1 + int(late / 0.001)))
+    assert moments[int(len(moments) * 0.99)] < bound
