@@ -1081,16 +1081,16 @@ class TestPieces:
         memory = ArgumentMemory(lambda: None)
         before = descriptors_here()
         array = np.ones(1000)
-        parts, written = memory.place([memoryview(array).cast("B")], None, "r", None, False)
+        parts, written = memory.place([memoryview(array).cast("B")], None, "r", None)
         assert written == 8000
         ((content, mode),) = parts
         assert mode == "r"
         assert read(content.hold, content.offset, 8000) == array.tobytes()
-        again, written = memory.place([memoryview(array).cast("B")], None, "r", None, False)
+        again, written = memory.place([memoryview(array).cast("B")], None, "r", None)
         assert written == 0
         assert again[0][0] is content
         array[0] = 2
-        changed, written = memory.place([memoryview(array).cast("B")], None, "r", None, False)
+        changed, written = memory.place([memoryview(array).cast("B")], None, "r", None)
         assert written == 8000
         assert changed[0][0] is not content
         memory.close()

@@ -294,6 +294,23 @@ class TestStaleness:
         async with Pool(2, max_nbytes=1000) as pool:
             assert await pool.gather(Batches(range(10))) == [value * SIZE for value in range(10)]
 
+    @pytest.mark.parametrize("between", [False, True])
+    async def test_a_list_whose_array_changes_and_is_drawn_for_another_gather_meanwhile(self, between: bool) -> None:
+        array = np.ones(SIZE)
+        async with Pool(2, max_nbytes=1000) as pool:
+            first = pool.stream([delayed(total)(array)] * 12, pre_dispatch=2)
+            async with first as results:
+                seen = [await anext(results)]
+                if between:  # another one that finds it as it was
+                    assert await pool.gather(delayed(total)(array) for _ in range(2)) == [SIZE] * 2
+                array[:] = 2
+                assert await pool.gather([delayed(total)(array)] * 2) == [2 * SIZE] * 2
+                array[:] = 3
+                assert await pool.gather(delayed(total)(array) for _ in range(2)) == [3 * SIZE] * 2
+                seen += [result async for result in results]
+            assert seen == [SIZE] * 12
+            assert await pool.run(total, array) == 3 * SIZE
+
     async def test_one_element_changed_between_two_calls_of_a_generator(self) -> None:
         buffer = np.zeros(SIZE)
 

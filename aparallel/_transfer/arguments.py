@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aparallel._transfer.shared_memory import Mode
+    from aparallel._transfer.shipment import User
 
 # Contents are kept for when their arrays come again: those of the last few arrays, whatever these are, and those of
 # arrays that have come again before, up to so large a part of the memory that is there. Each may cost a descriptor.
@@ -96,7 +97,7 @@ def _owner(exporter: Any) -> tuple[Any, bool]:
 class _Known:
     """A buffer that was written, and what it held."""
 
-    __slots__ = ("_user", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
+    __slots__ = ("_users", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
 
     def __init__(
         self, key: tuple[Any, ...], content: Content, owner: weakref.ref[Any] | None, readonly: bool, recurs: bool
@@ -108,21 +109,43 @@ class _Known:
         self.readonly = readonly
         self.recurs = recurs
         self.used_at = 0.0
-        # The gather or stream that used it last.
-        self._user: weakref.ref[object] | None = None
+        # The gathers and streams that used it; those that are done are taken out when another one comes.
+        self._users: dict[weakref.ref[User], None] = {}
         # How many shares keep it.
         self.pinned = 0
 
-    def use(self, user: object | None) -> None:
+    def use(self, user: User | None) -> None:
         self.used_at = monotonic()
-        self._user = None if user is None else weakref.ref(user)
+        if user is not None and not self.is_used_by(user):
+            # Each step is atomic: other threads may do the same.
+            for gone in [seen for seen in self._users.copy() if seen() is None]:
+                self._users.pop(gone, None)
+            self._users[weakref.ref(user)] = None
 
-    def is_used_by(self, user: object | None) -> bool:
-        return self._user is not None and self._user() is user
+    def is_used_by(self, user: User) -> bool:
+        return weakref.ref(user) in self._users
+
+    def is_of(self, owner: object) -> bool:
+        return self.owner is not None and self.owner() is owner
 
     @property
     def is_in_use(self) -> bool:
-        return self.pinned > 0 or (self._user is not None and self._user() is not None)
+        return self.pinned > 0 or any(user() is not None for user in self._users.copy())
+
+    def supersede(self) -> None:
+        """Something else is known of the buffer now; those whose calls were drawn at once go on with this."""
+        for reference in self._users.copy():
+            user = reference()
+            if user is not None and user.at_once:
+                user.superseded[self.key] = self
+
+
+def _superseded(origin: _Origin, source: Any, user: User | None) -> Content | None:
+    """Return what *user* goes on with though the buffer may have changed, if there is such a thing."""
+    known: _Known | None = user.superseded.get(origin.key) if user is not None else None
+    if known is None or not known.is_of(origin.owner) or known.content.nbytes != source.nbytes:
+        return None
+    return known.content
 
 
 class _Pins:
@@ -158,12 +181,11 @@ class ArgumentMemory:
         self._forgotten: dict[tuple[Any, ...], None] = {}
 
     def place(
-        self, sources: Sequence[Any], folder: str | None, mode: Mode, user: object | None, drawn_at_once: bool
+        self, sources: Sequence[Any], folder: str | None, mode: Mode, user: User | None
     ) -> tuple[list[tuple[Content, Mode]], int]:
         """Return for each of *sources*, which are what an ``OutOfBand`` took, where it lies, and how to map it.
 
-        *user* is an object that lives as long as a gather or stream, for which buffers are kept; None for a
-        single call. If its calls are *drawn_at_once*, a buffer found unchanged once counts as unchanged for all.
+        *user* lives as long as a gather or stream, for which buffers are kept; None for a single call.
 
         Also returns how many bytes had to be written.
 
@@ -178,7 +200,7 @@ class ArgumentMemory:
                 continue
             wrapped = Raw(source) if isinstance(source, memoryview) else source
             origin = _Origin(wrapped)
-            content = None if origin.key in fresh else self._find(wrapped, origin, user, drawn_at_once)
+            content = None if origin.key in fresh else self._find(wrapped, origin, user)
             parts.append(None if content is None else (content, mode))
             if content is None:
                 fresh.setdefault(origin.key, (wrapped, origin, []))[2].append(position)
@@ -193,14 +215,17 @@ class ArgumentMemory:
             self._forget_oldest()
         return cast("list[tuple[Content, Mode]]", parts), written
 
-    def recall(self, source: Any, mode: Mode, user: object | None, drawn_at_once: bool) -> Reference | None:
+    def recall(self, source: Any, mode: Mode, user: User | None) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop."""
         wrapped = Raw(source) if isinstance(source, memoryview) else source
         origin = _Origin(wrapped)
+        superseded = _superseded(origin, wrapped, user)
+        if superseded is not None:
+            return Reference(superseded, mode)
         known = self._known.get(origin.key)
         if known is None or known.content.nbytes != wrapped.nbytes:
             return None
-        if not self._is_surely_the_same(known, origin, user, drawn_at_once):
+        if not self._is_surely_the_same(known, origin, user):
             return None
         return Reference(self._use(known, origin, user), mode)
 
@@ -230,23 +255,27 @@ class ArgumentMemory:
 
     # What is known
 
-    def _find(self, source: Any, origin: _Origin, user: object | None, drawn_at_once: bool) -> Content | None:
+    def _find(self, source: Any, origin: _Origin, user: User | None) -> Content | None:
+        superseded = _superseded(origin, source, user)
+        if superseded is not None:
+            return superseded
         known = self._known.get(origin.key)
         if known is None or known.content.nbytes != source.nbytes:
             return None
-        sure = self._is_surely_the_same(known, origin, user, drawn_at_once)
+        sure = self._is_surely_the_same(known, origin, user)
         if not sure and known.content.digest() != digest_of(source):
+            known.supersede()
             self._forget(known)
             return None
         return self._use(known, origin, user)
 
-    def _is_surely_the_same(self, known: _Known, origin: _Origin, user: object | None, drawn_at_once: bool) -> bool:
-        if known.owner is None or known.owner() is not origin.owner:
+    def _is_surely_the_same(self, known: _Known, origin: _Origin, user: User | None) -> bool:
+        if not known.is_of(origin.owner):
             return False
         still = origin.readonly and known.readonly
-        return still or known.pinned > 0 or (drawn_at_once and known.is_used_by(user))
+        return still or known.pinned > 0 or (user is not None and user.at_once and known.is_used_by(user))
 
-    def _use(self, known: _Known, origin: _Origin, user: object | None) -> Content:
+    def _use(self, known: _Known, origin: _Origin, user: User | None) -> Content:
         known.use(user)
         known.readonly = origin.readonly
         known.recurs = True
@@ -255,7 +284,7 @@ class ArgumentMemory:
         self._known[origin.key] = known
         return known.content
 
-    def _remember(self, content: Content, origin: _Origin, user: object | None) -> _Known:
+    def _remember(self, content: Content, origin: _Origin, user: User | None) -> _Known:
         key = origin.key
         memory = weakref.ref(self)
 
@@ -272,6 +301,9 @@ class ArgumentMemory:
         self._on_unused()
         known = _Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
         known.use(user)
+        before = self._known.get(key)
+        if before is not None:  # another thread wrote it at the same time, or it is shared
+            before.supersede()
         self._known[key] = known
         return known
 

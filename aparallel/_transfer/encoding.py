@@ -24,7 +24,7 @@ from aparallel._transfer.pickling import (
     pickle_in_slices,
     pickle_within,
 )
-from aparallel._transfer.shipment import LazyMemory, Shipment
+from aparallel._transfer.shipment import LazyMemory, Shipment, User
 from aparallel._transfer.unchanged import Witness
 from aparallel.abc import Drawn, Encoder, Function
 from aparallel.errors import SharedMemoryError, SharingError
@@ -137,10 +137,6 @@ def _with_references(data: bytes, buffers: OutOfBand) -> bytes | Shipment:
     return Shipment(data, [(reference.content, reference.mode) for reference in references])
 
 
-class _User:
-    """A gather or stream, to those who keep something for it: they hold weak references."""
-
-
 class ProcessEncoder(Encoder):
     """Pickles calls. Within one encoder a plain function is pickled once, when it is first drawn."""
 
@@ -159,8 +155,7 @@ class ProcessEncoder(Encoder):
         self._memory = memory
         self._sharing = sharing
         # Arrays are kept in shared memory for this one's sake as long as it lives. Single calls come at any time.
-        self._user = None if single else _User()
-        self._at_once = at_once
+        self._user = None if single else User(at_once=at_once)
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
@@ -225,7 +220,7 @@ class ProcessEncoder(Encoder):
         return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling)
 
     def _recall(self, source: memoryview | Marker) -> Marker | None:
-        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._at_once)
+        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user)
         return found
 
     def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
@@ -287,9 +282,7 @@ class ProcessEncoder(Encoder):
         if not sources:
             return data, len(data)
         try:
-            parts, written = self._memory.get().place(
-                sources, sharing.temp_folder, sharing.mmap_mode, self._user, self._at_once
-            )
+            parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)
             data = pickle_in_slices(content, pause, buffers)

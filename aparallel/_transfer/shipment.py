@@ -30,6 +30,21 @@ class Shipment:
         return _NEVER_IN_LINE
 
 
+class User:
+    """A gather or stream, to those who keep something for it: they hold weak references.
+
+    Attributes:
+        at_once: its calls count as drawn at once: what was found of a buffer for one of them holds for all.
+        superseded: what it goes on with, by where it lies, of buffers that were found changed for somebody else.
+    """
+
+    __slots__ = ("__weakref__", "at_once", "superseded")
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.at_once = at_once
+        self.superseded: dict[tuple[Any, ...], Any] = {}
+
+
 class LazyMemory:
     """A pool's memory for arguments, made in the thread that needs it first: it imports numpy.
 
@@ -56,9 +71,9 @@ class LazyMemory:
     def _tell_unused(self) -> None:
         self.on_unused()
 
-    def recall(self, source: Any, mode: Mode, user: object | None, drawn_at_once: bool) -> Any:
+    def recall(self, source: Any, mode: Mode, user: User | None) -> Any:
         """Return a reference to what was written of *source* if it surely is the same now, else None."""
-        return None if self._made is None else self._made.recall(source, mode, user, drawn_at_once)
+        return None if self._made is None else self._made.recall(source, mode, user)
 
     def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
         """Close what nobody has used since then; return that, and whether there is more that is not used now."""
