@@ -145,9 +145,10 @@ def check_track(track: Track) -> Track:
 
 
 def checked_entries(count: int | None) -> int | None:
-    if checked_count(count, "max_entries") == 0:
+    number = checked_count(count, "max_entries")
+    if number == 0:
         raise ValueError("max_entries=0 leaves no room for any result. Memory(None) caches nothing.")
-    return count
+    return number
 
 
 def checked_count(count: int | None, name: str) -> int | None:

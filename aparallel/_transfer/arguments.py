@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aparallel._transfer.shared_memory import Mode
-    from aparallel._transfer.shipment import User
+    from aparallel._transfer.users import User
 
 # Contents are kept for when their arrays come again: those of the last few arrays, whatever these are, and those of
 # arrays that have come again before, up to so large a part of the memory that is there. Each may cost a descriptor.

@@ -24,8 +24,9 @@ from aparallel._transfer.pickling import (
     pickle_in_slices,
     pickle_within,
 )
-from aparallel._transfer.shipment import LazyMemory, Shipment, User
+from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.unchanged import Witness
+from aparallel._transfer.users import User
 from aparallel.abc import Drawn, Encoder, Function
 from aparallel.errors import SharedMemoryError, SharingError
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aparallel._transfer.contents import Content
     from aparallel._transfer.lending import Segment
     from aparallel._transfer.shared_memory import Mode
+    from aparallel._transfer.users import User
 
 # A shipment is never put into a frame's pickle, however small.
 _NEVER_IN_LINE = 1 << 40
@@ -28,21 +29,6 @@ class Shipment:
 
     def __len__(self) -> int:
         return _NEVER_IN_LINE
-
-
-class User:
-    """A gather or stream, to those who keep something for it: they hold weak references.
-
-    Attributes:
-        at_once: its calls count as drawn at once: what was found of a buffer for one of them holds for all.
-        superseded: what it goes on with, by where it lies, of buffers that were found changed for somebody else.
-    """
-
-    __slots__ = ("__weakref__", "at_once", "superseded")
-
-    def __init__(self, *, at_once: bool) -> None:
-        self.at_once = at_once
-        self.superseded: dict[tuple[Any, ...], Any] = {}
 
 
 class LazyMemory:
