@@ -61,6 +61,7 @@ _ONE_LOOP = (
     "test_settings",
     "test_stores",
     "test_stream",
+    "test_web_disconnect",
     "test_web_errors",
     "test_web_pool",
     "test_web_streaming",

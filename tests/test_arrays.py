@@ -222,7 +222,9 @@ class TestValues:
 
             await check_all(check, any_array, 300)
 
-    @pytest.mark.parametrize("max_nbytes", [0, 100, 1000, None, "1M"])
+    @pytest.mark.parametrize(
+        "max_nbytes", [0, 1000, *(pytest.param(each, marks=pytest.mark.soak) for each in (100, None, "1M"))]
+    )
     async def test_every_nesting_arrives_equal_whatever_part_of_it_is_shared(self, max_nbytes: Any) -> None:
         nested = st.recursive(
             any_array | st.integers() | st.text(max_size=5) | st.binary(max_size=200) | st.none(),

@@ -176,7 +176,20 @@ SIGNALS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "number"), SIGNALS)
+# Each server in the suite, and each of them with each signal under soak.
+IN_SUITE = [
+    ("uvicorn", signal.SIGINT),
+    ("uvicorn", signal.SIGTERM),
+    ("uvicorn-workers", signal.SIGTERM),
+    ("granian", signal.SIGTERM),
+    ("hypercorn", signal.SIGINT),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [pytest.param(*each, marks=[] if each in IN_SUITE else [pytest.mark.soak]) for each in SIGNALS],
+)
 def test_a_signal_to_the_group_lets_a_request_finish_and_leaves_nothing(
     kind: str, number: signal.Signals, tmp_path: Path
 ) -> None:

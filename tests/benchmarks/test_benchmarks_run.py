@@ -103,11 +103,13 @@ def assert_is_sound(work: str, measurement: Measurement) -> None:
 
 
 @pytest.mark.parametrize("entry", entries(FILES))
-def test_contender_keeps_every_object_in_a_file_or_says_why_not(entry: Entry[FileContender]) -> None:
+@pytest.mark.parametrize(
+    "works", [["array_file", "dicts_file", "small_arrays_file"], pytest.param(FILE_WORKS, marks=pytest.mark.soak)]
+)
+def test_contender_keeps_every_object_in_a_file_or_says_why_not(entry: Entry[FileContender], works: list[str]) -> None:
     if not entry.is_installed:
         pytest.skip(f"{entry.package} is not installed")
 
-    works = FILE_WORKS if entry.name == "aparallel" else ["array_file", "dicts_file", "small_arrays_file"]
     turns = take_in_process(works, entry.name, TINY)
 
     assert [turn.work for turn in turns] == works

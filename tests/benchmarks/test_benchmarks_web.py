@@ -71,7 +71,9 @@ def test_server_does_every_work(entry: Entry[WebContender]) -> None:
         assert all(math.isfinite(value) for value in turn.measurement.figures.values())
 
 
-@pytest.mark.parametrize("work", WEB_WORKS)
+@pytest.mark.parametrize(
+    "work", [WEB_WORKS[0], *(pytest.param(work, marks=pytest.mark.soak) for work in WEB_WORKS[1:])]
+)
 def test_wrong_answers_are_never_measured(work: str) -> None:
     with pytest.raises(WrongResult):
         asyncio.run(WORKS[work].measure(Liar(), TINY))
