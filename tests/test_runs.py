@@ -7,6 +7,7 @@ import contextvars
 import gc
 import random
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -25,7 +26,13 @@ Place = tuple[Runs, int]
 
 @pytest.fixture
 def queue() -> RunQueue:
-    return RunQueue(2, Sharing())
+    return RunQueue(2, Sharing(), tell)
+
+
+def tell(futures: list[asyncio.Future[Any] | None], values: list[Any], failed: Sequence[int]) -> None:
+    for position, (future, value) in enumerate(zip(futures, values, strict=True)):
+        if future is not None:
+            (future.set_exception if position in failed else future.set_result)(value)
 
 
 def enter(

@@ -7,6 +7,7 @@ From what users write down to what workers are given; each uses only those below
     runner                        one call through a pool, or a gather, or a stream
     engine                        a pool but for its front: its settings, its loop, its life
     admission, admitted           which calls may wait; which are still owed an outcome
+    futures                       what stands for a single call that is on its way
     stream, flow, progress        the calls of one gather or stream: drawn as workers free up, delivered as they end
     scheduler                     which call goes to which worker, when. It wires these:
     watch, patience, stopping         calls taken back, given up and stopped

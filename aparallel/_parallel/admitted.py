@@ -5,32 +5,80 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from aparallel._parallel.futures import CallFuture
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aparallel._parallel.flow import Flow
-    from aparallel._parallel.runs import Runs
     from aparallel._parallel.scheduler import Scheduler
+    from aparallel.abc import Backend
 
 
 class Admitted:
     """Calls that were admitted and have not ended. A closing pool admits no more and waits for these.
 
-    Whoever enters something here takes it out again, whatever happens, and then calls :meth:`tell_if_quiet`, which a
-    single call may leave out while nobody waits.
+    Whoever enters something here takes it out again, whatever happens, and then calls :meth:`tell_if_quiet`.
 
     Attributes:
-        runs: single calls and their places; None for one that has no place yet: it is still being encoded.
+        runs: single calls.
         flows: gathers and streams, and the workers that each asked for.
-        is_awaited: whether anyone waits until nothing is left.
+        encoding: the single calls among *runs* whose arguments are being pickled, and what does it.
     """
 
-    __slots__ = ("_quiet", "flows", "is_awaited", "runs")
+    __slots__ = ("_backend", "_quiet", "_scheduler", "encoding", "flows", "runs")
 
-    def __init__(self) -> None:
-        self.runs: dict[asyncio.Future[Any], tuple[Runs, int] | None] = {}
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._scheduler: Scheduler
+        self.runs: set[CallFuture[Any]] = set()
         self.flows: dict[Flow, int] = {}
-        # For those who wait until nothing is left; there while is_awaited.
+        self.encoding: dict[CallFuture[Any], asyncio.Task[None]] = {}
+        # For those who wait until nothing is left.
         self._quiet: asyncio.Future[None] | None = None
-        self.is_awaited = False
+
+    def open(self, scheduler: Scheduler) -> None:
+        """Take note of who has the calls; nothing is admitted before."""
+        self._scheduler = scheduler
+
+    # Single calls
+
+    def tell(self, futures: list[CallFuture[Any] | None], values: list[Any], failed: Sequence[int]) -> None:
+        """Tell single calls their outcomes, when what belongs before them has been handled; None wants none."""
+        if not self._backend.is_unsettled:
+            self._tell(futures, values, failed)
+            return
+        settling = self._scheduler.loop.create_task(self._backend.settle(), name="aparallel-settle")
+        settling.add_done_callback(lambda _: self._tell(futures, values, failed))
+
+    def _tell(self, futures: list[CallFuture[Any] | None], values: list[Any], failed: Sequence[int]) -> None:
+        for position in failed:
+            future = futures[position]
+            if future is not None and not future.done():
+                future.set_exception(values[position])
+        for future, value in zip(futures, values, strict=True):
+            if future is not None and not future.done():
+                future.set_result(value)
+        self.runs.difference_update(futures)
+        if self._quiet is not None:
+            self.tell_if_quiet()
+
+    def stop(self, future: CallFuture[Any]) -> list[asyncio.Future[Any]]:
+        """Stop a single call; return what to wait for until it has stopped."""
+        if future.place is not None:
+            return [*self._scheduler.cancel_run(*future.place)]
+        encoding = self.encoding.get(future)
+        if encoding is None:
+            return []
+        encoding.cancel()
+        return [encoding]
+
+    def forget(self, future: CallFuture[Any]) -> None:
+        """A single call has ended, and not by an outcome."""
+        self.runs.discard(future)
+        self.tell_if_quiet()
+
+    # All of it
 
     def end_flow(self, flow: Flow) -> None:
         self.flows.pop(flow, None)
@@ -43,12 +91,11 @@ class Admitted:
         """A future that is done when nothing is left, or :meth:`give_up` was called."""
         if self._quiet is None:
             self._quiet = loop.create_future()
-            self.is_awaited = True
         return self._quiet
 
     def give_up(self) -> None:
         """Have nobody wait any longer."""
-        quiet, self._quiet, self.is_awaited = self._quiet, None, False
+        quiet, self._quiet = self._quiet, None
         if quiet is not None:
             quiet.set_result(None)
 
@@ -57,14 +104,15 @@ class Admitted:
         if self.is_empty():
             self.give_up()
 
-    def fail_all(self, scheduler: Scheduler, error: Exception) -> None:
-        """End all of it with *error*; those who wait for it take it out."""
+    def fail_all(self, error: Exception) -> None:
+        """End all of it with *error*."""
         for flow in list(self.flows):
             if not flow.finished.done():
-                scheduler.cancel(flow)
+                self._scheduler.cancel(flow)
                 flow.stop(error)
-        for future, place in list(self.runs.items()):
-            if not future.done():
-                if place is not None:
-                    scheduler.cancel_run(*place)
+        for future in list(self.runs):
+            if future.is_wanted:
+                self.stop(future)
                 future.set_exception(error)
+                future.exception()  # whoever waits for it is told; asyncio need not say that nobody does
+                self.runs.discard(future)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._ground.call import Call, not_a_function
 from aparallel._parallel.flow import single_source
+from aparallel._parallel.futures import AwaitedFuture, CallFuture
 from aparallel._parallel.options import Options, PoolOptions, Unset, resolve
 from aparallel._parallel.stream import ResultStream
 
@@ -94,13 +96,64 @@ class Calls:
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
             UnpicklableCallError, UnpicklableResultError: it cannot travel.
         """
-        if type(fn) is not Call:
-            if not callable(fn):
-                raise not_a_function(fn, "run(f, x), or run(delayed(f)(x))")
-            fn = Call(fn, *args)
-        elif args:
-            raise TypeError("run() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
-        return await self._runner.run(fn, timeout, on_cancel, queue_timeout, retries)
+        call = _single_call(fn, args, "run")
+        future = self._runner.begin(CallFuture, call, timeout, on_cancel, queue_timeout, retries)
+        future.is_awaited = True
+        try:
+            return await future
+        except asyncio.CancelledError:
+            await future.stopped()
+            raise
+        finally:
+            del future  # an error that it holds refers to this frame
+
+    @overload
+    def submit(
+        self,
+        fn: Callable[[*Ts], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
+    ) -> asyncio.Future[T]: ...
+    @overload
+    def submit(
+        self,
+        fn: Callable[[*Ts], T],
+        /,
+        *args: *Ts,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
+    ) -> asyncio.Future[T]: ...
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: object,
+        timeout: float | None = None,
+        on_cancel: OnCancel | None = None,
+        queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
+        retries: int = 0,
+    ) -> asyncio.Future[Any]:
+        """Begin one call now and return the future of its result: :meth:`run` without the coroutine.
+
+        Everything is as for ``run``, but that the call begins here, as with ``loop.run_in_executor``, and not when it
+        is awaited. For thousands of calls at once: ``asyncio.gather`` takes futures as they are, and makes a task of
+        each coroutine, which takes as long as all that a pool does for a call.
+
+        Cancellation of the future, or of whoever awaits it, cancels the call; a running one has been stopped, as
+        *on_cancel* says, when the future is cancelled. Dropping the future cancels nothing.
+
+        Raises:
+            TypeError: *fn* is not callable.
+            WrongLoopError: this is not the loop of the pool. All other errors are the future's.
+        """
+        call = _single_call(fn, args, "submit")
+        return self._runner.begin(AwaitedFuture, call, timeout, on_cancel, queue_timeout, retries)
 
     @overload
     async def gather(
@@ -317,6 +370,16 @@ class Calls:
         if options.get("backend") is not None:
             raise ValueError("A pool has its backend already; backend= cannot change it.")
         return resolved
+
+
+def _single_call(fn: Callable[..., Any], args: tuple[object, ...], method: str) -> Call[Any]:
+    if type(fn) is not Call:
+        if not callable(fn):
+            raise not_a_function(fn, f"{method}(f, x), or {method}(delayed(f)(x))")
+        return Call(fn, *args)
+    if args:
+        raise TypeError(f"{method}() got a Call and further arguments. Give them to the call: delayed(fn)(...).")
+    return fn
 
 
 def runner_of(pool: object) -> Runner:

@@ -92,11 +92,11 @@ class Engine:
         # How many calls wait; the scheduler's queues keep it.
         self._waiting = Tallies()
         self.admission = Admission(settings.max_queued, self._waiting)
-        self.runs = RunQueue(self.n_jobs, self.sharing, self._waiting)
+        self.admitted = Admitted(self.backend)
+        self.runs = RunQueue(self.n_jobs, self.sharing, self.admitted.tell, self._waiting)
         self.quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()
         # Where the single calls of each key wait, for as long as anyone has a use for that.
         self._runs_of: weakref.WeakValueDictionary[Hashable, RunQueue] = weakref.WeakValueDictionary()
-        self.admitted = Admitted()
         self.phase = Phase.NEW
         # None until the first use; a pool that was never used may be closed without.
         self._bound: Bound | None = None
@@ -138,6 +138,7 @@ class Engine:
         )
         encoder = self.backend.encoder(self.sharing, single=True)
         tie = LoopTie(loop, self._shut, self._on_loop_gone)
+        self.admitted.open(scheduler)
         self._bound = Bound(loop, os.getpid(), scheduler, encoder, tie)
         self._advance(Phase.OPEN)
         return self._bound
@@ -196,7 +197,7 @@ class Engine:
         if quota is None:
             quota = self.quotas[key] = Quota(key)
         if runs is None:
-            runs = self._runs_of[key] = RunQueue(sys.maxsize, self.sharing, self._waiting, quota)
+            runs = self._runs_of[key] = RunQueue(sys.maxsize, self.sharing, self.admitted.tell, self._waiting, quota)
         more, quota.limit, quota.max_queued = most > quota.limit, most, max_queued
         if more and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()
@@ -267,7 +268,7 @@ class Engine:
         self._advance(Phase.CLOSING)
         if self._bound is not None:
             error = ClosedPoolError("The pool was closed while this call was under way.")
-            self.admitted.fail_all(self._bound.scheduler, error)
+            self.admitted.fail_all(error)
 
     async def aclose(self, timeout: float | None) -> None:
         """Admit no more, wait *timeout* seconds for what was admitted, end the workers."""

@@ -100,9 +100,7 @@ class Patience:
     def _refuse(self, runs: Runs, index: int, seconds: float) -> None:
         future = runs.futures[index]
         self._backlog.drop(runs, index)
-        error = self.impatient(runs.queue.quota, seconds)
-        if future is not None and not future.done():
-            future.set_exception(error)
+        runs.queue.tell([future], [self.impatient(runs.queue.quota, seconds)], [0])
 
 
 def _slot_with(runs: Runs, index: int) -> Slot | None:

@@ -13,8 +13,7 @@ from aparallel._parallel.queues import Queue, Tallies, still_wanted
 from aparallel.abc import Batch, Function
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextvars import Context
 
     from aparallel._parallel.queues import Quota
@@ -25,7 +24,7 @@ class Runs:
     """Owns single calls that are treated alike.
 
     Attributes:
-        futures: one of each call, None once it was told or wants nothing any more.
+        futures: what is told the outcome of each call; None once it was told or wants nothing any more.
         retries: how often a call is run again after its worker died.
     """
 
@@ -44,7 +43,7 @@ class Runs:
         self.retries = retries
         # How many workers died of a call, for those that may be run again.
         self._deaths: dict[int, int] = {}
-        self.futures: list[asyncio.Future[Any] | None] = []
+        self.futures: list[Any] = []
 
     def wants(self, index: int) -> bool:
         return self.futures[index] is not None
@@ -53,13 +52,7 @@ class Runs:
         end = first + len(values)
         futures = self.futures[first:end]
         self.futures[first:end] = [None] * len(values)
-        for position in failed:
-            future = futures[position]
-            if future is not None and not future.done():
-                future.set_exception(values[position])
-        for future, value in zip(futures, values, strict=True):
-            if future is not None and not future.done():
-                future.set_result(value)
+        self.queue.tell(futures, values, failed)
 
     def may_retry(self, index: int) -> bool:
         deaths = self._deaths.get(index, 0)
@@ -76,16 +69,23 @@ class Runs:
 class RunQueue(Queue):
     """The single calls of a pool that wait for a worker.
 
-    *sharing* is how large buffers of their results travel; *coming* is how many are being pickled in threads.
+    *sharing* is how large buffers of their results travel; *coming* is how many are being pickled in threads; *tell*
+    tells what :meth:`enter` was given of calls what they gave, and is told which of these failed.
 
     Invariant: *holes* is the number of calls in ``pending`` that are not wanted any more.
     """
 
     def __init__(
-        self, limit: int, sharing: Sharing, tallies: Tallies | None = None, quota: Quota | None = None
+        self,
+        limit: int,
+        sharing: Sharing,
+        tell: Callable[[list[Any], list[Any], Sequence[int]], None],
+        tallies: Tallies | None = None,
+        quota: Quota | None = None,
     ) -> None:
         tallies = tallies or Tallies()
         super().__init__(limit, tally=tallies.runs, quota=quota)
+        self.tell = tell
         self._all_coming = tallies.coming
         self.sharing = sharing
         self.holes = 0
@@ -100,7 +100,7 @@ class RunQueue(Queue):
         self,
         function: Function,
         payload: Any,
-        future: asyncio.Future[Any],
+        future: Any,
         context: Context,
         timeout: float | None,
         on_cancel: OnCancel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import assert_type
@@ -45,6 +46,11 @@ async def run_gives_what_the_function_returns(pool: Pool) -> None:
     assert_type(await pool.run(delayed(area)(2, height=3), timeout=None), float)
     assert_type(await pool.run(area, 2, 3, retries=1), float)
     assert_type(await pool.run(fetch, "key"), bytes)
+    number = assert_type(pool.submit(area, 2, 3, timeout=2.0), asyncio.Future[float])
+    text = assert_type(pool.submit(fetch, "key"), asyncio.Future[bytes])
+    assert_type(await asyncio.gather(number, text), tuple[float, bytes])
+    assert_type(await pool.submit(delayed(area)(2, height=3)), float)
+    await pool.submit(area, 2, "3")  # type: ignore[arg-type, call-arg]
     assert_type(await pool.run(fetch, "key", retries=1), bytes)
     assert_type(await pool.run(delayed(fetch)("key")), bytes)
 
