@@ -49,6 +49,10 @@ class Contender(ABC):
 
     async def separate(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         """Run calls that know nothing of each other and start at the same moment. Results in order."""
+        return await self.coroutines(fn, args)
+
+    async def coroutines(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        """The same, each call a coroutine of its own."""
         return await asyncio.gather(*(self.run(fn, arg) for arg in args))
 
     async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,6 +34,9 @@ asyncio.run(main())
 
     async def run(self, fn: Callable[[A], R], arg: A) -> R:
         return await self._pool.run(fn, arg)
+
+    async def separate(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        return await asyncio.gather(*(self._pool.submit(fn, arg) for arg in args))
 
     async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         return await self._pool.gather(delayed(fn)(arg) for arg in args)

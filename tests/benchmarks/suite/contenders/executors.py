@@ -31,6 +31,10 @@ class ExecutorContender(Contender):
     async def run(self, fn: Callable[[A], R], arg: A) -> R:
         return await asyncio.get_running_loop().run_in_executor(self.executor, fn, arg)
 
+    async def separate(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self.executor, fn, arg) for arg in args))
+
     async def map_in_chunks(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         chunk = max(1, len(args) // (4 * self.n_jobs))  # multiprocessing.Pool.map's choice
 

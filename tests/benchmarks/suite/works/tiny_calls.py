@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
 from suite.calls import increment
@@ -39,7 +40,20 @@ class SeparateCalls(TinyCalls):
     name = "separate_calls"
     title = "5,000 separate calls at once, warm"
 
+    figures = (Figure("per call", Unit.MICROSECONDS_PER_CALL), Figure("as coroutines", Unit.MICROSECONDS_PER_CALL))
+
     full_calls = 5_000
+
+    async def measure(self, contender: Contender, setting: Setting) -> Measurement:
+        measured = await super().measure(contender, setting)
+        assert measured.calls is not None
+        numbers = range(measured.calls)
+        async with warm(contender, setting.n_jobs):
+            await contender.coroutines(increment, numbers)
+            runs = await repeated(lambda: contender.coroutines(increment, numbers), setting.scale)
+        check(runs[-1][1], numbers)
+        as_coroutines = median(seconds for seconds, _ in runs) / len(numbers) * 1e6
+        return replace(measured, figures={**measured.figures, "as coroutines": as_coroutines})
 
     async def do(self, contender: Contender, numbers: Sequence[int]) -> Sequence[int]:
         return await contender.separate(increment, numbers)
