@@ -37,8 +37,10 @@ _DATA = _LENGTHS + 4 * CAPACITY
 ROOM = SIZE - _DATA
 
 FIRST, COUNT, STARTED, CLAIMED, RECALLS, LOGGED = range(6)
-_VERSION = 2
-_LIST = dumps([], _VERSION)[:1]
+# ``write_plain(value, PLAIN)`` gives a plain outcome's bytes: no function of ours, which would take as long again.
+write_plain = dumps
+PLAIN = 2
+_LIST = write_plain([], PLAIN)[:1]
 
 
 class Outbox:
@@ -83,11 +85,6 @@ class Outbox:
         return lengths[skip:], data
 
 
-def write_plain(value: float | str | bytes | None) -> bytes:
-    """Return a plain outcome's bytes."""
-    return dumps(value, _VERSION)
-
-
 def read_plain(data: bytes | memoryview, count: int) -> list[Any]:
     """Read *count* outcomes that are all plain, back to back in *data*."""
     values: list[Any] = loads(  # noqa: S302 (our own worker wrote it; it may run any code anyway)
@@ -96,7 +93,7 @@ def read_plain(data: bytes | memoryview, count: int) -> list[Any]:
     return values
 
 
-if read_plain(write_plain(1.5) + write_plain("é") + write_plain(None), 3) != [1.5, "é", None]:
+if read_plain(write_plain(1.5, PLAIN) + write_plain("é", PLAIN) + write_plain(None, PLAIN), 3) != [1.5, "é", None]:
     raise ImportError("This Python's marshal lays out lists in a way that aparallel does not know. Please report it.")
 
 

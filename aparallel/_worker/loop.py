@@ -18,6 +18,7 @@ from aparallel._wire.outbox import (
     CLAIMED,
     COUNT,
     FIRST,
+    PLAIN,
     RECALLS,
     ROOM,
     STARTED,
@@ -239,6 +240,7 @@ class _Worker:
         tail, offset = frame.tail, self._learn(frame)
         functions, original, unfinished = self.functions, self.original, stdio.unfinished
         outgoing, head, verdicts = self.outgoing, self.head, self.verdicts
+        lengths, area = outgoing.lengths, outgoing.data
         outgoing.now = outgoing.busy_since = monotonic_ns()
         void_from = _NEVER
         call = frame.first
@@ -263,7 +265,7 @@ class _Worker:
                         flags, data = frames.FAILURE, describe_failure(error, RUNNING)
                     else:
                         if type(value) in _NUMBERS:
-                            flags, data = 0, write_plain(value)
+                            flags, data = 0, write_plain(value, PLAIN)
                         else:
                             flags, data = self._finish(value, None)
                         del value
@@ -281,7 +283,17 @@ class _Worker:
                     _leave_forked_copy()
                 if unfinished:
                     stdio.finish_lines()
-                outgoing.put(flags, data)
+                count, end = outgoing.count, outgoing.used + len(data)
+                if flags or end > ROOM or count == CAPACITY:
+                    outgoing.put(flags, data)
+                else:  # as put() does it, but here: a quarter of what a small call takes is saved so
+                    area[outgoing.used : end] = data
+                    lengths[count] = end - outgoing.used
+                    outgoing.used = end
+                    outgoing.count = head[COUNT] = count + 1
+                    outgoing.now = now = monotonic_ns()
+                    if now - outgoing.flushed_at > _PATIENCE_NS:
+                        outgoing.flush()
                 # A large result must not live on in a worker that waits.
                 del data
         outgoing.flush()
@@ -319,7 +331,7 @@ class _Worker:
     def _encode(self, value: Any) -> tuple[int, bytes]:
         kind = type(value)
         if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
-            return 0, write_plain(value)
+            return 0, write_plain(value, PLAIN)
         try:
             if "numpy" not in sys.modules and "pyarrow" not in sys.modules:  # nothing here makes buffers
                 return frames.PICKLED, pickle(value)
