@@ -65,6 +65,14 @@ class Drawn:
         self.runs.append((function, payloads))
         return payloads
 
+    def extend(self, more: Drawn) -> None:
+        """Add what was drawn next, from the same iterator: all was encoded so far, and the iterator went on."""
+        for function, payloads in more.runs:
+            self.run_of(function).extend(payloads)
+        self.count += more.count
+        self.size += more.size
+        self.exhausted, self.large, self.failed = more.exhausted, more.large, more.failed
+
 
 class Encoder(ABC):
     """Turns calls into payloads for one backend's workers. One encoder serves one gather, stream or pool."""

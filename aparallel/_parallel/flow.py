@@ -17,14 +17,14 @@ from aparallel._parallel.batching import calls_ahead
 from aparallel._parallel.progress import Reporter
 from aparallel._parallel.queues import Queue
 from aparallel._parallel.scheduler import Scheduler
-from aparallel.abc import Batch
+from aparallel.abc import Batch, Drawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from aparallel._parallel.options import Options
     from aparallel._parallel.queues import Quota
-    from aparallel.abc import Drawn, Encoder, OnCancel, Sharing
+    from aparallel.abc import Encoder, OnCancel, Sharing
 
 Source = Iterable[Any] | AsyncIterable[Any]
 
@@ -139,36 +139,33 @@ class Flow(Queue):
             if room <= 0:
                 await self._wait_for_room()
                 continue
-            slices = await self._draw_slices(calls, room)
+            drawn = await self._draw_slices(calls, room)
             if self.cancelled:  # in between
                 return
-            for drawn in slices:
-                await self._admit(drawn)
+            await self._admit(drawn)
             self._scheduler.dispatch()
-            if slices[-1].exhausted:
+            if drawn.exhausted:
                 return
-            if sum(drawn.count for drawn in slices) < room:
+            if drawn.count < room:
                 await asyncio.sleep(0)
 
-    async def _draw_slices(self, calls: Iterator[Any], room: int) -> list[Drawn]:
-        """Draw at most *room* calls, giving the loop back in between; only the last slice may hold the end."""
-        slices: list[Drawn] = []
-        count = 0
+    async def _draw_slices(self, calls: Iterator[Any], room: int) -> Drawn:
+        """Draw at most *room* calls, giving the loop back in between."""
+        drawn = Drawn([])
         until = time.monotonic() + _HAND_OUT_SECONDS
         while True:
             try:
-                drawn = self._encoder.draw(calls, room - count, self.drawn + count, _SLICE_SECONDS)
+                more = self._encoder.draw(calls, room - drawn.count, self.drawn + drawn.count, _SLICE_SECONDS)
             except TypeError:
                 close_coroutines(self._source)
                 raise
-            slices.append(drawn)
-            count += drawn.count
-            ended = drawn.exhausted or drawn.large is not None or drawn.failed is not None
-            if ended or count == room or time.monotonic() >= until:
-                return slices
+            drawn.extend(more)
+            ended = more.exhausted or more.large is not None or more.failed is not None
+            if ended or drawn.count == room or time.monotonic() >= until:
+                return drawn
             await asyncio.sleep(0)
             if self.cancelled:
-                return slices
+                return drawn
 
     async def _draw_async(self, calls: AsyncIterator[Any]) -> None:
         until = time.monotonic() + _SLICE_SECONDS
