@@ -173,7 +173,7 @@ class Channel:
             return None
         except OSError:
             return 0
-        if ancillary or flags & socket.MSG_CTRUNC:
+        if ancillary or flags & descriptors.TRUNCATED:
             self.descriptors.append(descriptors.incoming(ancillary))
         self._filled += received
         self._take_frames()

@@ -79,6 +79,14 @@ class StreamFlow(Flow):
                 self.finished.set_result(None)
             self._announce()
 
+    def next_nowait(self) -> tuple[int, Any] | None:
+        """Return the next result and its index if it is there and nothing belongs before it."""
+        if not self._ready or self._unsettled or self.error is not None:
+            return None
+        self._consumed += 1
+        self.wake_drawer()
+        return self._ready.popleft()
+
     async def next(self) -> tuple[int, Any]:
         """Return the next result and its index; raise what stopped the flow, or StopAsyncIteration."""
         while True:
@@ -86,10 +94,9 @@ class StreamFlow(Flow):
                 await self._settle()
             if self.error is not None:
                 raise self.error
-            if self._ready:
-                self._consumed += 1
-                self.wake_drawer()
-                return self._ready.popleft()
+            taken = self.next_nowait()
+            if taken is not None:
+                return taken
             if self.finished.done():
                 raise StopAsyncIteration
             arrival = self._scheduler.loop.create_future()
@@ -167,6 +174,9 @@ class ResultStream(Generic[T_co]):
         if self._given % _RESULTS_AT_ONCE == 0 and time.monotonic() > self._pause_at:
             await asyncio.sleep(0)
             self._pause_at = time.monotonic() + _SECONDS_AT_ONCE
-        self._index, value = await flow.next()
+        taken = flow.next_nowait()
+        if taken is None:
+            taken = await flow.next()
+        self._index, value = taken
         result: T_co = value
         return result

@@ -16,6 +16,9 @@ ROOM = _socket.CMSG_SPACE(4) if hasattr(_socket, "CMSG_SPACE") else 0
 
 RECEIVE_FLAGS: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 
+# A plain number: socket's is a member of an enum, and to look at a bit of one takes a microsecond.
+TRUNCATED: int = getattr(_socket, "MSG_CTRUNC", 0)
+
 
 def outgoing(fd: int) -> list[tuple[int, int, bytes]]:
     """Return what ``sendmsg`` takes along for *fd*."""
