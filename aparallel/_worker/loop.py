@@ -17,16 +17,15 @@ from aparallel._wire.outbox import (
     CAPACITY,
     CLAIMED,
     COUNT,
-    FIRST,
     PLAIN,
     RECALLS,
     ROOM,
     STARTED,
     Outbox,
-    read_plain,
     write_plain,
 )
 from aparallel._worker import lifeline, stdio
+from aparallel._worker.outgoing import IN_SEGMENT, PATIENCE_NS, Outgoing
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aparallel._transfer.borrowing import Loan
-    from aparallel._transfer.lending import Segment
     from aparallel._worker.logs import WorkerLogs
     from aparallel._worker.memory import WorkerMemory
 
@@ -47,16 +45,7 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
 _PLAIN_LENGTH = 4096
 
-# Outcomes wait at most this long for company while calls keep finishing.
-_PATIENCE_NS = 1_000_000
-
-# An outcome larger than this travels in a frame of its own.
-_LARGE = 32 * 1024
-
 _HEADER_FLAGS = MSG_WAITALL | descriptors.RECEIVE_FLAGS
-
-# The flags of an outcome whose large buffers are in a segment: no outcome is a pickle and a failure.
-_IN_SEGMENT = frames.FAILURE | frames.PICKLED
 
 
 async def _coroutine() -> None: ...
@@ -100,7 +89,7 @@ class _Frame:
 class _Worker:
     def __init__(self, connection: socket, outbox: Outbox, logs: int | None = None) -> None:
         self.connection = connection
-        self.outgoing = _Outgoing(connection, outbox)
+        self.outgoing = Outgoing(connection, outbox)
         self.head = outbox.head
         # Frames that were read while a verdict was awaited.
         self.waiting: deque[_Frame] = deque()
@@ -292,7 +281,7 @@ class _Worker:
                     outgoing.used = end
                     outgoing.count = head[COUNT] = count + 1
                     outgoing.now = now = monotonic_ns()
-                    if now - outgoing.flushed_at > _PATIENCE_NS:
+                    if now - outgoing.flushed_at > PATIENCE_NS:
                         outgoing.flush()
                 # A large result must not live on in a worker that waits.
                 del data
@@ -338,7 +327,7 @@ class _Worker:
             data, segment, spans = self._memory().encode(value, *self.results)
             if not spans:
                 return frames.PICKLED, data
-            return _IN_SEGMENT, dumps((segment, spans, data), 5)
+            return IN_SEGMENT, dumps((segment, spans, data), 5)
         except BaseException as error:
             return frames.FAILURE, describe_failure(error, RETURNING)
 
@@ -379,87 +368,6 @@ class _Worker:
                 return False
             view = view[received:]
         return True
-
-
-class _Outgoing:
-    """Outcomes on their way to the parent.
-
-    Invariant: an outcome is in the outbox from the moment its call has finished until it is
-    in the socket, so the parent finds it in one of them whenever this process dies.
-    """
-
-    def __init__(self, connection: socket, outbox: Outbox) -> None:
-        self.connection = connection
-        self.head, self.lengths, self.data = outbox.head, outbox.lengths, outbox.data
-        self.first = 0
-        self.count = 0
-        self.used = 0
-        # Monotonic nanoseconds: the last outcome, the last frame, and from when a frame's calls count as busy.
-        self.now = self.flushed_at = self.busy_since = 0
-
-    def put(self, flags: int, data: bytes) -> None:
-        """Add one outcome; send what waits if it has waited long enough."""
-        size = len(data)
-        count = self.count
-        end = self.used + size
-        if size > _LARGE or count == CAPACITY or end > ROOM or flags == _IN_SEGMENT:
-            self._make_room(flags, data)
-            return
-        self.data[self.used : end] = data
-        self.lengths[count] = size | flags
-        self.used = end
-        self.count = self.head[COUNT] = count + 1
-        self.now = now = monotonic_ns()
-        if now - self.flushed_at > _PATIENCE_NS:
-            self.flush()
-
-    def _make_room(self, flags: int, data: bytes) -> None:
-        self.flush()
-        kind = frames.LARGE_FAILURE if flags & frames.FAILURE else frames.LARGE_VALUE
-        if flags == _IN_SEGMENT:
-            kind = frames.VALUE_IN_SEGMENT
-        elif len(data) <= _LARGE:
-            self.put(flags, data)
-            return
-        if not flags:  # an int may have a million digits
-            data = dumps(read_plain(data, 1)[0], 5)
-        self.now = monotonic_ns()
-        self.send(kind, data, count=1)
-        self.first += 1
-        self.head[FIRST] = self.first
-
-    def flush(self) -> None:
-        if self.count:
-            body = b"".join((self.lengths[: self.count], self.data[: self.used]))
-            self.send(frames.OUTCOMES, body, count=self.count)
-            # The count falls before the position rises: a reader in between finds nothing, not garbage.
-            self.head[COUNT] = 0
-            self.first += self.count
-            self.head[FIRST] = self.first
-            self.count = self.used = 0
-        self.flushed_at = monotonic_ns()
-
-    def tell(self, kind: int, news: object, fd: int | None = None) -> None:
-        """Send what is no outcome, and a descriptor with its first byte."""
-        body = dumps(news, 5)
-        frame = frames.TO_PARENT.pack(kind, 0, 0, 0, len(body)) + body
-        if fd is None:
-            self.connection.sendall(frame)
-            return
-        sent = self.connection.sendmsg([frame], descriptors.outgoing(fd))
-        self.connection.sendall(frame[sent:])
-
-    def introduce(self, segment: Segment) -> None:
-        self.tell(frames.SEGMENT, (segment.number, segment.size), segment.fd)
-
-    def send(self, kind: int, body: bytes, count: int = 0) -> None:
-        header = frames.TO_PARENT.pack(kind, count, self.first, self.now - self.busy_since, len(body))
-        if len(body) <= _LARGE:
-            self.connection.sendall(header + body)
-        else:
-            self.connection.sendall(header)
-            self.connection.sendall(body)
-        self.now = self.busy_since = monotonic_ns()
 
 
 def _leave_forked_copy() -> None:
