@@ -91,6 +91,18 @@ async def test_a_large_argument_is_pickled_off_the_loop_and_waits_like_any_other
         assert await pool.run(len, b"x" * 300_000) == 300_000
 
 
+async def test_whoever_cancels_all_tasks_leaves_no_future_pending() -> None:
+    async with Pool(1) as pool:
+        future = pool.submit(len, b"x" * 300_000)
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("aparallel-"):  # the others are the tests'
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(future, 20)
+        assert pool._engine.admitted.is_empty()
+        assert await pool.run(len, b"x" * 300_000) == 300_000
+
+
 async def test_errors_are_the_futures() -> None:
     async with Pool(1, max_queued=0) as pool:
         ended = await asyncio.gather(

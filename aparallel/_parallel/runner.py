@@ -15,6 +15,7 @@ from aparallel._parallel.stream import StreamFlow
 from aparallel.errors import WrongLoopError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from aparallel._ground.call import Call
@@ -85,7 +86,7 @@ class Runner:
         runs.add_to_coming(1)
         entering = self._enter_large(future, bound, call, how, patience)
         admitted.encoding[future] = task = bound.loop.create_task(entering, name="aparallel-encode")
-        task.add_done_callback(lambda _: self._end_encoding(future))  # it may be cancelled before it has begun
+        task.add_done_callback(lambda task: self._on_encoded(future, task))
         return future
 
     def _enter(
@@ -124,6 +125,11 @@ class Runner:
     def _end_encoding(self, future: CallFuture[Any]) -> None:
         if self.engine.admitted.encoding.pop(future, None) is not None:
             self._runs.add_to_coming(-1)
+
+    def _on_encoded(self, future: CallFuture[Any], task: asyncio.Task[None]) -> None:
+        self._end_encoding(future)  # it may have been cancelled before it had begun
+        if task.cancelled():  # perhaps by whoever cancels all tasks of the loop
+            future.cancel()
 
     async def gather(
         self, source: Source, options: Options, return_exceptions: bool, workers: int | None = None
