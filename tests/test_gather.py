@@ -239,6 +239,19 @@ async def test_the_remote_traceback_ends_the_cause_chain() -> None:
     assert "Needy: 1 and 2" in str(last)
 
 
+async def test_a_function_that_travels_by_value_is_shown_with_its_file_and_line() -> None:
+    word = "closed over"
+
+    def fail() -> None:
+        raise LookupError(word)
+
+    with pytest.raises(LookupError) as caught:
+        await gather_parallel([delayed(fail)()])
+    text = str(chain_of(caught.value)[-1])
+    assert f'File "{__file__}", line {fail.__code__.co_firstlineno + 1}, in fail' in text
+    assert "raise LookupError(word)" in text
+
+
 def raise_from() -> None:
     try:
         try:

@@ -142,12 +142,23 @@ def _reduce_with_our_builders(obj: object) -> Any:
     return _with_our_builders(cloudpickle.Pickler.dispatch_table[type(obj)](obj))
 
 
+# Where types.CodeType takes the name of the file, in Python 3.11 to 3.14.
+_FILENAME = 10
+
+
+def _reduce_code(code: CodeType) -> _Reduced:
+    """Keep the name of its file, which tracebacks and warnings show: recent versions of cloudpickle drop it."""
+    builder, parts = _reduce_with_our_builders(code)
+    return builder, (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
+
+
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with four amendments.
+    """cloudpickle's pickler, with five amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
     from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
-    A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to.
+    A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
+    knows its file.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
@@ -173,7 +184,8 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         {
             ContextVar: _reduce_context_var,
             type(_late_cached(0, False)): _reduce_cached,
-            **dict.fromkeys((CellType, CodeType, ModuleType), _reduce_with_our_builders),
+            **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
+            CodeType: _reduce_code,
         },
         cloudpickle.Pickler.dispatch_table,
     )
