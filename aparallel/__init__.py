@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         StoredCall,
         expires_after,
     )
-    from aparallel._parallel.accounts import LimitStatistics, PoolStatistics
     from aparallel._parallel.config import parallel_config
     from aparallel._parallel.gather import gather_parallel, stream_parallel
     from aparallel._parallel.pool import LimitedPool, Pool
+    from aparallel._parallel.statistics import LimitStatistics, PoolStatistics
     from aparallel._parallel.stream import ResultStream
     from aparallel._persist.dump import dump, dump_chunks, dumps
     from aparallel._persist.inspection import FileInfo, inspect
@@ -73,14 +73,14 @@ _HOMES = {
     "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",
     "FunctionStatistics": "aparallel._memory.results",
-    "LimitStatistics": "aparallel._parallel.accounts",
+    "LimitStatistics": "aparallel._parallel.statistics",
     "LimitedPool": "aparallel._parallel.pool",
     "MemorizedFunction": "aparallel._memory.function",
     "MemorizedResult": "aparallel._memory.results",
     "Memory": "aparallel._memory.memory",
     "MemoryStatistics": "aparallel._memory.results",
     "Pool": "aparallel._parallel.pool",
-    "PoolStatistics": "aparallel._parallel.accounts",
+    "PoolStatistics": "aparallel._parallel.statistics",
     "ResultStream": "aparallel._parallel.stream",
     "Shared": "aparallel._ground.sharing",
     "StoredCall": "aparallel._memory.results",

@@ -7,16 +7,14 @@ every method returns at once and what happens is told through :class:`WorkerEven
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from aparallel._ground.call import name_of
 from aparallel._ground.encoding import DirectEncoder, Drawn, Encoder, Function
 from aparallel._ground.outcomes import run_call
 from aparallel._ground.sharing import Shared
-from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 from aparallel._ground.timings import Timing, Timings
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._ground.sharing import MmapMode
+    from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 
 __all__ = [
     "Backend",
@@ -54,9 +53,20 @@ __all__ = [
 
 OnCancel = Literal["kill", "wait", "abandon"]
 
+_OF_STORES = frozenset({"Limits", "Listed", "Place", "Record", "Store", "Totals"})
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sharing:
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Load what stores need when it is asked for: calls need none of it."""
+        if name not in _OF_STORES:
+            raise AttributeError(f"module 'aparallel.abc' has no attribute {name!r}")
+        from aparallel._ground import store
+
+        return getattr(store, name)
+
+
+class Sharing(NamedTuple):
     """How large buffers travel to workers that do not share the caller's memory, and back.
 
     Attributes:
@@ -119,8 +129,7 @@ class Later:
         self.get = get
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """How a worker ended.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import inspect
 import os
 import sys
@@ -19,7 +18,8 @@ from aparallel._backends.process import ProcessBackend
 from aparallel._backends.thread import ThreadBackend
 from aparallel._parallel.batching import MESSAGE_CALLS
 from aparallel._parallel.options import resolve
-from aparallel._parallel.settings import PoolSettings, Settings
+from aparallel._parallel.settings import Settings
+from aparallel._parallel.typed import PoolSettings
 from aparallel.abc import Sharing
 from aparallel.testing import FakeBackend
 
@@ -52,10 +52,10 @@ MADE = {"process": ProcessBackend, "thread": ThreadBackend, "inline": InlineBack
 
 
 def test_all_settings_are_tried_here() -> None:
-    names = {field.name for field in dataclasses.fields(Settings)}
+    names = set(Settings._fields)
     assert {*OF_WORKERS, *OF_POOLS, "n_jobs", "backend"} == names
     defaults = {name: parameter.default for name, parameter in inspect.signature(Pool).parameters.items()}
-    assert defaults == {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert defaults == Settings._field_defaults
     assert set(PoolSettings.__annotations__) == names
 
 

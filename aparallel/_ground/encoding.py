@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from abc import ABC, abstractmethod
 from itertools import islice
@@ -37,7 +36,6 @@ class Function:
         self.timing = timing
 
 
-@dataclasses.dataclass(slots=True)
 class Drawn:
     """What an encoder drew from an iterator of calls.
 
@@ -50,12 +48,23 @@ class Drawn:
         failed: a call, the next in order, that cannot be encoded, and why.
     """
 
-    runs: list[tuple[Function, list[Any]]]
-    count: int = 0
-    size: int = 0
-    exhausted: bool = False
-    large: Call[Any] | None = None
-    failed: BaseException | None = None
+    __slots__ = ("count", "exhausted", "failed", "large", "runs", "size")
+
+    def __init__(
+        self,
+        runs: list[tuple[Function, list[Any]]],
+        count: int = 0,
+        size: int = 0,
+        exhausted: bool = False,
+        large: Call[Any] | None = None,
+        failed: BaseException | None = None,
+    ) -> None:
+        self.runs = runs
+        self.count = count
+        self.size = size
+        self.exhausted = exhausted
+        self.large = large
+        self.failed = failed
 
     def run_of(self, function: Function) -> list[Any]:
         """Return the payloads of the run in progress if it is *function*'s, else those of a new run."""

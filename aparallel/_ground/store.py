@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
@@ -205,6 +204,8 @@ class Store(ABC):
 
     def note_removal(self, place: Place | None) -> None:
         """Have :meth:`removals` change: what is stored at *place*, or everywhere, is about to be removed by request."""
+        import secrets  # 5 ms for a script's start, and few programs get here
+
         self.write_note(_note_of_removals(place), secrets.token_hex(8).encode())
 
     def removals(self, place: Place) -> Hashable:

@@ -13,8 +13,8 @@ import functools
 import os
 import threading
 import weakref
+from _queue import SimpleQueue
 from contextvars import Context, copy_context
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aparallel._ground.loops import LoopEnd, running_loop

@@ -23,7 +23,7 @@ _BYTES: Mapping[str, int] = MappingProxyType(
 _SECONDS = MappingProxyType({"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800, "": 1})
 
 # Thirty digits are enough for any amount, and stay below int()'s own limit on digits.
-_AMOUNT = re.compile(r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*([A-Za-z]*)\s*")
+_AMOUNT = r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*([A-Za-z]*)\s*"
 
 
 def whole_number(value: object) -> int | None:
@@ -51,7 +51,7 @@ def parse_bytes(amount: str | int) -> int:
     """
     if not isinstance(amount, str):
         return _checked_bytes(amount)
-    match = _AMOUNT.fullmatch(amount)
+    match = re.fullmatch(_AMOUNT, amount)
     factor = _BYTES.get(match[3].upper()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{amount!r} is not a number of bytes. Write for example 500, '64K', '1.5GB' or '2TiB'.")
@@ -88,7 +88,7 @@ def parse_seconds(amount: str | float | timedelta) -> float:
 def _read_seconds(text: str) -> float:
     total, position = 0.0, 0
     while position < len(text) or position == 0:
-        match = _AMOUNT.match(text, position)
+        match = re.compile(_AMOUNT).match(text, position)
         factor = _SECONDS.get(match[3]) if match else None
         stands_alone = match is not None and match.span() == (0, len(text))
         if match is None or factor is None or not (match[3] or stands_alone):

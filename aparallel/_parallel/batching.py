@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from math import ceil, inf
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aparallel._ground.units import whole_number
 
@@ -27,7 +26,7 @@ AHEAD_SECONDS = 0.05
 AHEAD_BYTES = 256 * 1024 * 1024
 _AHEAD_CALLS = 20_000
 
-_EXPRESSION = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?")
+_EXPRESSION = r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?"
 
 
 def calls_per_message(seconds: float | None, budget: float, share: int, batch_size: int | None) -> int:
@@ -69,8 +68,7 @@ def calls_ahead(
     return ahead
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DrawLimit:
+class DrawLimit(NamedTuple):
     """How many calls may be drawn and not finished: a hard limit, or none.
 
     Attributes:
@@ -107,7 +105,7 @@ def parse_pre_dispatch(value: PreDispatch) -> DrawLimit:
             return DrawLimit()
         if value == "all":
             return DrawLimit(1 << 62)
-        if found := _EXPRESSION.fullmatch(value):
+        if found := re.fullmatch(_EXPRESSION, value):
             return DrawLimit(float(found[1] or 1) * float(found[2] or 1), each=True)
     elif (calls := whole_number(value)) is not None:
         return DrawLimit(calls)

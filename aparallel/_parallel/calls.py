@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, Unpack, c
 from aparallel._ground.call import Call, not_a_function
 from aparallel._parallel.flow import single_source
 from aparallel._parallel.futures import AwaitedFuture, CallFuture
-from aparallel._parallel.options import Options, PoolOptions, Unset, resolve
+from aparallel._parallel.options import Options, Unset, resolve
 from aparallel._parallel.stream import ResultStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine
 
     from aparallel._parallel.runner import Runner
+    from aparallel._parallel.typed import PoolOptions
     from aparallel.abc import OnCancel
 
 T = TypeVar("T")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Unpack
 
-from aparallel._parallel.options import PoolOptions, configure, unconfigure
+from aparallel._parallel.options import configure, unconfigure
+from aparallel._parallel.typed import PoolOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

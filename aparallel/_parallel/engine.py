@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import dataclasses
 import os
 import sys
 import weakref
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aparallel._ground.cpus import cpu_count
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import whole_number
-from aparallel._parallel.accounts import PoolStatistics
 from aparallel._parallel.admission import Admission
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from aparallel._ground.sharing import MmapMode, Shared
     from aparallel._parallel.settings import Settings
+    from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Encoder
 
 # What a cancelled coroutine has for its clean-up once the time of the pool is over.
@@ -46,8 +45,7 @@ _inline_pools: contextvars.ContextVar[tuple[Engine | Quota | None, ...]] = conte
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """What a pool has from its first use on.
 
     Attributes:
@@ -243,6 +241,8 @@ class Engine:
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool is doing now."""
+        from aparallel._parallel.statistics import PoolStatistics
+
         if self._bound is None:
             return PoolStatistics(
                 self.n_jobs, workers=0, starting=0, idle=0, busy=0, queued=0, running=0, completed=0, failed=0, broken=0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._parallel.batching import BatchSize, DrawLimit, PreDispatch
+from aparallel._parallel.batching import DrawLimit
 from aparallel._parallel.kinds import kind_of
 from aparallel._parallel.parsing import READERS
 from aparallel.abc import Backend, Sharing
@@ -35,29 +33,10 @@ class HasBackend(Protocol):
     def backend_name(self) -> str: ...
 
 
-class PoolOptions(TypedDict, total=False):
-    """What ``Pool.gather``, ``Pool.stream`` and ``Pool.map`` accept."""
-
-    n_jobs: int
-    prefer: Literal["processes", "threads"] | None
-    require: Literal["sharedmem"] | None
-    batch_size: BatchSize
-    pre_dispatch: PreDispatch
-    timeout: float | None
-    verbose: int
-    retries: int
-    on_cancel: OnCancel | None
-    progress: bool | Callable[[int, int | None], object]
-    max_nbytes: int | str | None
-    mmap_mode: MmapMode
-    temp_folder: str | os.PathLike[str] | None
-
-
 _NO_LIMIT = DrawLimit()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """All options of one gather or stream, checked and read, with their defaults."""
 
     n_jobs: int | None = None
@@ -92,7 +71,7 @@ class Options:
         return effective_n_jobs(-1 if self.n_jobs is None else self.n_jobs, cpus or cpu_count())
 
 
-_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+_NAMES = frozenset(Options._fields)
 
 # What is asked of a gather now and then, joblib's name for it included.
 _OF_STREAMS = frozenset({"ordered", "return_as"})

@@ -6,7 +6,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
-from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +150,8 @@ def _seconds(value: object) -> float | None:
     """Return a number as it is, None for all else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
+    from numbers import Real  # NumPy's and fractions: rare
+
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
-from aparallel._parallel.accounts import LimitStatistics
 from aparallel._parallel.calls import Calls
 from aparallel._parallel.engine import Engine
 from aparallel._parallel.runner import Runner
-from aparallel._parallel.settings import Settings, checked_initargs, checked_variables
+from aparallel._parallel.settings import Settings
+from aparallel._parallel.statistics import LimitStatistics
 
 if TYPE_CHECKING:
     import os
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
     from types import TracebackType
 
-    from aparallel._parallel.accounts import PoolStatistics
     from aparallel._parallel.kinds import BackendName
     from aparallel._parallel.queues import Quota
+    from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, OnCancel
 
 T = TypeVar("T")
@@ -93,14 +93,14 @@ class Pool(Calls):
                 n_jobs=n_jobs,
                 backend=backend,
                 initializer=initializer,
-                initargs=checked_initargs(initargs),
+                initargs=initargs,
                 idle_timeout=idle_timeout,
                 max_calls_per_worker=max_calls_per_worker,
                 max_queued=max_queued,
                 queue_timeout=queue_timeout,
                 inner_max_num_threads=inner_max_num_threads,
                 on_cancel=on_cancel,
-                context_vars=checked_variables(context_vars),
+                context_vars=context_vars,
                 executable=executable,
                 nice=nice,
                 max_nbytes=max_nbytes,

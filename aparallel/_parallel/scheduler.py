@@ -25,7 +25,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from aparallel._parallel.accounts import Accounts, PoolStatistics
+from aparallel._parallel.accounts import Accounts
 from aparallel._parallel.backlog import Backlog
 from aparallel._parallel.batching import MESSAGE_CALLS, MESSAGE_SECONDS, calls_per_message, fair_share
 from aparallel._parallel.delivery import Delivery
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from aparallel._ground.timings import Timing
     from aparallel._parallel.queues import Cancellable, Owner, Queue
     from aparallel._parallel.runs import Runs
+    from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
     from aparallel.errors import AparallelError
 
@@ -121,6 +122,8 @@ class Scheduler:
         self.workforce.limit = limit
 
     def statistics(self) -> PoolStatistics:
+        from aparallel._parallel.statistics import PoolStatistics
+
         accounts, present = self.accounts, self.workforce.present()
         return PoolStatistics(
             n_jobs=self.workforce.limit,

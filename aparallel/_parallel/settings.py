@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.units import whole_number
-from aparallel._parallel.kinds import KINDS, BackendName, kind_of, nested_kind
+from aparallel._parallel.kinds import KINDS, kind_of, nested_kind
 from aparallel._parallel.parsing import (
     make_sharing,
     parse_count,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._ground.sharing import MmapMode
+    from aparallel._parallel.typed import PoolSettings
     from aparallel.abc import OnCancel
 
 _LOWEST_PRIORITY = 19
@@ -36,30 +36,7 @@ _LOWEST_PRIORITY = 19
 _NICE = 10
 
 
-class PoolSettings(TypedDict, total=False):
-    """The arguments of :class:`aparallel.Pool`, which say what they mean."""
-
-    n_jobs: int
-    backend: BackendName | Backend
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    idle_timeout: float | None
-    max_calls_per_worker: int | None
-    max_queued: int | None
-    queue_timeout: float | None
-    inner_max_num_threads: int | None
-    on_cancel: OnCancel | None
-    context_vars: Sequence[ContextVar[Any]]
-    executable: str | None
-    nice: int | None
-    max_nbytes: int | str | None
-    mmap_mode: MmapMode
-    temp_folder: str | os.PathLike[str] | None
-    logs: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Reach:
+class _Reach(NamedTuple):
     """Which workers a setting is for.
 
     Attributes:
@@ -89,14 +66,7 @@ _REACH = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """The settings of one pool, as :class:`aparallel.Pool` explains them.
-
-    Raises:
-        TypeError, ValueError: a bad one, or one that such workers cannot keep.
-    """
-
+class _Given(NamedTuple):  # not a dataclass, which takes a script's start ten times as long to make
     n_jobs: int = -1
     backend: str | Backend = "process"
     initializer: Callable[..., object] | None = None
@@ -107,7 +77,7 @@ class Settings:
     queue_timeout: float | None = None
     inner_max_num_threads: int | None = None
     on_cancel: OnCancel | None = None
-    context_vars: tuple[ContextVar[Any], ...] = ()
+    context_vars: Sequence[ContextVar[Any]] = ()
     executable: str | None = None
     nice: int | None = None
     max_nbytes: int | str | None = "1M"
@@ -115,22 +85,34 @@ class Settings:
     temp_folder: str | os.PathLike[str] | None = None
     logs: bool = True
 
-    def __post_init__(self) -> None:
-        effective_n_jobs(self.n_jobs, 1)
-        parse_on_cancel(self.on_cancel)
-        self._keep("inner_max_num_threads", parse_inner_threads(self.inner_max_num_threads))
-        self._keep("max_calls_per_worker", parse_count("max_calls_per_worker", self.max_calls_per_worker, 1))
-        self._keep("max_queued", parse_count("max_queued", self.max_queued, 0))
-        self._keep("queue_timeout", parse_patience("queue_timeout", self.queue_timeout))
-        self._keep("idle_timeout", parse_idle_timeout(self.idle_timeout))
-        self._keep("nice", _parse_nice(self.nice))
-        if self.initializer is not None and not callable(self.initializer):
-            raise TypeError(f"initializer={self.initializer!r} is not a function.")
-        self._check_reach(kind_of(self.backend))
 
-    def _keep(self, name: str, value: object) -> None:
-        """Put what a value means in its place, such as an int for NumPy's."""
-        object.__setattr__(self, name, value)
+class Settings(_Given):
+    """The settings of one pool, as :class:`aparallel.Pool` explains them.
+
+    Raises:
+        TypeError, ValueError: a bad one, or one that such workers cannot keep.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, **given: Unpack[PoolSettings]) -> Self:
+        new = super().__new__(cls, **given)
+        effective_n_jobs(new.n_jobs, 1)
+        parse_on_cancel(new.on_cancel)
+        checked = new._replace(  # what a value means in its place, such as an int for NumPy's
+            inner_max_num_threads=parse_inner_threads(new.inner_max_num_threads),
+            max_calls_per_worker=parse_count("max_calls_per_worker", new.max_calls_per_worker, 1),
+            max_queued=parse_count("max_queued", new.max_queued, 0),
+            queue_timeout=parse_patience("queue_timeout", new.queue_timeout),
+            idle_timeout=parse_idle_timeout(new.idle_timeout),
+            nice=_parse_nice(new.nice),
+            initargs=_checked_initargs(new.initargs),
+            context_vars=_checked_variables(new.context_vars),
+        )
+        if new.initializer is not None and not callable(new.initializer):
+            raise TypeError(f"initializer={new.initializer!r} is not a function.")
+        checked._check_reach(kind_of(new.backend))
+        return checked
 
     def _check_reach(self, kind: str) -> None:
         """Refuse what workers of this *kind* would not be told.
@@ -138,21 +120,21 @@ class Settings:
         It is the kind that was asked for: inside a worker, where threads stand in for processes, what only processes
         can keep is let go.
         """
-        for field in dataclasses.fields(self):
-            value, reach = getattr(self, field.name), _REACH.get(field.name)
-            if reach is None or value == field.default or (kind != "process" and value == reach.idle):
+        for name, value in self._asdict().items():
+            reach = _REACH.get(name)
+            if reach is None or value == self._field_defaults[name] or (kind != "process" and value == reach.idle):
                 continue
-            given = f"{field.name}={value!r}" if isinstance(value, str | int) else f"{field.name}="
+            given = f"{name}={value!r}" if isinstance(value, str | int) else f"{name}="
             if not isinstance(self.backend, Backend):
                 if kind not in reach.kinds:
                     raise ValueError(
                         f"{given} is for process workers; {kind} workers are in this very process and cannot keep it. "
-                        f"Use backend='process', or leave {field.name}= out."
+                        f"Use backend='process', or leave {name}= out."
                     )
             elif not reach.told or (kind in KINDS and kind not in reach.kinds):
                 raise ValueError(
                     f"{given} does not reach the workers of {self.backend!r}, which was made without it. "
-                    f"Give it to that backend where it is made, if it takes it; else leave {field.name}= out, or name "
+                    f"Give it to that backend where it is made, if it takes it; else leave {name}= out, or name "
                     f"a kind of workers such as backend='process'."
                 )
 
@@ -195,14 +177,14 @@ class Settings:
         )
 
 
-def checked_initargs(initargs: object) -> tuple[Any, ...]:
+def _checked_initargs(initargs: object) -> tuple[Any, ...]:
     """Return the arguments of an initializer as a tuple."""
     if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
         raise TypeError(f"initargs={initargs!r} is not a tuple of arguments. Write initargs=(value,).")
     return tuple(initargs)
 
 
-def checked_variables(variables: object) -> tuple[ContextVar[Any], ...]:
+def _checked_variables(variables: object) -> tuple[ContextVar[Any], ...]:
     """Return context variables as a tuple."""
     if not isinstance(variables, Sequence) or not all(isinstance(variable, ContextVar) for variable in variables):
         raise TypeError(f"context_vars={variables!r} is not a sequence of ContextVars.")

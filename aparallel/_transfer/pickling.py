@@ -11,7 +11,6 @@ from _pickle import PickleBuffer, Pickler, dumps
 from copyreg import dispatch_table
 
 from aparallel._transfer.out_of_band import TooLarge
-from aparallel.errors import SharingError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 
@@ -72,10 +71,11 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
             if reducers:
                 pickler.dispatch_table = {**dispatch_table, **reducers}
             pickler.dump(obj)
-        except (TooLarge, SharingError):
+        except TooLarge:
             raise
-        except Exception:  # as in pickle(): by value, below, or that raises
-            pass
+        except Exception as error:  # as in pickle(): by value, below, or that raises
+            if _is_final(error):
+                raise
         else:
             data = sink.take()
             if MAIN not in data:
@@ -89,6 +89,13 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
     by_value.array_reducers = reducers
     by_value.dump(obj)
     return sink.take()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether pickling by value would end the same way."""
+    from aparallel.errors import SharingError  # a worker starts without
+
+    return isinstance(error, SharingError)
 
 
 def array_reducers(buffers: OutOfBand | None) -> dict[type, Callable[[Any], Any]]:

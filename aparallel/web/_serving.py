@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from aparallel._ground.units import parse_seconds
 from aparallel._parallel.pool import Pool
-from aparallel._parallel.settings import PoolSettings
+from aparallel._parallel.typed import PoolSettings
 from aparallel.web._finding import STATE_KEY, found_at
 
 if TYPE_CHECKING:
