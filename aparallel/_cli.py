@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from aparallel import __version__
 from aparallel._ground.store import Limits, Listed
 from aparallel._ground.units import parse_bytes, parse_seconds
 from aparallel._memory.disk.store import DiskStore
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aparallel", description="Parallel calls and memoization for asyncio.")
+    parser.add_argument("--version", action="version", version=f"aparallel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     cache = commands.add_parser("cache", help="look after the directory of a Memory")
     actions = cache.add_subparsers(required=True, metavar="ACTION")

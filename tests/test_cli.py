@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from memory_support import files_of
 
-from aparallel import Memory
+from aparallel import Memory, __version__
 from aparallel._cli import main
 
 
@@ -44,6 +44,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     code = main(["cache", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"aparallel {__version__}\n"
 
 
 def test_ls_tells_functions_sizes_and_ages(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
