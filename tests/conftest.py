@@ -76,6 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.soak)
 
 
+def pytest_collection_finish() -> None:
+    """Have the collector pass over what lives as long as the tests: many tests collect garbage, some of them often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # Hypothesis, should it be loaded only now, asks the collector for referrers
+
+
 @pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param

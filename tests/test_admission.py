@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traveling import by_value
+from work import same
 
 from aparallel import Pool, delayed
 from aparallel.abc import WorkerEvents
@@ -20,10 +22,6 @@ BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 SOON = 0.02
-
-
-def same(x: Any) -> Any:
-    return x
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -237,6 +235,7 @@ async def test_the_pool_says_how_long_calls_may_wait_unless_a_call_does() -> Non
         assert await asyncio.gather(running, patient) == [1, 2]
 
 
+@by_value
 def note(folder: Path, name: str, gate: str) -> str:
     (folder / name).touch()
     deadline = time.monotonic() + 20

@@ -8,25 +8,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from pickle import PickleBuffer
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 from anyio import from_thread, to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traveling import by_value
 
 from aparallel import Pool, delayed, gather_parallel, parallel_config
 from aparallel.errors import UnpicklableCallError
-
-T = TypeVar("T")
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker that imported this module would import pytest, 0.2 s each time."""
-    thing.__module__ = "__main__"
-    return thing
-
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 

@@ -11,22 +11,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+from work import add, add_later, collect
 
 from aparallel import Call, Pool, delayed, gather_parallel, stream_parallel
 
 BACKENDS = ["process", "thread", "inline"]
-
-
-def add(x: int, y: int = 0) -> int:
-    return x + y
-
-
-def collect(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, kwargs
-
-
-async def add_later(x: int, y: int = 0) -> int:
-    return x + y
 
 
 def test_delayed_gives_a_call_and_does_not_run_the_function() -> None:
@@ -57,7 +46,7 @@ def test_a_call_does_not_change(name: str) -> None:
 
 
 def test_repr_reads_like_the_call() -> None:
-    assert repr(delayed(add)(1, y=2)) == f"Call({__name__}.add, 1, y=2)"
+    assert repr(delayed(add)(1, y=2)) == f"Call({add.__module__}.add, 1, y=2)"
     assert repr(delayed(len)("abc")) == "Call(len, 'abc')"
 
 
@@ -67,7 +56,7 @@ def test_repr_cuts_large_arguments_short_and_never_runs_their_repr() -> None:
             raise RuntimeError("no repr")
 
     text = repr(delayed(add)(Hostile(), "x" * 1000, y=[1] * 1000))
-    assert text == f"Call({__name__}.add, <Hostile>, <str>, y=<list>)"
+    assert text == f"Call({add.__module__}.add, <Hostile>, <str>, y=<list>)"
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

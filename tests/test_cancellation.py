@@ -11,16 +11,15 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import pytest
+from traveling import by_value
 
 from aparallel import Pool, delayed, stream_parallel
 from aparallel._parallel.runs import Runs
 from aparallel.errors import CallTimeoutError, ClosedPoolError
-
-T = TypeVar("T")
 
 LONG = 60.0
 # Promised: 0.1 s. Asserted for each single time, on a machine that others use too; medians are held to the promise.
@@ -29,12 +28,6 @@ PROMISED = 0.1
 
 # What does not depend on the loop runs on one: workers are slow to start, and the suite should not be.
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker that imported this module would import pytest, 0.2 s each time."""
-    thing.__module__ = "__main__"
-    return thing
 
 
 class Pipe:

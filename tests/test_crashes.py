@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from traveling import by_value
 
 from aparallel import Pool, delayed
 from aparallel._wire import frames
@@ -30,12 +31,6 @@ from aparallel.errors import (
 )
 
 T = TypeVar("T")
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker that imported this module would import pytest, 0.2 s each time."""
-    thing.__module__ = "__main__"
-    return thing
 
 
 # What a crash is, as functions of the standard library with arguments: these travel anywhere by name.

@@ -13,34 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from work import double, fail, fail_later, thread_of, touch_and_wait, wait_for_file
 
 from aparallel import Pool, cpu_count, delayed, errors, gather_parallel, parallel_config, stream_parallel
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def double(x: int) -> int:
-    return 2 * x
-
-
-def fail(error: Any) -> Any:
-    raise error
-
-
-def touch_and_wait(mine: Path, other: Path) -> str:
-    """Run until *other* exists: the test decides when."""
-    mine.touch()
-    wait_for_file(other)
-    return mine.name
-
-
-def wait_for_file(path: Path, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(str(path))
-        time.sleep(0.002)
 
 
 async def see_file(path: Path) -> None:
@@ -321,10 +299,6 @@ SPECIAL = [
     KeyboardInterrupt("x"),
     asyncio.CancelledError("x"),
 ]
-
-
-async def fail_later(error: Any) -> None:
-    raise error
 
 
 @each_backend
@@ -800,10 +774,6 @@ async def test_joblibs_names_mean_what_they_mean_there(
     assert (await gather_one(os.getpid, **options) == os.getpid()) is own_process
     here = (os.getpid(), threading.main_thread().ident)
     assert (await gather_one(partial(lambda: (os.getpid(), threading.get_ident())), **options) == here) is own_thread
-
-
-def thread_of() -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
 
 
 @pytest.mark.parametrize("backend", ["loky", "process", "thread", "inline"])

@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from work import same
 
 from aparallel import LimitedPool, LimitStatistics, Pool, delayed, gather_parallel, stream_parallel
 from aparallel._parallel.turns import Turns
 from aparallel.errors import ClosedPoolError, PoolSaturatedError
 from aparallel.testing import FakeBackend, FakeWorker
-
-
-def same(x: Any) -> Any:
-    return x
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from priorities import child_priority, look, priority, what_the_initializer_saw
 
 from aparallel import Pool, delayed, gather_parallel
 from aparallel.testing import FakeBackend
@@ -15,29 +16,6 @@ from aparallel.testing import FakeBackend
 NICE = 5
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or os.nice(0) > 19 - NICE, reason="no lower priority is left")
-
-
-def priority() -> int:
-    return os.getpriority(os.PRIO_PROCESS, 0)
-
-
-seen_by_initializer: list[int] = []
-
-
-def look() -> None:
-    seen_by_initializer.append(priority())
-
-
-def what_the_initializer_saw() -> list[int]:
-    return seen_by_initializer
-
-
-def child_priority() -> int:
-    import subprocess
-    import sys
-
-    code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0))"
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 async def test_every_worker_has_the_lower_priority_and_this_process_keeps_its_own() -> None:

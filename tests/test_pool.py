@@ -18,6 +18,8 @@ from statistics import median
 from typing import Any
 
 import pytest
+from traveling import by_value
+from work import add, add_later, double, many_dicts, spin
 
 from aparallel import Pool, PoolStatistics, cpu_count, delayed, errors
 
@@ -28,18 +30,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 state: list[Any] = []
 
 
-def double(x: int) -> int:
-    return 2 * x
-
-
-def add(x: int, y: int = 0) -> int:
-    return x + y
-
-
-async def add_later(x: int, y: int = 0) -> int:
-    return x + y
-
-
+@by_value
 def wait_for(gate: Path, started: Path | None = None) -> str:
     if started is not None:
         started.touch()
@@ -451,12 +442,6 @@ def test_a_bad_pool_is_refused_where_it_is_made(options: dict[str, Any], kind: t
 # Fairness
 
 
-def spin(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pass
-
-
 @pytest.mark.parametrize("backend", ["process", "thread"])
 async def test_a_short_gather_is_not_stuck_behind_a_long_one(backend: Any) -> None:
     async with Pool(2, backend) as pool:
@@ -538,10 +523,6 @@ async def test_one_job_leaves_the_loop_free(backend: Any, tmp_path: Path) -> Non
                 await asyncio.sleep(0)
                 ticks += 1
     assert ticks == 20
-
-
-def many_dicts(count: int) -> list[dict[str, Any]]:
-    return [{"id": x, "name": f"item {x}"} for x in range(count)]
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import os
 import random
 import signal
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from traveling import by_value
 
 from aparallel import Pool, delayed
 from aparallel.errors import (
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from aparallel import Call, LimitedPool
 
-T = TypeVar("T")
 
 # How a call ends, and the error that its caller gets; large results outgrow the socket, the outbox and the loop.
 ENDINGS: dict[str, type[BaseException] | None] = {
@@ -49,12 +49,6 @@ ENDINGS: dict[str, type[BaseException] | None] = {
 DEADLY = {"exits", "killed", "killed late"}
 WEIGHTS = [14, 4, 2, 2, 1, 1, 1, 0.3, 0.3, 0.3]
 LARGE = 700_000
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker must not import this module, and pytest with it."""
-    thing.__module__ = "__main__"
-    return thing
 
 
 @by_value

@@ -18,10 +18,11 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
+from traveling import by_value
 
 from aparallel import Pool, delayed
 from aparallel._ground.room import Room, parse_available
@@ -32,14 +33,6 @@ from aparallel._transfer.shared_memory import Mapping, _temporary_folder, create
 from aparallel.errors import BrokenWorkerError, SharedMemoryError
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="there is no /proc to count in")
-
-T = TypeVar("T")
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker that imported this module would import pytest, 0.2 s each time."""
-    thing.__module__ = "__main__"
-    return thing
 
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])

@@ -7,24 +7,16 @@ import functools
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
+from traveling import by_value
 
 from aparallel import Pool, delayed, gather_parallel
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.lending import Lender
 from aparallel.errors import ClosedPoolError, SharingError
-
-T = TypeVar("T")
-
-
-def by_value(thing: T) -> T:
-    """Have *thing* travel by value: a worker that imported this module would import pytest, 0.2 s each time."""
-    thing.__module__ = "__main__"
-    return thing
-
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traveling import by_value
+from work import double, fail
 
 from aparallel import Pool, delayed, stream_parallel
 
@@ -19,14 +21,7 @@ BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def double(x: int) -> int:
-    return 2 * x
-
-
-def fail(error: Any) -> Any:
-    raise error
-
-
+@by_value
 def wait_for(path: Path, value: int) -> int:
     deadline = time.monotonic() + 20
     while not path.exists():

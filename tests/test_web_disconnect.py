@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from web_support import Connection, body, connected, fetch, http_scope, request, served, settle, until
+from work import nap
 
 from aparallel import Pool, delayed
 from aparallel.web import CancelOnDisconnect, get_pool, lifespan
@@ -578,11 +579,6 @@ async def test_background_tasks_outlive_a_client_that_left_after_the_response(fr
 
 
 # With a real server, a real client, and real work.
-
-
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
 
 
 def fastapi_app(**settings: Any) -> Any:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_support import DISCONNECT, Connection, body, connected, fetch, http_scope, request, served, settle, until
+from work import nap
 
 from aparallel import Pool, delayed
 from aparallel.errors import PoolSaturatedError
@@ -441,11 +442,6 @@ async def test_an_event_stream_that_is_cancelled_closes_its_results(at: str) -> 
 
 
 # Through frameworks
-
-
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
 
 
 def starlette_app(results: Callable[[Any], Any], **settings: Any) -> Any:
