@@ -82,6 +82,15 @@ async def test_types_and_functions_are_trusted_by_themselves_and_by_name() -> No
         assert type(array) is Tagged
 
 
+async def test_a_public_name_stands_for_the_one_that_files_use() -> None:
+    data = await dumps([os.getcwd, Point.Inner])
+    assert (await loads(data, trusted=["os.getcwd", Point.Inner]))[0] is os.getcwd
+    for other in ("os.getpid", "os.nonesuch", "nonesuch.getcwd", "os.path.os.getcwd", "pathlib.os.getcwd"):
+        with pytest.raises(UntrustedTypeError) as caught:
+            await loads(data, trusted=[other, Point.Inner])
+        assert caught.value.names == ("posix.getcwd",)
+
+
 async def test_a_class_in_a_class_is_trusted_by_itself_and_not_with_the_outer_one() -> None:
     data = await dumps(Point.Inner())
     assert type(await loads(data, trusted=[Point.Inner])) is Point.Inner

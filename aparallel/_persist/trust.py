@@ -8,6 +8,7 @@ module is never trusted, nor is what is reached through a dot.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from types import FunctionType, ModuleType
@@ -80,9 +81,14 @@ class Trust:
         return str(asked) in self._objects or str(asked) in self._names or self._imported(asked) is not None
 
     def _imported(self, asked: Global) -> Any:
-        """What is trusted under its own name, and asked for by another that is loaded already, such as an old one."""
-        if "." in asked.name:
-            return None
+        """What is trusted by one of its names and asked for by another.
+
+        Either is its own: a file asks for ``posix.getcwd`` where the user says ``os.getcwd``, or for an old name of
+        what has moved, in a module that is loaded already.
+        """
+        known = self._by_own_name.get(str(asked))
+        if known is not None or "." in asked.name:
+            return known
         found = getattr(sys.modules.get(asked.module), "__dict__", {}).get(asked.name)
         if found is None or isinstance(found, ModuleType):
             return None
@@ -90,6 +96,12 @@ class Trust:
         if any(found is item for item in self._objects.values()) or own in self._names:
             return found
         return None
+
+    @functools.cached_property
+    def _by_own_name(self) -> dict[str, Any]:
+        """What the user has named, by its own name. Only the user's modules are imported to find out."""
+        found = filter(None, map(_named, self._names))
+        return {name_of(item): item for item in found}
 
     def checks_calls(self, asked: Global) -> bool:
         """Whether what a call of *asked* is given decides if that is trusted."""
@@ -120,6 +132,22 @@ def _checked_name(name: str) -> str:
     if name in sys.modules:
         raise TypeError(f"trusted has the module {name}. Name the types in it one by one.")
     return name
+
+
+def _named(name: str) -> Any:
+    """What *name* means, if it leads to a type or function through no other module than the one that it begins with."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+            if isinstance(found, ModuleType):
+                return None
+        return found if callable(found) else None
+    return None
 
 
 def name_of(item: Any) -> str:
