@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from persisted import assert_same
 
 from aparallel import inspect, load, loads
+from aparallel._persist import sources
 from aparallel.errors import CorruptFileError, SignatureError, UnsupportedFormatError, UntrustedTypeError
 
 DATA = pathlib.Path(__file__).parent / "data" / "joblib"
@@ -109,6 +111,26 @@ async def test_inspect_tells_what_is_in_it(way: str) -> None:
     assert info.untrusted == ()
     assert info.array_count >= 18
     assert {(2, 3, 4), (), (0, 5)} <= {array.shape for array in info.arrays}
+
+
+async def test_arrays_are_gone_past_where_nobody_wants_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joblib = pytest.importorskip("joblib")
+    path = tmp_path / "file.pkl"
+    joblib.dump({"large": np.arange(2_000_000), "text": "t" * 1000}, path)
+    read, sizes = os.read, []
+
+    def counted(fd: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(fd, size)
+
+    monkeypatch.setattr(sources.os, "read", counted)
+    info = await inspect(path)
+    assert (info.array_count, info.size) == (1, path.stat().st_size)
+    found = await load(path, mmap_mode="r", trusted=[])
+    assert found["large"][-1] == 1_999_999
+    assert sum(sizes) < 2_000_000
 
 
 @pytest.mark.parametrize("way", WAYS)

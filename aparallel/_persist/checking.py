@@ -36,14 +36,15 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
     """Hold a pickle against what is trusted. Nothing of it runs, and nothing is imported.
 
     Args:
-        reader: gives a file with the pickle, from its beginning each time.
+        reader: gives a file with the pickle, from its beginning each time. It has a ``skip``, too.
         foreign: arrays may stand between its opcodes, as joblib has them.
 
     Raises:
         UntrustedTypeError: it asks for what *trust* does not allow.
         CorruptFileError: it is no pickle, or one that no pickler makes.
     """
-    look = needed_look(reader().read, stop)
+    file = reader()
+    look = needed_look(file.read, stop, file.skip)
     if look is Look.NONE:
         return Found.DATA
     if look is Look.DRY_RUN:
@@ -57,14 +58,28 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
                 guard.check()
                 return Found.TRUSTED
     guard = Guard(trust)
-    walk(reader().read, guard, stop, foreign=foreign)
+    file = reader()
+    walk(file.read, guard, stop, file.skip, foreign=foreign)
     guard.check()
     return Found.TRUSTED
 
 
-def walk(read: Callable[[int], bytes | memoryview], watcher: Inspector, stop: Stop, *, foreign: bool = False) -> None:
-    """Let *watcher* see what a pickle would do. *foreign*: arrays may stand between opcodes, as joblib has them."""
-    window = Window(read, stop)
+def walk(
+    read: Callable[[int], bytes | memoryview],
+    watcher: Inspector,
+    stop: Stop,
+    skip: Callable[[int], object] | None = None,
+    *,
+    foreign: bool = False,
+) -> None:
+    """Let *watcher* see what a pickle would do.
+
+    Args:
+        read: gives the next bytes.
+        skip: goes past bytes, and past the end without a word; None if they must be read.
+        foreign: arrays may stand between opcodes, as joblib has them.
+    """
+    window = Window(read, stop, skip)
     if foreign:
         watcher.window = window
     Walk(window, watcher).run()

@@ -120,8 +120,10 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
     with contextlib.closing(skim_container(source, Keys(compressors=compressors), whole=whole)) as content:
         inspector = Inspector()
         # Plain data asks for nothing and has no arrays.
-        if needed_look(PiecesReader(content.pieces(), stop).read, stop) is not Look.NONE:
-            walk(PiecesReader(content.pieces(), stop).read, inspector, stop)
+        pickle = PiecesReader(content.pieces(), stop)
+        if needed_look(pickle.read, stop, pickle.skip) is not Look.NONE:
+            pickle = PiecesReader(content.pieces(), stop)
+            walk(pickle.read, inspector, stop, pickle.skip)
         return FileInfo(
             format="aparallel",
             version=VERSION,
@@ -141,7 +143,7 @@ def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
 
     inspector = Inspector()
     content = decompressed(source, codec, stop) if codec else source
-    walk(content.read_some, inspector, stop, foreign=True)
+    walk(content.read_some, inspector, stop, content.skip, foreign=True)
     is_joblib = bool(WRAPPERS & inspector.globals.keys())
     return FileInfo(
         format="joblib" if is_joblib or codec else "pickle",

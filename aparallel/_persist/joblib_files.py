@@ -209,6 +209,12 @@ class PickleReader:
             pause()
         return len(view)
 
+    def skip(self, size: int) -> None:
+        """Go past *size* bytes, or to the end."""
+        at_hand = min(size, len(self._window))
+        self._window = self._window[at_hand:]
+        self._source.skip(size - at_hand)
+
     def readline(self) -> bytes:
         if self._injected:
             raise UnpicklingError("an opcode that was made here has no line")
@@ -299,9 +305,7 @@ class PickleReader:
             raise TruncatedFileError("it ends within an array")
         if size:  # of no bytes, it is no memmap
             part.offset = start
-        at_hand = min(size, len(self._window))
-        self._window = self._window[at_hand:]
-        self._source.skip(size - at_hand)
+        self.skip(size)
         return part
 
 

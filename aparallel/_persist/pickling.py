@@ -296,6 +296,13 @@ class PiecesReader:
             filled += len(part)
         return filled
 
+    def skip(self, size: int) -> None:
+        """Go past *size* bytes, or to the end."""
+        while size and self._fill():
+            part = min(size, len(self._piece))
+            self._piece = self._piece[part:]
+            size -= part
+
     def readline(self) -> bytes:
         """Return what comes up to the next end of a line. Only old opcodes need it, which this package never writes."""
         found = bytearray()

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aparallel._ground.hop import pause
 from aparallel.errors import TruncatedFileError
 
 if TYPE_CHECKING:
@@ -74,9 +75,10 @@ class Source(ABC):
         """Return the next *size* bytes, fewer only at the end, and leave them to be read."""
 
     def skip(self, size: int) -> None:
-        """Leave out *size* bytes."""
+        """Leave out *size* bytes, or what there is."""
         while size and (data := self.read_some(min(size, 1 << 20))):
             size -= len(data)
+            pause()
 
     def read(self, size: int) -> bytes | memoryview:
         """Return exactly *size* bytes. For sizes that the format bounds.
@@ -145,7 +147,8 @@ class FileSource(Source):
         """*size*: bytes that are ours, from the file's beginning; None for all of them."""
         self.fd = fd
         self._buffer = memoryview(b"")
-        super().__init__(os.fstat(fd).st_size if size is None else size, stop)
+        self._end = os.fstat(fd).st_size if size is None else size
+        super().__init__(self._end, stop)
 
     def _read(self, size: int) -> bytes | memoryview:
         if not len(self._buffer):
@@ -174,7 +177,8 @@ class FileSource(Source):
     def skip(self, size: int) -> None:
         at_hand = min(size, len(self._buffer))
         self._buffer = self._buffer[at_hand:]
-        os.lseek(self.fd, size - at_hand, os.SEEK_CUR)
+        # What a file says of sizes may be more than the system can count.
+        os.lseek(self.fd, min(size - at_hand, self._end + 1), os.SEEK_CUR)
         self.position += size
 
 
@@ -227,4 +231,7 @@ class StreamSource(Source):
             raise BlockingIOError("The source has no data now. Give one that waits until it has.")
         if isinstance(data, str):
             raise TypeError("The source gives text. Open it in binary mode.")
-        return memoryview(data).cast("B")
+        try:
+            return memoryview(data).cast("B")
+        except TypeError:
+            raise TypeError(f"The source gives {type(data).__name__} where bytes belong.") from None

@@ -39,13 +39,15 @@ class Look(enum.Enum):
     WALK = "it is not as picklers write it"
 
 
-def needed_look(read: Callable[[int], bytes | memoryview], stop: Stop) -> Look:
-    """Step over the pickle that *read* gives, from PROTO to STOP.
+def needed_look(
+    read: Callable[[int], bytes | memoryview], stop: Stop, skip: Callable[[int], object] | None = None
+) -> Look:
+    """Step over the pickle that *read* gives and *skip* goes past, from PROTO to STOP.
 
     Raises:
         TruncatedFileError: it ends within a long argument.
     """
-    return _Steps(Window(read, stop)).run()
+    return _Steps(Window(read, stop, skip)).run()
 
 
 # Without an argument: NONE NEWTRUE NEWFALSE MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET; SETITEM SETITEMS APPEND

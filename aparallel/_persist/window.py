@@ -23,8 +23,12 @@ class Window:
         jumped: from where a watcher has skipped what is no pickle, or 0.
     """
 
-    def __init__(self, read: Callable[[int], bytes | memoryview], stop: Stop) -> None:
+    def __init__(
+        self, read: Callable[[int], bytes | memoryview], stop: Stop, skip: Callable[[int], object] | None = None
+    ) -> None:
+        """*skip* goes past bytes, and past the end without a word; without it they are read."""
         self._read = read
+        self._skip = skip
         self._stop = stop
         self.data = b""
         self.at = 0
@@ -64,6 +68,10 @@ class Window:
         self.start += len(self.data)
         self.data, self.at = b"", 0
         size -= at_hand
+        if self._skip is not None:
+            self._skip(size)
+            self.start += size
+            return
         while size:
             self._stop.check()
             pause()
