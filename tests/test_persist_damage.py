@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import os
 import pathlib
 import pickle
 import random
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -148,6 +151,9 @@ async def test_each_kind_of_wrong_file_has_its_error_and_its_name(tmp_path: path
         data[:70] + b"\x77" + data[71:]: ChecksumError,
         b"\x80\x04\x95": TruncatedFileError,
         b"\x80\x04\xff.": CorruptFileError,
+        zlib.compress(b"hello, a text"): UnsupportedFormatError,
+        gzip.compress(b""): EmptyFileError,
+        bz2.compress(b"\x80\x04\x95"): TruncatedFileError,
     }
     for content, error in wrong.items():
         path = tmp_path / "the file"
@@ -157,8 +163,11 @@ async def test_each_kind_of_wrong_file_has_its_error_and_its_name(tmp_path: path
                 await use(path)
             assert caught.value.source == str(path)
             assert pickle.loads(pickle.dumps(caught.value)).source == str(path)
-        with pytest.raises(error):
-            await loads(content)
+            assert str(caught.value).count("its pickle is damaged") <= 1
+        for trusted in (None, []):
+            with pytest.raises(error) as caught:
+                await loads(content, trusted=trusted)
+            assert str(caught.value).count("its pickle is damaged") <= 1
     assert ran == []
 
 

@@ -579,6 +579,8 @@ async def test_what_progress_raises_stops_the_dump(path: pathlib.Path) -> None:
         await dump(NEW, path, progress=progress)
     with pytest.raises(TypeError, match="progress"):
         await dump(NEW, path, progress="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="coroutine function"):
+        await load(path, progress=_collected)
     assert os.listdir(path.parent) == ["file"]
 
 

@@ -288,6 +288,13 @@ async def test_wrong_targets_and_sources_are_told_apart(tmp_path: pathlib.Path) 
         await load(b"bytes")
     with pytest.raises(TypeError, match="loads takes bytes"):
         await loads("text")  # type: ignore[arg-type]
+    for wrong, told in (("text", "gives text"), (5, "gives int where bytes belong")):
+
+        async def chunks(chunk: Any = wrong) -> Any:
+            yield chunk
+
+        with pytest.raises(TypeError, match=told):
+            await load(chunks())
     with pytest.raises(IsADirectoryError):
         await dump(1, tmp_path)
     with pytest.raises(IsADirectoryError):

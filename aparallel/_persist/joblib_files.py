@@ -30,7 +30,7 @@ from aparallel._persist.arrays import array
 from aparallel._persist.inspector import WRAPPERS, is_shape
 from aparallel._persist.sources import Source, StreamSource
 from aparallel._persist.standins import Global
-from aparallel.errors import CorruptFileError, TruncatedFileError, UnsupportedFormatError
+from aparallel.errors import CorruptFileError, EmptyFileError, TruncatedFileError, UnsupportedFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +60,12 @@ def codec_of(start: bytes) -> str | None:
 
 
 def decompressed(source: Source, codec: str, stop: Stop) -> Source:
-    """What *source* gives when it is decompressed.
+    """The pickle that *source* holds, compressed.
 
     Raises:
         ModuleNotFoundError: the codec is not installed.
+        UnsupportedFormatError: it holds something else.
+        CorruptFileError: it is damaged, or nothing is in it.
     """
     file = io.BufferedReader(_Raw(source), 1 << 18)
     opened: Any
@@ -89,7 +91,17 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
             raise CorruptFileError(f"its {codec} data is damaged: {error}") from error
         return data
 
-    return StreamSource(read, stop, exact=False)
+    content = StreamSource(read, stop, exact=False)
+    start = content.peek(ENOUGH)
+    if not start:
+        raise EmptyFileError(f"its {codec} data has nothing in it")
+    if start[0] not in _FIRST_OPCODES:
+        raise UnsupportedFormatError(f"it is {codec} data that begins with {start!r}, as no pickle does")
+    return content
+
+
+# PROTO, and what pickles of protocols 0 and 1 begin with.
+_FIRST_OPCODES = b"\x80(]})NIJKMLFGSTUVXcl"
 
 
 class _Raw(io.RawIOBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from aparallel._ground.bars import load_tqdm
@@ -38,10 +39,12 @@ def checked(progress: ProgressOption) -> ProgressOption:
     """Return *progress* if it can be one.
 
     Raises:
-        TypeError: it is neither a bool nor a function.
+        TypeError: it is neither a bool nor a function, or one that would have to be awaited.
     """
     if not (isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be True, False or a function of (done, total), got {progress!r}.")
+    if inspect.iscoroutinefunction(progress):
+        raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
     return progress
 
 
@@ -63,7 +66,7 @@ class Progress:
 
         Raises:
             ModuleNotFoundError: ``progress=True`` and tqdm is not installed.
-            TypeError: it is neither a bool nor a function.
+            TypeError: it can be none.
         """
         if not isinstance(checked(progress), bool):
             return cls(progress, None)  # type: ignore[arg-type]

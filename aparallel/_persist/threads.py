@@ -54,9 +54,9 @@ def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
 
 def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
     async def read(size: int) -> Any:
-        # An empty chunk is not the end: servers send some.
         async for chunk in chunks:
-            if len(chunk):
+            # An empty one is not the end: servers send some. What is no chunk, the reader refuses.
+            if not hasattr(chunk, "__len__") or len(chunk):
                 return chunk
         return b""
 

@@ -50,6 +50,8 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
     """
     try:
         yield
+    except CorruptFileError:  # said already; it is a ValueError, too
+        raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
     except (AttributeError, LookupError, TypeError, ValueError) as error:
