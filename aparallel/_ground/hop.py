@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -68,3 +68,11 @@ def pause() -> None:
     Releasing the GIL is not enough (``os.write`` does): the waiting thread must get a chance to take it.
     """
     time.sleep(0)
+
+
+def pausing(items: Iterable[T], every: int) -> Iterator[T]:
+    """Give *items* on, with a pause after so many."""
+    for number, item in enumerate(items, 1):
+        if number % every == 0:
+            pause()
+        yield item

@@ -33,6 +33,7 @@ import itertools
 from _pickle import Unpickler
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from aparallel._ground.hop import pausing
 from aparallel._ground.stoppable import Stopped
 from aparallel._persist.inspector import WRAPPERS
 from aparallel._persist.standins import (
@@ -61,6 +62,8 @@ _MOST_NAMES = 10_000
 _MOST_PARTS = 1 << 15
 _FEW_PARTS = 16
 _MOST_IN_ALL = 1 << 20
+# What is looked at for an array takes this many of them a millisecond.
+_BUFFERS_AT_ONCE = 64
 
 
 class Undecided(Exception):
@@ -90,7 +93,7 @@ def dry_run(reader: Any, watcher: Watcher) -> None:
 
 class _DryRun(Unpickler):
     def __init__(self, reader: Any, watcher: Watcher) -> None:
-        super().__init__(reader, buffers=itertools.repeat(_Buffer()))
+        super().__init__(reader, buffers=pausing(itertools.repeat(_Buffer()), _BUFFERS_AT_ONCE))
         self._watcher = watcher
         self._names: dict[tuple[str, str], type] = {}
         self._seen = _Seen()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from xxhash import xxh3_64
 
-from aparallel._ground.hop import pause
+from aparallel._ground.hop import pause, pausing
 from aparallel._persist.compressors import decompressor
 from aparallel._persist.container import (
     CHECKSUM_SIZE,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _SLICE = 1 << 20
 # A buffer whose source does not know its size is believed up to this size; then memory is taken as bytes come.
 _BELIEVED = 64 << 20
+# Small buffers that are copied between two pauses: half a millisecond.
+_COPIES_AT_ONCE = 512
 # Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
 _KEPT = 24 << 20
 
@@ -304,7 +306,7 @@ def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
         yield memory
         return
     start = 0
-    for length in lengths:
+    for length in pausing(lengths, _COPIES_AT_ONCE):
         yield memory[start : start + length].copy()
         start = aligned(start + length)
 

@@ -7,6 +7,7 @@ import tempfile
 from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.hop import pausing
 from aparallel._persist.pickling import PiecesReader
 from aparallel._persist.sources import FileSource
 from aparallel.errors import CorruptFileError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from aparallel._persist.trust import Trust
 
 _SPOOLED = 1 << 20
+# To make a small array takes some 2 µs of Python code.
+_ARRAYS_AT_ONCE = 256
 
 
 def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
@@ -35,7 +38,7 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
 
         is_data = check(lambda: PiecesReader(content.pieces(), stop), trust, stop) is Found.DATA
     reader = PiecesReader(content.pieces(), stop)
-    buffers = iter(content.buffers)
+    buffers = pausing(content.buffers, _ARRAYS_AT_ONCE)
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
     with damage_named(is_data=is_data):
         return unpickler.load()
