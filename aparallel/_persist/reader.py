@@ -345,7 +345,8 @@ class _Decoding:
             ) from error
         if len(data) != len(target):
             raise CorruptFileError(f"the chunk at byte {offset} has not the size that it says")
-        target[:] = data
+        # NumPy copies without the GIL, which the loop may be waiting for; a memoryview does not.
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
 
 
 def _decoding(header: Header, keys: Keys) -> _Decoding | None:
