@@ -7,6 +7,7 @@ contiguous, and keeps those of subclasses inside the pickle.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def array(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str)
         buffer = np.frombuffer(buffer, np.uint8)
     _check_size(buffer.nbytes, dtype, shape)
     in_order: Any = order
-    return np.ndarray(shape, dtype, buffer, order=in_order)
+    return np.ndarray(shape, dtype, buffer, 0, None, in_order)  # by keyword, it takes half as long again
 
 
 def _mapped(buffer: np.memmap[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> Any:
@@ -44,10 +45,9 @@ def _mapped(buffer: np.memmap[Any, Any], dtype: np.dtype[Any], shape: tuple[int,
 
 
 def _check_size(size: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    expected = dtype.itemsize
-    for length in shape:
-        expected *= length
-    if expected != size or any(length < 0 for length in shape):
+    # Of negative lengths, NumPy says what it thinks itself.
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != size:
         raise ValueError(f"an array of {dtype} and shape {shape} has {expected} bytes, and not {size}")
 
 

@@ -73,6 +73,9 @@ class Guard(Inspector):
     def on_odd(self, what: str) -> None:
         self._note(f"it uses {what}")
 
+    def on_array(self, shape: Any, dtype: Any) -> None:
+        pass  # it is a call like others; what arrays there are, nobody asks
+
     def on_wrong_dtype(self, made: Made, why: str) -> None:
         self._refuse(made, f"has a numpy.dtype that {why}")
 

@@ -94,9 +94,9 @@ class Inspector(Watcher):
         elif made.of in _BYTES and made.args == ():
             made.known = b""
         elif made.of in _OURS and isinstance(made.args, tuple) and len(made.args) >= 3:
-            self._add(made.args[2], made.args[1])
+            self.on_array(made.args[2], made.args[1])
         elif made.of in _NUMPYS and made.of.name == "_frombuffer" and isinstance(made.args, tuple):
-            self._add(*made.args[2:0:-1] if len(made.args) >= 3 else (None, None))
+            self.on_array(*made.args[2:0:-1] if len(made.args) >= 3 else (None, None))
 
     def on_build(self, target: Any, state: Any) -> None:
         if not isinstance(target, Made):
@@ -107,14 +107,15 @@ class Inspector(Watcher):
             except WrongDtype as error:
                 self.on_wrong_dtype(target, str(error))
         elif target.of in _NUMPYS and isinstance(state, tuple) and len(state) == 5:
-            self._add(state[1], state[2])
+            self.on_array(state[1], state[2])
         elif target.of in WRAPPERS and self.window is not None:
             self._skip_wrapped(state, self.window)
 
     def on_wrong_dtype(self, made: Made, why: str) -> None:
         """It would make a ``numpy.dtype`` that NumPy itself would not."""
 
-    def _add(self, shape: Any, dtype: Any) -> None:
+    def on_array(self, shape: Any, dtype: Any) -> None:
+        """It would make an array."""
         self.array_count += 1
         found = known_dtype(dtype)
         if found is not None and is_shape(shape) and len(self.arrays) < _MOST_ARRAYS:
@@ -126,7 +127,7 @@ class Inspector(Watcher):
         found = known_dtype(state.get("dtype")) if isinstance(state, Items) else None
         if found is None or not is_shape(state.get("shape")):
             raise CorruptFileError("it has an array of joblib's that is not described as joblib does")
-        self._add(state["shape"], state["dtype"])
+        self.on_array(state["shape"], state["dtype"])
         start = window.position
         self._skip_array(state, found, window)
         window.jumped = start

@@ -142,21 +142,24 @@ class _Records:
         """Take a buffer out of band (False), or leave it to the pickler (True)."""
         found, self.next_array = self.next_array, None
         if found is not None:
-            self._take_slices(_array_slices(found), found.nbytes, found.itemsize)
+            if found.nbytes < _SMALL:
+                self._take_small(found.tobytes())
+            else:
+                self._take_large(_array_slices(found), found.nbytes, found.itemsize)
             return False
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        self._take_slices(_slices(raw), raw.nbytes, 1)
+        if raw.nbytes < _SMALL:
+            self._take_small(bytes(raw))
+        else:
+            self._take_large(_slices(raw), raw.nbytes, 1)
         return False
 
-    def _take_slices(self, slices: Iterator[memoryview], size: int, itemsize: int) -> None:
-        if size < _SMALL:
-            self._take_small(b"".join(slices))
-        else:
-            self._write_buffers()
-            self._writer.write_buffer(size, self._checked(slices), itemsize)
+    def _take_large(self, slices: Iterator[memoryview], size: int, itemsize: int) -> None:
+        self._write_buffers()
+        self._writer.write_buffer(size, self._checked(slices), itemsize)
 
     def finish(self) -> None:
         self._write_pieces()
@@ -213,7 +216,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduced(self, obj: np.ndarray[Any, Any]) -> tuple[Any, np.dtype[Any], tuple[int, ...], str]:
         order = "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
-        plain = obj.view(np.ndarray)
+        plain = obj if type(obj) is np.ndarray else obj.view(np.ndarray)
         self._records.next_array = plain.T if order == "F" else plain
         return _stand_in(), obj.dtype, obj.shape, order
 
