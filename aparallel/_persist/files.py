@@ -28,9 +28,7 @@ try:
 except ImportError:  # Windows: litter of killed processes stays there
     fcntl = None  # type: ignore[assignment]
 
-# What is written at a time. Larger slices are no faster, and the writer looks whether it is to stop after each.
-SLICE = 8 << 20
-# The disk is told of slices of this size and more.
+# The disk is told when so much is written.
 _BEGIN = 1 << 20
 # Small pieces are collected up to this size.
 _COLLECT = 64 << 10
@@ -45,8 +43,11 @@ class FileSink:
 
     Args:
         reserve: have blocks for what is expected allocated before it is written.
-        early: have the disk begin with each slice while the next is written, as the file will be synced.
+        early: have the disk begin with what is written while more is, as the file will be synced.
     """
+
+    # A cache of the second level holds it, in the program's memory and in the kernel's.
+    slice = 512 << 10
 
     def __init__(self, fd: int, stop: Stop, *, reserve: bool = False, early: bool = False) -> None:
         self._fd = fd
@@ -54,6 +55,7 @@ class FileSink:
         self._collected = bytearray()
         self._reserve = reserve
         self._early = early
+        self._untold = 0  # bytes written that the disk was not told of
 
     def write(self, data: bytes | memoryview) -> None:
         size = len(data)
@@ -80,10 +82,12 @@ class FileSink:
     def _write_out(self, view: memoryview) -> None:
         while len(view):
             self._stop.check()
-            written = os.write(self._fd, view[:SLICE])
+            written = os.write(self._fd, view)
             view = view[written:]
-            if self._early and written >= _BEGIN:
-                self._begin_sync(written)
+            self._untold += written
+            if self._early and self._untold >= _BEGIN:
+                self._begin_sync(self._untold)
+                self._untold = 0
 
     def _begin_sync(self, size: int) -> None:
         # Linux answers this advice by writing out what is dirty, and does not wait. It drops only what is written
@@ -259,8 +263,13 @@ def _sync_folder(folder: str) -> None:
         os.close(fd)
 
 
+_GIVE = 1 << 20
+
+
 class CallableSink:
     """Hands what is written to a function, in chunks of about 1 MB that the function may keep."""
+
+    slice = _GIVE
 
     def __init__(self, give: Callable[[bytes], Any], stop: Stop) -> None:
         self._give = give
@@ -288,6 +297,3 @@ class CallableSink:
         if self._collected:
             collected, self._collected = self._collected, bytearray()
             self._give(bytes(collected))
-
-
-_GIVE = 1 << 20
