@@ -180,6 +180,31 @@ async def test_binary_files_are_used_from_where_they_stand() -> None:
     assert await load(file) == "second"
 
 
+async def test_a_file_that_would_have_to_be_waited_for_is_an_error_and_loses_nothing_unsaid() -> None:
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    with os.fdopen(ends[0], "rb", buffering=0) as source, os.fdopen(ends[1], "wb", buffering=0) as target:
+        with pytest.raises(BlockingIOError, match="waits until"):
+            await load(source)
+        with pytest.raises(BlockingIOError, match="waits until"):
+            await dump(np.zeros(1_000_000), target)
+
+
+async def test_what_a_file_of_its_own_kind_keeps_is_not_the_array_itself() -> None:
+    class Keeping:
+        def __init__(self) -> None:
+            self.parts: list[Any] = []
+
+        def write(self, data: Any) -> None:
+            self.parts.append(data)
+
+    array, file = np.zeros(1_000_000), Keeping()
+    await dump(array, file)
+    array[:] = 1
+    assert (await loads(b"".join(file.parts))).sum() == 0
+
+
 async def test_asynchronous_files_are_used_from_where_they_stand(tmp_path: pathlib.Path) -> None:
     expected = [np.arange(500_000.0), "x"]
     for opened, close in ((aiofiles.open, "close"), (anyio.open_file, "aclose")):

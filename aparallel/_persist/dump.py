@@ -211,14 +211,17 @@ def dump_to_bytes(obj: object, options: DumpOptions, stop: Stop | None = None, m
 
 
 def _dump_to_file(obj: object, file: Any, options: DumpOptions, stop: Stop, meter: Meter) -> int:
-    def write(chunk: bytes) -> None:
+    def write(chunk: bytes | memoryview) -> None:
         view = memoryview(chunk)
         while view:
             written = file.write(view)
-            # A raw file may take a part only; one that does not say takes all.
+            if written is None and isinstance(file, io.RawIOBase):
+                raise BlockingIOError("The target takes no data now. Give one that waits until it does.")
+            # A raw file may take a part only; another that does not say how much takes all.
             view = view[len(view) if written is None else written :]
 
-    size = _dump(obj, CallableSink(write, stop), options, stop, meter)
+    # Files of Python's own use what they are given only during the call.
+    size = _dump(obj, CallableSink(write, stop, keeps=not isinstance(file, io.IOBase)), options, stop, meter)
     if callable(flush := getattr(file, "flush", None)):
         flush()
     return size

@@ -267,13 +267,18 @@ _GIVE = 1 << 20
 
 
 class CallableSink:
-    """Hands what is written to a function, in chunks of about 1 MB that the function may keep."""
+    """Hands what is written to a function, in chunks of about 1 MB.
+
+    Args:
+        keeps: it may keep what it is given; else it gets some from where that lies.
+    """
 
     slice = _GIVE
 
-    def __init__(self, give: Callable[[bytes], Any], stop: Stop) -> None:
+    def __init__(self, give: Callable[[Any], Any], stop: Stop, *, keeps: bool = True) -> None:
         self._give = give
         self._stop = stop
+        self._keeps = keeps
         self._collected = bytearray()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -284,7 +289,7 @@ class CallableSink:
         view = memoryview(data)
         while len(view) >= _GIVE:
             self._stop.check()
-            self._give(bytes(view[:_GIVE]))
+            self._give(bytes(view[:_GIVE]) if self._keeps else view[:_GIVE])
             pause()
             view = view[_GIVE:]
         self._collected += view
