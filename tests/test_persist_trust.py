@@ -288,6 +288,23 @@ async def test_every_dtype_is_trusted(dtype: Any, protocol: int) -> None:
     assert found[0].__reduce__() == dtype.__reduce__()
 
 
+@pytest.mark.skipif(not hasattr(getattr(np, "dtypes", None), "StringDType"), reason="NumPy 2 has it")
+@pytest.mark.parametrize(
+    "options", [{}, {"coerce": False}, {"na_object": np.nan}, {"na_object": None}, {"na_object": ""}], ids=str
+)
+async def test_texts_of_any_length_are_trusted_as_far_as_they_are_all_there(options: Any) -> None:
+    kind = np.dtypes.StringDType(**options)
+    array = np.array(["a", "b" * 100, ""], kind)
+    found = await loads(await dumps([array, kind, array]), trusted=[])
+    assert found[0] is found[2]
+    assert found[0].dtype == found[1] == kind
+    assert_same(found[0], array)
+    # NumPy takes as many as the shape says, whatever follows them in memory.
+    lying = pickle.dumps(array).replace(b"K\x01K\x03\x85", b"K\x01K\x04\x85")
+    with pytest.raises(UntrustedTypeError, match="state of an array"):
+        await loads(lying, trusted=[])
+
+
 @pytest.mark.parametrize(
     "state",
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aparallel._persist.standins import Global, Items, Made
+from aparallel._persist.standins import OPAQUE, TEXT, Global, Items, Made
 
 
 class WrongDtype(Exception):
@@ -37,6 +37,18 @@ def named_dtype(args: Any) -> np.dtype[Any]:
         return np.dtype((np.record, [])) if kind is np.record else np.dtype(kind, copy=True)
     except Exception as error:
         raise WrongDtype(f"cannot be made: {error}") from error
+
+
+def string_dtype(args: Any) -> np.dtype[Any] | None:
+    """NumPy's data type of texts of any length, as it is pickled; None if it is not pickled so, or NumPy has none."""
+    kind = getattr(np.dtypes, "StringDType", None) if hasattr(np, "dtypes") else None
+    if kind is None or not (isinstance(args, tuple) and len(args) in (1, 2) and args[0] in (False, True, 0, 1)):
+        return None
+    # What stands for a missing text: None, a text or a number, which is all that one asks for.
+    if not all(item is None or item is OPAQUE or item is TEXT or isinstance(item, (str, int)) for item in args[1:]):
+        return None
+    found: np.dtype[Any] = kind(coerce=bool(args[0]))
+    return found
 
 
 def stated_dtype(made: np.dtype[Any], state: Any) -> np.dtype[Any]:

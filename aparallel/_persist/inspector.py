@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._persist.dtypes import WrongDtype, named_dtype, stated_dtype
+from aparallel._persist.dtypes import WrongDtype, named_dtype, stated_dtype, string_dtype
 from aparallel._persist.standins import Global, Items, Made, Watcher
 from aparallel._persist.walk import Walk
 from aparallel.errors import CorruptFileError
@@ -26,6 +26,7 @@ WRAPPERS = frozenset(
     )
 )
 _DTYPE = Global("numpy", "dtype")
+_STRING_DTYPE = Global("numpy._core._internal", "_convert_to_stringdtype_kwargs")
 # Bytes, as protocol 2 spells them.
 _ENCODE = Global("_codecs", "encode")
 _BYTES = frozenset({Global("__builtin__", "bytes"), Global("builtins", "bytes")})
@@ -36,7 +37,7 @@ _NUMPYS = frozenset(
     for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 )
 # Names whose calls and states tell of an array.
-_TELLING = frozenset({_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS})
+_TELLING = frozenset({_DTYPE, _STRING_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS})
 # So many arrays are described; a file may have millions.
 _MOST_ARRAYS = 100_000
 
@@ -87,6 +88,9 @@ class Inspector(Watcher):
                 made.known = named_dtype(made.args)
             except WrongDtype as error:
                 self.on_wrong_dtype(made, str(error))
+        elif made.of == _STRING_DTYPE:
+            made.known = string_dtype(made.args)
+            made.built = True  # it is never given a state
         elif made.of == _ENCODE and isinstance(made.args, tuple) and len(made.args) == 2:
             text, encoding = made.args
             if encoding in ("latin1", "latin-1"):

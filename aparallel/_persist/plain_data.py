@@ -137,6 +137,7 @@ def _table() -> dict[Global, Check]:
     add("pathlib pathlib._local", paths, anything)
 
     add("numpy", "dtype", _a_dtype)
+    add("numpy._core._internal", "_convert_to_stringdtype_kwargs", _a_dtype)
     add("numpy", "ndarray matrix memmap record recarray", _never)
     add("numpy.matrixlib.defmatrix", "matrix", _never)
     add("numpy.rec numpy.core.records numpy._core.records", "record recarray", _never)

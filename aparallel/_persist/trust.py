@@ -200,6 +200,7 @@ def _safe_of_numpy(name: str) -> Any:
 
     core = getattr(np, "_core", None) or np.core
     homes = {
+        "_convert_to_stringdtype_kwargs": core._internal,
         "_reconstruct": core.multiarray,
         "scalar": core.multiarray,
         "_frombuffer": core.numeric,
