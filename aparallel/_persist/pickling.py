@@ -5,6 +5,7 @@ This module loads NumPy and cloudpickle: it is imported in a thread, with the fi
 
 from __future__ import annotations
 
+import io
 import pickle
 from _pickle import Pickler
 from typing import TYPE_CHECKING, Any
@@ -283,12 +284,13 @@ class PiecesReader:
                 self._pause()
             data, self._piece = bytes(self._piece[:size]), self._piece[size:]
             return data
-        found = bytearray()
-        while len(found) < size and self._fill():
-            part = self._piece[: size - len(found)]
-            found += part
+        found = io.BytesIO()  # gives what is in it without a copy
+        while size and self._fill():
+            part = self._piece[:size]
+            found.write(part)
             self._piece = self._piece[len(part) :]
-        return bytes(found)
+            size -= len(part)
+        return found.getvalue()
 
     def readinto(self, target: Any) -> int:
         """Fill *target*, but for the end."""
