@@ -683,6 +683,21 @@ async def test_the_loop_runs_on_while_many_objects_are_dumped_and_loaded() -> No
     assert sorted(loading)[len(loading) * 9 // 10] < 0.05
 
 
+async def test_small_arrays_let_the_loop_in_though_their_pickle_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aparallel._ground import hop
+    from aparallel._persist import pickling
+
+    pauses: list[str] = []
+    monkeypatch.setattr(pickling, "pause", lambda: pauses.append("dump"))
+    monkeypatch.setattr(hop, "pause", lambda: pauses.append("load"))
+    data = await dumps([np.arange(9) + number for number in range(2_000)])
+    assert pauses.count("dump") >= 2_000 // 256
+    for trusted in (None, []):
+        pauses.clear()
+        await loads(data, trusted=trusted)
+        assert pauses.count("load") >= 2_000 // 256
+
+
 def test_a_stop_ends_the_work_of_the_synchronous_core(path: pathlib.Path) -> None:
     from aparallel._ground.stoppable import Stopped
 
