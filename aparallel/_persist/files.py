@@ -267,7 +267,7 @@ _GIVE = 1 << 20
 
 
 class CallableSink:
-    """Hands what is written to a function, in chunks of about 1 MB.
+    """Hands what is written to a function, in chunks of 1 MiB and a last one.
 
     Args:
         keeps: it may keep what it is given; else it gets some from where that lies.
@@ -282,11 +282,13 @@ class CallableSink:
         self._collected = bytearray()
 
     def write(self, data: bytes | memoryview) -> None:
-        if len(self._collected) + len(data) < _GIVE:
-            self._collected += data
-            return
-        self.flush()
         view = memoryview(data)
+        if self._collected:
+            room = _GIVE - len(self._collected)
+            self._collected += view[:room]
+            view = view[room:]
+            if len(self._collected) == _GIVE:
+                self.flush()
         while len(view) >= _GIVE:
             self._stop.check()
             self._give(bytes(view[:_GIVE]) if self._keeps else view[:_GIVE])
