@@ -205,6 +205,37 @@ async def test_what_a_file_of_its_own_kind_keeps_is_not_the_array_itself() -> No
     assert (await loads(b"".join(file.parts))).sum() == 0
 
 
+@pytest.mark.parametrize("returned", [None, True, "done", 1.0, 10])
+async def test_what_write_returns_is_a_count_or_means_that_all_was_taken(returned: Any) -> None:
+    taken: list[bytes] = []
+
+    class File:
+        def write(self, data: Any) -> Any:
+            taken.append(bytes(data)[: returned if type(returned) is int else None])
+            return returned
+
+    class AsyncFile(File):
+        async def write(self, data: Any) -> Any:
+            return super().write(data)
+
+    for file in (File(), AsyncFile()):
+        taken.clear()
+        await dump([1, 2], file)
+        assert await loads(b"".join(taken)) == [1, 2]
+
+
+async def test_a_write_that_would_have_to_be_awaited_is_told() -> None:
+    async def write(data: Any) -> int:
+        return len(data)
+
+    class File:
+        def write(self, data: Any) -> Any:
+            return write(data)
+
+    with pytest.raises(TypeError, match="async def"):
+        await dump([1, 2], File())
+
+
 async def test_asynchronous_files_are_used_from_where_they_stand(tmp_path: pathlib.Path) -> None:
     expected = [np.arange(500_000.0), "x"]
     for opened, close in ((aiofiles.open, "close"), (anyio.open_file, "aclose")):

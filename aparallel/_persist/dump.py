@@ -216,9 +216,8 @@ def _dump_to_file(obj: object, file: Any, options: DumpOptions, stop: Stop, mete
         while view:
             written = file.write(view)
             if written is None and isinstance(file, io.RawIOBase):
-                raise BlockingIOError("The target takes no data now. Give one that waits until it does.")
-            # A raw file may take a part only; another that does not say how much takes all.
-            view = view[len(view) if written is None else written :]
+                written = 0
+            view = view[_taken(written, len(view)) :]
 
     # Files of Python's own use what they are given only during the call.
     size = _dump(obj, CallableSink(write, stop, keeps=not isinstance(file, io.IOBase)), options, stop, meter)
@@ -252,7 +251,25 @@ async def _write_all(write: Callable[[Any], Awaitable[Any]], chunk: bytes) -> No
     view = memoryview(chunk)
     while view:
         written = await write(bytes(view) if len(view) < len(chunk) else chunk)
-        view = view[written if isinstance(written, int) else len(view) :]
+        view = view[_taken(written, len(view)) :]
+
+
+def _taken(written: Any, size: int) -> int:
+    """How many of *size* bytes a file took whose ``write`` returned *written*.
+
+    Raises:
+        BlockingIOError: none.
+        TypeError: nobody knows until *written* is awaited.
+    """
+    if inspect.iscoroutine(written):
+        written.close()
+    if inspect.isawaitable(written):
+        raise TypeError("The target's write() is no coroutine function and returns an awaitable. Make it an async def.")
+    if not isinstance(written, int) or isinstance(written, bool):
+        return size  # who does not say how many took all; only raw files take a part
+    if not written:
+        raise BlockingIOError("The target takes no data now. Give one that waits until it does.")
+    return written
 
 
 def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Meter) -> int:
