@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import itertools
 import os
 import pathlib
 import resource
@@ -685,17 +686,18 @@ async def test_the_loop_runs_on_while_many_objects_are_dumped_and_loaded() -> No
 
 async def test_small_arrays_let_the_loop_in_though_their_pickle_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     from aparallel._ground import hop
-    from aparallel._persist import pickling
 
-    pauses: list[str] = []
-    monkeypatch.setattr(pickling, "pause", lambda: pauses.append("dump"))
-    monkeypatch.setattr(hop, "pause", lambda: pauses.append("load"))
-    data = await dumps([np.arange(9) + number for number in range(2_000)])
-    assert pauses.count("dump") >= 2_000 // 256
+    pauses: list[float] = []
+    clock = itertools.count(step=0.0002)
+    monkeypatch.setattr(hop, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(hop, "pause", lambda: pauses.append(next(clock)))
+    array = np.arange(9)
+    data = await dumps([array + number for number in range(2_000)])
+    assert len(pauses) >= 2_000 // 8
     for trusted in (None, []):
         pauses.clear()
         await loads(data, trusted=trusted)
-        assert pauses.count("load") >= 2_000 // 256
+        assert len(pauses) >= 2_000 // 8
 
 
 def test_a_stop_ends_the_work_of_the_synchronous_core(path: pathlib.Path) -> None:

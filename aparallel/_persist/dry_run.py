@@ -62,8 +62,6 @@ _MOST_NAMES = 10_000
 _MOST_PARTS = 1 << 15
 _FEW_PARTS = 16
 _MOST_IN_ALL = 1 << 20
-# What is looked at for an array takes this many of them a millisecond.
-_BUFFERS_AT_ONCE = 64
 
 
 class Undecided(Exception):
@@ -93,7 +91,7 @@ def dry_run(reader: Any, watcher: Watcher) -> None:
 
 class _DryRun(Unpickler):
     def __init__(self, reader: Any, watcher: Watcher) -> None:
-        super().__init__(reader, buffers=pausing(itertools.repeat(_Buffer()), _BUFFERS_AT_ONCE))
+        super().__init__(reader, buffers=pausing(itertools.repeat(_Buffer())))
         self._watcher = watcher
         self._names: dict[tuple[str, str], type] = {}
         self._seen = _Seen()

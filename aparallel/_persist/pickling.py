@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 
-from aparallel._ground.hop import pause
+from aparallel._ground.hop import Pauses, pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
 from aparallel._persist.trees import shared_leaves
 
@@ -38,9 +38,6 @@ _SHARED_COUNT = 4096
 
 # A frame of a long pickle has 64 KB. After a shorter one nobody has to be let in: a pause takes 50 µs.
 _PAUSE_FROM = 16 << 10
-# A small array takes some 5 µs of Python code, and only 40 bytes of a frame.
-_ARRAYS_AT_ONCE = 128
-
 # An array that is not contiguous is made so in slices of this size.
 _SLICE = 1 << 20
 # One that is, is written from where it lies, and looked at for a stop after slices of this size.
@@ -115,6 +112,7 @@ class _Records:
         self._size = 0
         self._buffers: list[bytes] = []
         self._buffers_size = 0
+        self._pauses = Pauses()
         # The array that the next buffer stands for. Invariant: set from when an array is reduced to the callback for
         # its buffer, which is the first thing that the pickler does with what the reduction returned.
         self.next_array: Any = None
@@ -169,8 +167,8 @@ class _Records:
     def _take_small(self, data: bytes) -> None:
         self._buffers.append(data)
         self._buffers_size += len(data)
-        if len(self._buffers) % _ARRAYS_AT_ONCE == 0:
-            pause()
+        # A small array takes some 5 µs of Python code, and only 40 bytes of a frame.
+        self._pauses.when_due()
         if self._buffers_size >= _SHARED_SIZE or len(self._buffers) >= _SHARED_COUNT:
             self._write_buffers()
 

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 _SLICE = 1 << 20
 # A buffer whose source does not know its size is believed up to this size; then memory is taken as bytes come.
 _BELIEVED = 64 << 20
-# Small buffers that are copied between two pauses: half a millisecond.
-_COPIES_AT_ONCE = 512
 # Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
 _KEPT = 24 << 20
 
@@ -306,7 +304,7 @@ def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
         yield memory
         return
     start = 0
-    for length in pausing(lengths, _COPIES_AT_ONCE):
+    for length in pausing(lengths):
         yield memory[start : start + length].copy()
         start = aligned(start + length)
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from aparallel._persist.trust import Trust
 
 _SPOOLED = 1 << 20
-# To make a small array takes some 2 µs of Python code.
-_ARRAYS_AT_ONCE = 256
 
 
 def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
@@ -38,7 +36,7 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
 
         is_data = check(lambda: PiecesReader(content.pieces(), stop), trust, stop) is Found.DATA
     reader = PiecesReader(content.pieces(), stop)
-    buffers = pausing(content.buffers, _ARRAYS_AT_ONCE)
+    buffers = pausing(content.buffers)
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
     with damage_named(is_data=is_data):
         return unpickler.load()
