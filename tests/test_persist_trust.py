@@ -89,6 +89,10 @@ async def test_a_public_name_stands_for_the_one_that_files_use() -> None:
         with pytest.raises(UntrustedTypeError) as caught:
             await loads(data, trusted=[other, Point.Inner])
         assert caught.value.names == ("posix.getcwd",)
+    # What a file does not ask for is not imported.
+    assert "wsgiref.validate" not in sys.modules
+    await loads(await dumps([np.arange(3), Point(1, 2)]), trusted=["wsgiref.validate.validator", "persisted.Point"])
+    assert "wsgiref.validate" not in sys.modules
 
 
 async def test_a_class_in_a_class_is_trusted_by_itself_and_not_with_the_outer_one() -> None:

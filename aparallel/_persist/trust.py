@@ -86,9 +86,10 @@ class Trust:
         Either is its own: a file asks for ``posix.getcwd`` where the user says ``os.getcwd``, or for an old name of
         what has moved, in a module that is loaded already.
         """
-        known = self._by_own_name.get(str(asked))
-        if known is not None or "." in asked.name:
+        if asked not in DATA and (known := self._by_own_name.get(str(asked))) is not None:
             return known
+        if "." in asked.name:
+            return None
         found = getattr(sys.modules.get(asked.module), "__dict__", {}).get(asked.name)
         if found is None or isinstance(found, ModuleType):
             return None
@@ -99,7 +100,10 @@ class Trust:
 
     @functools.cached_property
     def _by_own_name(self) -> dict[str, Any]:
-        """What the user has named, by its own name. Only the user's modules are imported to find out."""
+        """What the user has named, by its own name.
+
+        The user's modules are imported to find out: for a file that asks for what is neither data nor named so.
+        """
         found = filter(None, map(_named, self._names))
         return {name_of(item): item for item in found}
 
