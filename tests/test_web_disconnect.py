@@ -250,6 +250,40 @@ async def _first(chunks: Any) -> Any:
     yield await anext(chunks)
 
 
+async def test_a_request_that_is_answered_at_once_costs_no_task() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(LAST)
+
+    connection = Connection(body())
+    await CancelOnDisconnect(app)(http_scope(), connection.receive, connection.send)
+    await settle()
+    assert connection.reads == 0
+    assert connection.sent == [START, LAST]
+
+
+@pytest.mark.parametrize("expects", [False, True])
+async def test_a_task_that_outlives_its_request_is_told_that_the_client_is_gone(expects: bool) -> None:
+    asks, told = asyncio.Event(), []
+
+    async def ask_later(receive: Any) -> None:
+        await asks.wait()
+        told.append(await receive())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks.append(asyncio.create_task(ask_later(receive)))
+        await send(LAST)
+
+    tasks: list[asyncio.Task[None]] = []
+    headers = [(b"expect", b"100-continue")] if expects else []
+    connection = Connection()
+    await CancelOnDisconnect(app)(http_scope("/", *headers), connection.receive, connection.send)
+    asks.set()
+    await asyncio.gather(*tasks)
+    assert told == [{"type": "http.disconnect"}]
+    assert connection.reads == 0
+
+
 async def test_what_the_servers_receive_raises_is_raised_to_the_app() -> None:
     async def receive() -> dict[str, Any]:
         raise RuntimeError("the server is confused")

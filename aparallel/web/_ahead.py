@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from aparallel._ground.shield import outlast
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,8 +23,9 @@ _MESSAGE_BYTES = 512
 class ReadAhead:
     """The messages of one request, in order, for an app that takes them when it likes.
 
-    They are read until the client has left, or until ``MOST_AHEAD`` bytes wait to be taken: what is larger is held back
-    by the server, as ever. A client's leave comes behind all that it has sent, so it is not seen then.
+    From the loop's next turn on they are read until the client has left, or until ``MOST_AHEAD`` bytes wait to be
+    taken: what is larger is held back by the server, as ever. A client's leave comes behind all that it has sent, so it
+    is not seen then.
 
     Args:
         receive: the server's.
@@ -42,13 +45,15 @@ class ReadAhead:
         self._last: Message | Exception | None = None
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
-        self._may_read = asyncio.Event()
-        if not holds_body:
-            self._may_read.set()
+        self._reader: asyncio.Task[None] | None = None
+        # Most requests are answered before the loop has its next turn: they need no task.
+        self._start = None if holds_body else asyncio.get_running_loop().call_soon(self._begin)
+        self._starts_when_taken = holds_body
 
     async def take(self) -> Message:
         """Return the next message, as a server's ``receive`` does."""
-        self._may_read.set()
+        if self._starts_when_taken:
+            self._begin()
         while not self._waiting:
             if isinstance(self._last, Exception):
                 raise self._last
@@ -61,9 +66,30 @@ class ReadAhead:
         self._taken.set()
         return message
 
-    async def run(self) -> None:
+    async def stop(self) -> None:
+        """Read no more. What reads has ended then, whoever cancels this task meanwhile.
+
+        Who still asks, in a task that outlives the request, is told what servers tell then: that the client is gone.
+        """
+        if self._last is None:
+            self._last = {"type": "http.disconnect"}
+            self._arrived.set()
+        self._starts_when_taken = False
+        if self._start is not None:
+            self._start.cancel()
+        if self._reader is not None:
+            self._reader.cancel()
+            try:
+                await asyncio.sleep(0)  # enough for a receive that just waits
+            finally:
+                await outlast([self._reader])
+
+    def _begin(self) -> None:
+        self._starts_when_taken = False
+        self._reader = asyncio.create_task(self._read(), name="aparallel-disconnect")
+
+    async def _read(self) -> None:
         """Read until the client has left."""
-        await self._may_read.wait()
         try:
             while (message := await self._receive())["type"] != "http.disconnect":
                 self._waiting.append(message)

@@ -8,12 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.loops import running_loop
-from aparallel._ground.shield import outlast
 from aparallel.web._ahead import ReadAhead
 from aparallel.web._protocol import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from aparallel.web._protocol import ASGIApp, Message, Receive, Scope, Send
 
@@ -130,14 +129,14 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         """Run all that there is, and watch the client meanwhile."""
-        reader = asyncio.create_task(self._messages.run(), name="aparallel-disconnect")
+        asgi = scope.get("asgi", {})
         scope[_EXCHANGE] = self
+        scope["asgi"] = _streaming_plainly(asgi)
         try:
-            with _streaming_plainly(scope):
-                await self.watch(app, scope, self._messages.take, send)
+            await self.watch(app, scope, self._messages.take, send)
         finally:
-            reader.cancel()
-            await _ended(reader)
+            scope["asgi"] = asgi
+            await self._messages.stop()
 
     async def watch(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run *app*, which is from now on what a client that leaves cancels."""
@@ -204,31 +203,15 @@ class _Layer:
         await self._send(message)
 
 
-@contextlib.contextmanager
-def _streaming_plainly(scope: Scope) -> Iterator[None]:
-    """Tell the app inside that it need not listen for the disconnect beside a response that it streams.
+def _streaming_plainly(asgi: dict[str, Any]) -> dict[str, Any]:
+    """Return *asgi* of a scope so that it tells the app not to listen for the disconnect beside a response it streams.
 
     That is what apps make of ASGI 2.4. With an older one, Starlette streams in a task group that a disconnect cancels:
     clean-up of the stream could not await.
     """
-    asgi = scope.get("asgi", {})
     if asgi.get("spec_version", "2.0") not in _LISTENING_VERSIONS:
-        yield
-        return
-    scope["asgi"] = {**asgi, "spec_version": "2.4"}
-    try:
-        yield
-    finally:
-        scope["asgi"] = asgi
-
-
-async def _ended(reader: asyncio.Task[None]) -> None:
-    """Wait until *reader*, which is cancelled, has ended, whoever cancels this task meanwhile."""
-    try:
-        await asyncio.sleep(0)  # enough for a receive that just waits
-    finally:
-        if not reader.done():
-            await outlast([reader])
+        return asgi
+    return {**asgi, "spec_version": "2.4"}
 
 
 def _holds_body(scope: Scope) -> bool:
