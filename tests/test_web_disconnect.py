@@ -398,6 +398,29 @@ async def test_a_server_that_takes_no_answer_for_a_client_that_left_is_not_an_er
     await serving
 
 
+async def test_a_beginning_that_middleware_holds_back_is_no_answer_to_the_front() -> None:
+    handler, connection = Handler(START), Connection(body())
+
+    async def holds_back(scope: Any, receive: Any, send: Any) -> None:
+        held: list[dict[str, Any]] = []
+
+        async def hold(message: dict[str, Any]) -> None:
+            held.append(message)
+            if message["type"] != "http.response.start":
+                for each in held:
+                    await send(each)
+                held.clear()
+
+        await CancelOnDisconnect(handler)(scope, receive, hold)
+
+    serving = serve(CancelOnDisconnect(holds_back), connection)
+    await handler.waits.wait()
+    connection.leave()
+    await serving
+    assert handler.events == ["cancelled", "cleaned up"]
+    assert [message.get("status") for message in connection.sent] == [499, None]
+
+
 @pytest.mark.parametrize("kind", ["websocket", "lifespan"])
 async def test_what_is_no_request_passes_through_untouched(kind: str) -> None:
     connection, seen = Connection(), []

@@ -125,6 +125,7 @@ class _Exchange:
 
     def __init__(self, receive: Receive, *, holds_body: bool) -> None:
         self._layers: list[_Layer] = []
+        self._client_left = False
         self._messages = ReadAhead(receive, self._on_disconnect, holds_body=holds_body)
 
     async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
@@ -146,8 +147,11 @@ class _Exchange:
             await layer.run(app, scope, receive)
         finally:
             self._layers.remove(layer)
+        if self._client_left:
+            await layer.tell_the_front()
 
     def _on_disconnect(self) -> None:
+        self._client_left = True
         if self._layers:
             self._layers[-1].cancel()
 
@@ -174,7 +178,6 @@ class _Layer:
         except asyncio.CancelledError:
             if not self._was_ours(before):
                 raise
-            await self._tell_the_front()
         finally:
             self._was_ours(before)
 
@@ -190,8 +193,11 @@ class _Layer:
         ours, self._cancelled = self._cancelled, False
         return ours and self._task.uncancel() <= before
 
-    async def _tell_the_front(self) -> None:
-        """Answer, to nobody: middleware in front takes a request without an answer for a mistake."""
+    async def tell_the_front(self) -> None:
+        """Answer, to nobody: middleware in front takes a request without an answer for a mistake.
+
+        That the app has begun one is not enough: middleware between may still hold its beginning back, to compress it.
+        """
         if not self._ending.started:
             with contextlib.suppress(OSError):
                 await self._send({"type": "http.response.start", "status": _CLIENT_LEFT, "headers": []})
