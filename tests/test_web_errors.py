@@ -15,12 +15,20 @@ def saturated(retry_after: float | None = None) -> PoolSaturatedError:
     return PoolSaturatedError("calls of render(secret) are waiting already", retry_after=retry_after)
 
 
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+
 CASES = [
     pytest.param(saturated(), 503, "1", id="saturated"),
     pytest.param(saturated(3.2), 503, "4", id="saturated, with an estimate"),
     pytest.param(ClosedPoolError("the pool is closed: secret"), 503, "1", id="closed"),
     pytest.param(CallTimeoutError("render(secret) took too long", call="render(secret)"), 504, None, id="timeout"),
+    pytest.param(group(CallTimeoutError("secret")), 504, None, id="of a task group"),
+    pytest.param(group(CallTimeoutError("secret"), group(saturated(3.2))), 503, "4", id="of task groups"),
 ]
+
+MIXED = group(saturated(), ValueError("the handler's own"))
 
 
 @pytest.mark.parametrize(("error", "status", "retry_after"), CASES)
@@ -45,7 +53,9 @@ def test_retry_after_is_a_whole_number_of_seconds_of_at_least_one(estimate: floa
     assert problem.retry_after == seconds
 
 
-@pytest.mark.parametrize("error", [BrokenWorkerError("crashed"), TimeoutError(), ValueError("bad"), RuntimeError()])
+@pytest.mark.parametrize(
+    "error", [BrokenWorkerError("crashed"), TimeoutError(), ValueError("bad"), RuntimeError(), MIXED, group(MIXED)]
+)
 def test_other_errors_are_the_frameworks_own_business(error: Exception) -> None:
     assert problem_of(error) is None
 
@@ -119,7 +129,8 @@ def test_starlette_takes_the_handlers_as_an_argument_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(saturated(), 1013), (CallTimeoutError(""), 1011), (ClosedPoolError(""), 1012)]
+    ("error", "code"),
+    [(saturated(), 1013), (CallTimeoutError(""), 1011), (ClosedPoolError(""), 1012), (group(saturated()), 1013)],
 )
 def test_a_websocket_is_closed_with_the_code_that_says_why(error: Exception, code: int) -> None:
     testclient = pytest.importorskip("starlette.testclient")
@@ -189,3 +200,74 @@ async def test_aiohttp(error: Exception, status: int, retry_after: str | None) -
     async with TestClient(TestServer(app)) as client:
         answer = await client.get("/")
         check(answer.status, answer.headers, await answer.read(), status, retry_after)
+
+
+async def test_a_group_with_other_errors_passes_bare_asgi() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise MIXED
+
+    connection = Connection()
+    with pytest.raises(ExceptionGroup) as raised:
+        await PoolErrors(app)(http_scope(), connection.receive, connection.send)
+    assert raised.value is MIXED
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_group_with_other_errors_is_starlettes_own_business(own: bool) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+
+    async def handler(request: Any) -> None:
+        raise MIXED
+
+    async def answer_all(request: Any, error: Exception) -> Any:
+        return PlainTextResponse("mine", 500)
+
+    app = Starlette(exception_handlers={Exception: answer_all} if own else None)
+    app.add_route("/", handler)
+    add_error_handlers(app)
+    answer = testclient.TestClient(app, raise_server_exceptions=False).get("/")
+    assert (answer.status_code, answer.text) == (500, "mine" if own else "Internal Server Error")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("own", [None, Exception, 500])
+def test_a_group_with_other_errors_is_litestars_own_business(own: Any, debug: bool) -> None:
+    litestar = pytest.importorskip("litestar")
+    from litestar.testing import TestClient
+
+    from aparallel.web.litestar import exception_handlers
+
+    def answer_all(request: Any, error: Exception) -> Any:
+        return litestar.Response("mine", status_code=500, media_type="text/plain")
+
+    @litestar.get("/")
+    async def handler() -> str:
+        raise group(saturated(), ValueError("the handler's own"))  # the traceback, which debug mode shows, is new
+
+    theirs = {} if own is None else {own: answer_all}
+
+    def ask(handlers: dict[Any, Any]) -> tuple[int, str]:
+        app = litestar.Litestar([handler], exception_handlers=handlers, debug=debug, logging_config=None)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            answer = client.get("/")
+        return answer.status_code, answer.text
+
+    assert ask({**exception_handlers, **theirs}) == ask(theirs)
+
+
+async def test_a_group_with_other_errors_is_aiohttps_own_business(caplog: pytest.LogCaptureFixture) -> None:
+    web = pytest.importorskip("aiohttp.web")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    from aparallel.web.aiohttp import error_middleware
+
+    async def handler(request: Any) -> Any:
+        raise MIXED
+
+    app = web.Application(middlewares=[error_middleware])
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client:
+        assert (await client.get("/")).status == 500
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [MIXED]

@@ -16,12 +16,13 @@ from aparallel.errors import CallTimeoutError, ClosedPoolError, PoolSaturatedErr
 from aparallel.web._protocol import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aparallel.web._protocol import ASGIApp, Message, Receive, Scope, Send
 
-# The errors that have an answer of their own. All others are the framework's to answer, with 500.
-ANSWERED = (PoolSaturatedError, CallTimeoutError, ClosedPoolError)
+# The errors that may have an answer of their own: problem_of says which do. All others are the framework's, with 500.
+# A handler that makes its calls in a task group fails with an exception group.
+ANSWERED = (PoolSaturatedError, CallTimeoutError, ClosedPoolError, ExceptionGroup)
 
 _BUSY = "Too many requests are waiting already. Try again later."
 _TOO_LONG = "The work for this request took too long and was stopped."
@@ -70,7 +71,11 @@ def problem_of(error: BaseException) -> Problem | None:
     CallTimeoutError    504
     ClosedPoolError     503     ``Retry-After: 1``: the server is going
     ==================  ======  ===========================================
+
+    A group of such errors and no others has the answer of the one that asks for the longest wait.
     """
+    if isinstance(error, ExceptionGroup):
+        return _problem_of_all(error.exceptions)
     if isinstance(error, PoolSaturatedError):
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, _BUSY, _whole_seconds(error.retry_after))
     if isinstance(error, CallTimeoutError):
@@ -78,6 +83,13 @@ def problem_of(error: BaseException) -> Problem | None:
     if isinstance(error, ClosedPoolError):
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, _CLOSING, _whole_seconds(None))
     return None
+
+
+def _problem_of_all(errors: Sequence[Exception]) -> Problem | None:
+    problems = [problem for problem in map(problem_of, errors) if problem is not None]
+    if len(problems) < len(errors):
+        return None
+    return max(problems, key=lambda problem: problem.retry_after or 0)
 
 
 def _whole_seconds(estimate: float | None) -> int:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from litestar import Litestar, Request, Response
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions.responses import create_debug_response, create_exception_response
 from litestar.plugins import InitPlugin
 from litestar.response.base import ASGIResponse
 from litestar.response.streaming import Stream
+from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 from litestar.types import Scope
 
 from aparallel._parallel.pool import Pool
@@ -89,17 +91,28 @@ async def provide_pool(scope: Scope) -> Pool:
 PoolDep: TypeAlias = NamedDependency[Pool]
 
 
-def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer *request*, whose handler failed with *error* of a pool: an exception handler of Litestar's.
-
-    Raises:
-        Exception: *error*, if it is none of those that have an answer.
-    """
+def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Answer *request*, whose handler failed with *error* of a pool: an exception handler of Litestar's."""
     problem = problem_of(error)
     if problem is None:
-        raise error
+        return _usual_answer(request, error)
     headers = dict(problem.headers)
     return Response(problem.body(), media_type=headers.pop("content-type"), status_code=problem.status, headers=headers)
+
+
+def _usual_answer(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Answer a group that holds other errors, too, as the app would without us.
+
+    Litestar asks one exception handler. What that raises it answers with nothing, so it cannot be passed on.
+    """
+    handlers = request.route_handler.resolve_exception_handlers()
+    kinds: tuple[int | type[Exception], ...] = (*type(error).__mro__, HTTP_500_INTERNAL_SERVER_ERROR)
+    for kind in kinds:
+        handler = handlers.get(kind)
+        if handler is not None and handler is not _answer:
+            return handler(request, error)
+    respond_usually = create_debug_response if request.app.debug else create_exception_response
+    return respond_usually(request, error)
 
 
 #: What :class:`PoolPlugin` adds to the app's exception handlers; for apps without the plugin.

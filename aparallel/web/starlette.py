@@ -87,13 +87,13 @@ async def _answer(connection: Request | WebSocket, error: Exception) -> Response
     Raises:
         Exception: *error*, if it is none of those that have an answer.
     """
+    problem = problem_of(error)
+    if problem is None:
+        raise error
     if isinstance(connection, WebSocket):
         if connection.application_state is not WebSocketState.DISCONNECTED:
             await connection.close(_close_code(error))
         return None
-    problem = problem_of(error)
-    if problem is None:
-        raise error
     return Response(problem.body(), problem.status, problem.headers)
 
 
@@ -103,6 +103,8 @@ exception_handlers: dict[Any, Any] = dict.fromkeys(ANSWERED, _answer)
 
 def _close_code(error: Exception) -> int:
     """Return the code of RFC 6455's registry for *error*."""
+    if isinstance(error, ExceptionGroup):
+        return _close_code(error.exceptions[0])
     if isinstance(error, PoolSaturatedError):
         return 1013  # try again later
     return 1011 if isinstance(error, CallTimeoutError) else 1012  # internal error, service restart
