@@ -319,6 +319,48 @@ async def test_a_cancellation_by_somebody_else_in_the_same_moment_is_passed_on()
     assert serving.cancelling() == 1
 
 
+async def test_a_client_that_leaves_while_somebody_else_cancels_does_not_disturb_the_clean_up() -> None:
+    connection, waits, cleans = Connection(body()), asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            connection.leave()
+            await settle()
+            cleans.set()
+
+    serving = serve(CancelOnDisconnect(app), connection)
+    await waits.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert cleans.is_set()
+    assert serving.cancelling() == 1
+
+
+async def test_a_client_that_leaves_after_a_task_group_of_the_handler_failed_cancels_it() -> None:
+    handler, connection = Handler(), Connection(body())
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("an expected failure")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+        await handler(scope, receive, send)
+
+    serving = serve(CancelOnDisconnect(app), connection)
+    await handler.waits.wait()
+    connection.leave()
+    await serving
+    assert handler.events == ["cancelled", "cleaned up"]
+    assert connection.status == 499
+
+
 async def test_a_receive_that_is_slow_to_end_has_ended_when_the_request_has() -> None:
     ending, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -418,6 +460,27 @@ async def test_a_beginning_that_middleware_holds_back_is_no_answer_to_the_front(
     connection.leave()
     await serving
     assert handler.events == ["cancelled", "cleaned up"]
+    assert [message.get("status") for message in connection.sent] == [499, None]
+
+
+async def test_a_beginning_that_the_cancellation_cuts_short_is_no_answer_to_the_front() -> None:
+    connection, waits, is_sending = Connection(body()), asyncio.Event(), True
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal is_sending
+        if is_sending:  # as Starlette's BaseHTTPMiddleware does, which takes a message when it gets to it
+            waits.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                is_sending = False
+        await connection.send(message)
+
+    app = CancelOnDisconnect(Handler(START))
+    serving = asyncio.create_task(app(http_scope(), connection.receive, send))
+    await waits.wait()
+    connection.leave()
+    await serving
     assert [message.get("status") for message in connection.sent] == [499, None]
 
 

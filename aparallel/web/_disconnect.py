@@ -22,6 +22,9 @@ _EXCHANGE = "aparallel.cancel_on_disconnect"
 # Middleware that is looked at on the way to the router. More can only be a circle.
 _MOST_MIDDLEWARE = 100
 
+# Seconds that an app whose cancellation somebody else has asked for may take to end.
+_MOMENT = 0.05
+
 _LISTENING_VERSIONS = ("2.0", "2.1", "2.2", "2.3")
 
 # What the middleware in front is told of a client that left before the answer began; nobody else can see it.
@@ -165,40 +168,56 @@ class _Layer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._ending = Ending()
+        # Something was taken by what is in front.
+        self._was_heard = False
         self._runs = True
         self._cancelled = False
+        # How often others had cancelled the task before we do.
+        self._others = 0
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        before = task.cancelling()
+        self._others = task.cancelling()
         try:
             await app(scope, receive, self._pass_on)
         except asyncio.CancelledError:
-            if not self._was_ours(before):
+            if not self._was_ours():
                 raise
         finally:
-            self._was_ours(before)
+            self._was_ours()
 
     def cancel(self) -> None:
-        """Cancel the app, unless its response is whole."""
+        """Cancel the app, unless its response is whole.
+
+        If somebody else does so already, it has a moment to end. If it goes on, nobody does: before Python 3.13, a task
+        counts as cancelled for ever after an asyncio.TaskGroup of it had a task that failed.
+        """
+        if self._task.cancelling() > self._others:
+            self._task.get_loop().call_later(_MOMENT, self._cancel)
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
         if self._runs and not self._ending.ended:
             self._cancelled = True
+            self._others = self._task.cancelling()
             self._task.cancel("The client disconnected.")
 
-    def _was_ours(self, before: int) -> bool:
-        """Whether the task was cancelled by us and by nobody else; from here on it is not by us any more."""
+    def _was_ours(self) -> bool:
+        """Whether the task was cancelled by us, and by nobody since; from here on it is not by us any more."""
         self._runs = False
         ours, self._cancelled = self._cancelled, False
-        return ours and self._task.uncancel() <= before
+        return ours and self._task.uncancel() <= self._others
 
     async def tell_the_front(self) -> None:
         """Answer, to nobody: middleware in front takes a request without an answer for a mistake.
 
-        That the app has begun one is not enough: middleware between may still hold its beginning back, to compress it.
+        That the app has begun one is not enough. Middleware between may still hold its beginning back, to compress it,
+        and the cancellation may have come while it was being sent.
         """
-        if not self._ending.started:
+        if not self._was_heard:
             with contextlib.suppress(OSError):
                 await self._send({"type": "http.response.start", "status": _CLIENT_LEFT, "headers": []})
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -207,6 +226,7 @@ class _Layer:
         # Before it is sent: while the server still sends it, the client may leave.
         self._ending.note(message)
         await self._send(message)
+        self._was_heard = True
 
 
 def _streaming_plainly(asgi: dict[str, Any]) -> dict[str, Any]:
