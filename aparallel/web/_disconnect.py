@@ -168,7 +168,7 @@ class _Layer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._ending = Ending()
-        # Something was taken by what is in front.
+        # What is in front has taken the beginning of the response.
         self._was_heard = False
         self._runs = True
         self._cancelled = False
@@ -226,7 +226,7 @@ class _Layer:
         # Before it is sent: while the server still sends it, the client may leave.
         self._ending.note(message)
         await self._send(message)
-        self._was_heard = True
+        self._was_heard = self._ending.started
 
 
 def _streaming_plainly(asgi: dict[str, Any]) -> dict[str, Any]:
