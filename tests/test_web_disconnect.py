@@ -771,7 +771,7 @@ async def test_within_200_ms_of_a_disconnect_the_worker_is_free_or_replaced(capl
     [
         (10, "/nap/60"),
         (2, "/naps/60"),
-        pytest.param(150, "/nap/60", marks=pytest.mark.soak),
+        pytest.param(200, "/nap/60", marks=pytest.mark.soak),
         pytest.param(50, "/naps/60", marks=pytest.mark.soak),
     ],
 )
