@@ -116,7 +116,7 @@ class TestWrittenOnce:
             assert await pool.gather([delayed(total)(array) for _ in range(20)]) == [SIZE] * 20
             assert hops == [0]
             hops.clear()
-            assert await pool.gather(delayed(total)(array) for _ in range(20)) == [SIZE] * 20
+            assert await pool.gather(delayed(total)(array) for _ in map(str, range(20))) == [SIZE] * 20
             assert hops == list(range(20))  # it might have changed
 
     async def test_a_shared_array_is_written_by_share_alone(self, writes: Writes) -> None:

@@ -51,15 +51,22 @@ def fair_share(waiting: int, workers: int) -> int:
 
 
 def calls_ahead(
-    pre_dispatch: int | None, seconds: float | None, call_bytes: float, workers: int, batch_size: int = 1
+    pre_dispatch: int | None,
+    seconds: float | None,
+    call_bytes: float,
+    workers: int,
+    batch_size: int = 1,
+    large_bytes: int = 0,
 ) -> int:
     """How many calls may be drawn and not finished (in a stream: not consumed).
 
     *pre_dispatch*, if given, is that number. Else: what *workers* finish in 50 ms, at least two batches each,
-    and at most 256 MB of arguments.
+    and at most 256 MB of arguments, of which *large_bytes* are there and the others come to *call_bytes* a call.
     """
     if pre_dispatch is not None:
         return pre_dispatch
+    if large_bytes >= AHEAD_BYTES:
+        return workers
     ahead = workers * 2 * batch_size
     if seconds is not None:
         ahead = max(ahead, int(min(workers * AHEAD_SECONDS / seconds, _AHEAD_CALLS)) if seconds > 0 else _AHEAD_CALLS)

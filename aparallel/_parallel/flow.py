@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,7 +89,11 @@ class Flow(Queue):
         self._attempts: dict[int, int] = {}
         self._exhausted = False
         self._timing: Any = None
+        # Bytes of calls encoded on the loop, and of the large ones that are still ahead. Those are counted singly: of
+        # many calls that share an array, one has all its bytes, and no mean tells what the next will have.
         self._drawn_bytes = 0
+        self._large_bytes = 0
+        self._large: deque[tuple[int, int]] = deque()  # (index, bytes)
         self._room: asyncio.Future[None] | None = None
         self._drawer: asyncio.Task[None] | None = None
 
@@ -184,10 +189,13 @@ class Flow(Queue):
                 until = time.monotonic() + _SLICE_SECONDS
 
     def _ahead(self) -> int:
+        while self._large and self._large[0][0] < self.released():
+            self._large_bytes -= self._large.popleft()[1]
         call_bytes = self._drawn_bytes / self.drawn if self.drawn else 0.0
         seconds = self._timing.seconds if self._timing is not None else None
         workers = self.most_workers(self._scheduler.limit)
-        return calls_ahead(self._pre_dispatch, seconds, call_bytes, workers, self.batch_size or 1)
+        batch_size = self.batch_size or 1
+        return calls_ahead(self._pre_dispatch, seconds, call_bytes, workers, batch_size, self._large_bytes)
 
     async def _wait_for_room(self) -> None:
         self._room = self._scheduler.loop.create_future()
@@ -220,7 +228,8 @@ class Flow(Queue):
             self.deliver(self._reserve(1), [error], [0])
             return
         if not self.cancelled:
-            self._drawn_bytes += size
+            self._large.append((self.drawn, size))
+            self._large_bytes += size
             self._add(function, [payload])
             self._scheduler.dispatch()
 

@@ -1,7 +1,7 @@
 """What the calls of a pool carry in shared memory: written once while it does not change. Not loaded in a child.
 
 A call sees its arrays as they were when it was drawn. An array that was written before is therefore compared with what
-was written, by a hash (xxh3, 128 bits; a third of the time that a copy takes), unless nobody can have changed it.
+was written, by a hash (xxh3, 128 bits; the time that reading it takes), unless nobody can have changed it.
 """
 
 from __future__ import annotations
@@ -85,6 +85,15 @@ class _Origin:
         self.owner, self.readonly = _owner(exporter)
 
 
+def place_of(source: Any) -> tuple[Any, ...]:
+    """Return what tells where a buffer lies, of those that an ``OutOfBand`` takes."""
+    return _Origin(_wrapped(source)).key
+
+
+def _wrapped(source: Any) -> Any:
+    return Raw(source) if isinstance(source, memoryview) else source
+
+
 def _owner(exporter: Any) -> tuple[Any, bool]:
     """Return what the memory belongs to, and whether nobody can write to it."""
     if not isinstance(exporter, np.ndarray):
@@ -109,21 +118,25 @@ class _Known:
         self.readonly = readonly
         self.recurs = recurs
         self.used_at = 0.0
-        # The gathers and streams that used it; those that are done are taken out when another one comes.
-        self._users: dict[weakref.ref[User], None] = {}
+        # The gathers and streams that used it, and their latest moment when they did; those that are done are taken
+        # out when another one comes.
+        self._users: dict[weakref.ref[User], int] = {}
         # How many shares keep it.
         self.pinned = 0
 
     def use(self, user: User | None) -> None:
         self.used_at = monotonic()
-        if user is not None and not self.is_used_by(user):
+        if user is None:
+            return
+        reference = weakref.ref(user)
+        if reference not in self._users:
             # Each step is atomic: other threads may do the same.
             for gone in [seen for seen in self._users.copy() if seen() is None]:
                 self._users.pop(gone, None)
-            self._users[weakref.ref(user)] = None
+        self._users[reference] = user.moment
 
-    def is_used_by(self, user: User) -> bool:
-        return weakref.ref(user) in self._users
+    def is_used_in_moment_of(self, user: User) -> bool:
+        return self._users.get(weakref.ref(user)) == user.moment
 
     def is_of(self, owner: object) -> bool:
         return self.owner is not None and self.owner() is owner
@@ -133,19 +146,22 @@ class _Known:
         return self.pinned > 0 or any(user() is not None for user in self._users.copy())
 
     def supersede(self) -> None:
-        """Something else is known of the buffer now; those whose calls were drawn at once go on with this."""
-        for reference in self._users.copy():
+        """Something else is known of the buffer now; calls drawn in the moment in which this was used go on with it."""
+        for reference, moment in self._users.copy().items():
             user = reference()
-            if user is not None and user.at_once:
-                user.superseded[self.key] = self
+            if user is not None:
+                user.superseded[self.key] = moment, self
 
 
 def _superseded(origin: _Origin, source: Any, user: User | None) -> Content | None:
     """Return what *user* goes on with though the buffer may have changed, if there is such a thing."""
-    known: _Known | None = user.superseded.get(origin.key) if user is not None else None
-    if known is None or not known.is_of(origin.owner) or known.content.nbytes != source.nbytes:
+    if user is None:
         return None
-    return known.content
+    moment, known = user.superseded.get(origin.key, (None, None))
+    if known is None or moment != user.moment or not known.is_of(origin.owner):
+        return None
+    content: Content = known.content
+    return content if content.nbytes == source.nbytes else None
 
 
 class _Pins:
@@ -198,7 +214,7 @@ class ArgumentMemory:
             if isinstance(source, Reference):
                 parts.append((source.content, source.mode))
                 continue
-            wrapped = Raw(source) if isinstance(source, memoryview) else source
+            wrapped = _wrapped(source)
             origin = _Origin(wrapped)
             content = None if origin.key in fresh else self._find(wrapped, origin, user)
             parts.append(None if content is None else (content, mode))
@@ -206,7 +222,9 @@ class ArgumentMemory:
                 fresh.setdefault(origin.key, (wrapped, origin, []))[2].append(position)
         written = 0
         if fresh:
-            contents = self._write([source for source, _, _ in fresh.values()], folder)
+            # Who has one moment for all its calls compares nothing.
+            compares = user is not None and user.moment > 0
+            contents = self._write([source for source, _, _ in fresh.values()], folder, compares)
             for content, (_, origin, positions) in zip(contents, fresh.values(), strict=True):
                 self._remember(content, origin, user)
                 written += content.nbytes
@@ -217,7 +235,7 @@ class ArgumentMemory:
 
     def recall(self, source: Any, mode: Mode, user: User | None) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop."""
-        wrapped = Raw(source) if isinstance(source, memoryview) else source
+        wrapped = _wrapped(source)
         origin = _Origin(wrapped)
         superseded = _superseded(origin, wrapped, user)
         if superseded is not None:
@@ -229,10 +247,10 @@ class ArgumentMemory:
             return None
         return Reference(self._use(known, origin, user), mode)
 
-    def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
+    def _write(self, sources: list[Any], folder: str | None, compares: bool = False) -> list[Content]:
         self._reclaim(sum(aligned(source.nbytes) for source in sources))
         hashers = [xxhash.xxh3_128() for _ in sources]
-        hold, offsets, fed = self.lender.write(sources, folder, hashers)
+        hold, offsets, fed = self.lender.write(sources, folder, hashers, compares)
         return [
             Content(hold, offset, source.nbytes, hasher.digest() if fed else None)
             for source, offset, hasher in zip(sources, offsets, hashers, strict=True)
@@ -273,7 +291,7 @@ class ArgumentMemory:
         if not known.is_of(origin.owner):
             return False
         still = origin.readonly and known.readonly
-        return still or known.pinned > 0 or (user is not None and user.at_once and known.is_used_by(user))
+        return still or known.pinned > 0 or (user is not None and known.is_used_in_moment_of(user))
 
     def _use(self, known: _Known, origin: _Origin, user: User | None) -> Content:
         known.use(user)
@@ -350,7 +368,7 @@ class ArgumentMemory:
         buffers = OutOfBand(0, "c" if mode == "r+" else "r")
         data = pickle_in_slices(value, pause, buffers)
         sources: list[Any] = [Raw(memoryview(data))]
-        sources += [Raw(source) if isinstance(source, memoryview) else source for source in buffers.take()]
+        sources += map(_wrapped, buffers.take())
         written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
         contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
         array, visible = None, None

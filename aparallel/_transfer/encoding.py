@@ -6,17 +6,18 @@ import operator
 import sys
 import time
 from _blake2 import blake2b  # hashlib, whose it is, would delay a script's first result by 2 ms
-from itertools import islice
+from collections import deque
+from itertools import chain, islice
 from pickle import dumps
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.call import Call, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
 from aparallel._ground.timings import Timings
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.lending import NoDescriptorError
-from aparallel._transfer.out_of_band import NEVER, OutOfBand, TooLarge
+from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
 from aparallel._transfer.pickling import (
     PROTOCOL,
     is_by_value_registered,
@@ -25,6 +26,7 @@ from aparallel._transfer.pickling import (
     pickle_within,
 )
 from aparallel._transfer.shipment import LazyMemory, Shipment
+from aparallel._transfer.stillness import is_still
 from aparallel._transfer.unchanged import Witness
 from aparallel._transfer.users import User
 from aparallel.abc import Drawn, Encoder, Function
@@ -52,6 +54,9 @@ _CALLED = dumps(operator.call, PROTOCOL)
 _NAMED = (FunctionType, BuiltinFunctionType, type)
 _MANY_FUNCTIONS = 64
 
+# A large call is encoded in a thread. Other calls are drawn together with it for this long, at about 20 µs each.
+_HOLD_SECONDS = 0.001
+
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
 
@@ -64,6 +69,21 @@ class PickledFunction(Function):
     def __init__(self, key: bytes, name: str, timing: Timing, blob: bytes) -> None:
         super().__init__(key, name, timing)
         self.blob = blob
+
+
+class _Held(NamedTuple):
+    """A call that is pickled, though some of the buffers that it needs may not be written yet.
+
+    Attributes:
+        sources: what the pickle needs, in its order: references to what is written, and Awaited.
+        places: where the awaited lie.
+    """
+
+    call: Call[Any]
+    function: PickledFunction
+    data: bytes
+    sources: list[memoryview | Marker]
+    places: frozenset[Any]
 
 
 class Functions:
@@ -130,9 +150,8 @@ def _explained(call: Call[Any], index: int | None, reason: Exception) -> Excepti
     return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason)
 
 
-def _with_references(data: bytes, buffers: OutOfBand) -> bytes | Shipment:
+def _with_references(data: bytes, references: list[Any]) -> bytes | Shipment:
     """Return the payload for a pickle that refers only to what is shared already."""
-    references: list[Any] = buffers.take()
     if not references:
         return data
     return Shipment(data, [(reference.content, reference.mode) for reference in references])
@@ -156,24 +175,85 @@ class ProcessEncoder(Encoder):
         self._memory = memory
         self._sharing = sharing
         # Arrays are kept in shared memory for this one's sake as long as it lives. Single calls come at any time.
-        self._user = None if single else User(at_once=at_once)
+        self._user = None if single else User()
+        # All calls are drawn in one moment.
+        self._at_once = at_once
+        # Calls that were drawn in the moment of a large one, and wait until what they refer to, too, has been written.
+        self._held: deque[_Held] = deque()
+        # Calls that count as not drawn yet, though the iterator has given them already.
+        self._returned: list[Call[Any]] = []
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
+        self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
         # Functions pickled by value, newest last, each with itself, so that its id stays its own.
         self._recent: dict[int, tuple[Any, PickledFunction]] = {}
 
     def close(self) -> None:
         self._user = None
+        self._held.clear()
+        self._returned.clear()
 
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
         while drawn.count < limit:
             wanted = min(limit - drawn.count, _CLOCK_EVERY)
-            if not self._draw_some(calls, wanted, first, drawn) or time.monotonic() > deadline:
+            if self._held:
+                self._draw_held(wanted, drawn)
+            elif not self._draw_some(self._with_returned(calls), wanted, first, drawn):
                 break
+            if time.monotonic() > deadline:
+                break
+        if drawn.large is not None and not self._at_once and is_still(calls):
+            self._hold(drawn.large, islice(calls, limit - drawn.count - 1))
         return drawn
+
+    def _with_returned(self, calls: Iterator[Any]) -> Iterator[Any]:
+        if self._returned:
+            calls = chain(self._returned, calls)
+            self._returned = []
+        return calls
+
+    def _hold(self, large: Call[Any], calls: Iterator[Any]) -> None:
+        """Draw those of *calls* that carry nothing large but what *large* does: nothing can have changed it since."""
+        about = self._pickle_to_hold(large)
+        if about is None:
+            return
+        deadline = time.monotonic() + _HOLD_SECONDS
+        for call in calls:
+            held = self._pickle_to_hold(call) if type(call) is Call else None
+            if held is None or not held.places <= about.places:
+                self._returned.append(call)
+                break
+            self._held.append(held)
+            if time.monotonic() > deadline:
+                break
+
+    def _pickle_to_hold(self, call: Call[Any]) -> _Held | None:
+        """Pickle a call as it is now, without its large buffers; None if there are none, or it is one for a thread."""
+        try:
+            function = self._function(call.func)
+            data = pickle_within((call.args, call.keywords, self._values()), ON_LOOP_BYTES, self._awaiting)
+        except Exception:  # TooLarge, or what is told when it is drawn again
+            self._awaiting.take()
+            return None
+        sources = self._awaiting.take()
+        awaited = [source for source in sources if isinstance(source, Awaited)]
+        return _Held(call, function, data, sources, self._memory.places_of(awaited)) if awaited else None
+
+    def _draw_held(self, limit: int, drawn: Drawn) -> None:
+        """Draw calls that were held, in the moment in which they were. It may be that they cannot be, after all."""
+        for _ in range(min(limit, len(self._held))):
+            held = self._held[0]
+            parts = [self._recall(marker.source) if isinstance(marker, Awaited) else marker for marker in held.sources]
+            if any(part is None for part in parts):  # it was not written: there was no room
+                self._returned[:0] = [waiting.call for waiting in self._held]
+                self._held.clear()
+                break
+            self._held.popleft()
+            drawn.run_of(held.function).append(_with_references(held.data, parts))
+            drawn.count += 1
 
     def _draw_some(self, calls: Iterator[Any], wanted: int, first: int, drawn: Drawn) -> bool:
         """Draw *wanted* calls; return whether there may be more now. The path of tiny calls."""
@@ -200,6 +280,7 @@ class ProcessEncoder(Encoder):
                 else:
                     add(self._pickle_arguments(call, drawn) if variables or call.keywords else args)
             except TooLarge:
+                self._begin_moment()
                 drawn.large = call
                 break
             except Exception as reason:
@@ -211,14 +292,20 @@ class ProcessEncoder(Encoder):
         drawn.count = index - first
         return index == end
 
+    def _begin_moment(self) -> None:
+        """What a call carries that is drawn now may have changed since the one before."""
+        if self._user is not None and not self._at_once:
+            self._user.begin_moment()
+
     def _pickle_arguments(self, call: Call[Any], drawn: Drawn) -> bytes | Shipment:
+        self._begin_moment()
         pickled = self._pickle((call.args, call.keywords, self._values()))
         drawn.size += len(pickled) if type(pickled) is bytes else 0
         return pickled
 
     def _pickle(self, content: Any) -> bytes | Shipment:
         """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
-        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling)
+        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling.take())
 
     def _recall(self, source: memoryview | Marker) -> Marker | None:
         found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user)
@@ -287,7 +374,7 @@ class ProcessEncoder(Encoder):
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)
             data = pickle_in_slices(content, pause, buffers)
-            return _with_references(data, buffers), len(data)
+            return _with_references(data, buffers.take()), len(data)
         return Shipment(data, parts), len(data) + written
 
     def _function(self, fn: Callable[..., Any]) -> PickledFunction:

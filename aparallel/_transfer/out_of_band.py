@@ -29,6 +29,14 @@ class Marker(bytearray):
     is_reference = False
 
 
+class Awaited(Marker):
+    """Stands for *source*, which is being written, or may have to be."""
+
+    def __init__(self, source: memoryview | Marker) -> None:
+        super().__init__()
+        self.source = source
+
+
 class OutOfBand:
     """Takes the large buffers of a pickle: what picklers call back for each buffer.
 

@@ -6,11 +6,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aparallel._transfer.arguments import ArgumentMemory
     from aparallel._transfer.contents import Content
     from aparallel._transfer.lending import Segment
+    from aparallel._transfer.out_of_band import Awaited
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
 
@@ -60,6 +61,12 @@ class LazyMemory:
     def recall(self, source: Any, mode: Mode, user: User | None) -> Any:
         """Return a reference to what was written of *source* if it surely is the same now, else None."""
         return None if self._made is None else self._made.recall(source, mode, user)
+
+    def places_of(self, awaited: Sequence[Awaited]) -> frozenset[Any]:
+        """Return what tells where buffers lie."""
+        from aparallel._transfer.arguments import place_of
+
+        return frozenset(place_of(marker.source) for marker in awaited)
 
     def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
         """Close what nobody has used since then; return that, and whether there is more that is not used now."""

@@ -8,13 +8,21 @@ from typing import Any
 class User:
     """A gather or stream, to those who keep something for it: they hold weak references.
 
+    Calls between whose draws no code of others ran were drawn in one moment: all calls of a list, and of other sources
+    mostly one each. What was found of a buffer for one call of a moment holds for all of it.
+
     Attributes:
-        at_once: its calls count as drawn at once: what was found of a buffer for one of them holds for all.
-        superseded: what it goes on with, by where it lies, of buffers that were found changed for somebody else.
+        moment: counts the moments.
+        superseded: what it goes on with, by where it lies, of buffers that were found changed for somebody else, and
+            the moment for which that holds.
     """
 
-    __slots__ = ("__weakref__", "at_once", "superseded")
+    __slots__ = ("__weakref__", "moment", "superseded")
 
-    def __init__(self, *, at_once: bool) -> None:
-        self.at_once = at_once
-        self.superseded: dict[tuple[Any, ...], Any] = {}
+    def __init__(self) -> None:
+        self.moment = 0
+        self.superseded: dict[tuple[Any, ...], tuple[int, Any]] = {}
+
+    def begin_moment(self) -> None:
+        self.moment += 1
+        self.superseded.clear()

@@ -1,0 +1,158 @@
+"""Whether drawing from an iterator runs anyone's code: only then may an array change between two calls.
+
+Calls are mostly drawn from something like ``(delayed(f)(array, i) for i in range(100))``, which can do nothing to an
+array while it goes on. Such an iterator is recognised by what it is made of: its loop is followed through its bytecode,
+and the iterators that it draws from itself are looked at. Whatever is not known to be harmless counts as harmful.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import gc
+import itertools
+from types import CodeType, GeneratorType, ModuleType
+from typing import Any
+
+from aparallel._ground.call import delayed
+
+# Iterators that only hand out what they were made of, and those that give tuples.
+_PLAIN = frozenset(map(type, (iter(range(0)), iter(range(1 << 70)), iter([]), iter(()), iter(""), iter(b""))))
+_PLAIN |= frozenset(map(type, (iter({}), iter({}.values()), iter({}.items()), itertools.count(), itertools.repeat(0))))
+_IN_PAIRS = frozenset({enumerate, zip, type(iter({}.items()))})
+
+# Instructions, by their effect on the stack: none, and so many values of which nothing is known here.
+_IDLE = frozenset(
+    {
+        *("CACHE", "COPY_FREE_VARS", "END_FOR", "EXTENDED_ARG", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"),
+        *("KW_NAMES", "NOP", "NOT_TAKEN", "POP_ITER", "PRECALL", "RESUME", "RETURN_CONST"),
+    }
+)
+_LOADS = {
+    "LOAD_CONST": 1,
+    "LOAD_FAST": 1,
+    "LOAD_FAST_BORROW": 1,
+    "LOAD_FAST_BORROW_LOAD_FAST_BORROW": 2,
+    "LOAD_FAST_CHECK": 1,
+    "LOAD_FAST_LOAD_FAST": 2,
+    "LOAD_SMALL_INT": 1,
+}
+_STORES = {"POP_TOP": 1, "RETURN_VALUE": 1, "STORE_FAST": 1, "STORE_FAST_STORE_FAST": 2}
+# What a compiler appends to a generator for the case of an error.
+_ON_ERROR = frozenset({"CALL_INTRINSIC_1", "RERAISE"})
+
+_NULL = object()
+_UNKNOWN = object()
+# What delayed(f) returned.
+_BOUND = object()
+
+
+def is_still(calls: Any) -> bool:
+    """Whether drawing more from *calls*, from which something has been drawn, surely runs nobody's code but ours."""
+    if type(calls) is not GeneratorType:
+        return _only_hands_out(calls)
+    iterators = [value for value in gc.get_referents(calls) if hasattr(type(value), "__next__")]
+    if calls.gi_frame is None or not iterators or not all(map(_only_hands_out, iterators)):
+        return False
+    try:
+        return _Loop(calls, in_pairs=all(type(iterator) in _IN_PAIRS for iterator in iterators)).is_still()
+    except (IndexError, ValueError):  # the stack is not what was thought
+        return False
+
+
+def _only_hands_out(iterator: Any) -> bool:
+    if type(iterator) not in (enumerate, zip):
+        return type(iterator) in _PLAIN
+    _, parts, *_ = iterator.__reduce__()
+    return all(_only_hands_out(part) for part in parts if type(part) is not int)  # the number that comes next
+
+
+@functools.lru_cache(64)
+def _remaining(code: CodeType, last: int) -> list[dis.Instruction]:
+    """The instructions that may still run in a generator that yielded at *last*."""
+    instructions = list(dis.get_instructions(code))
+    start = last
+    for instruction in reversed(instructions):
+        if instruction.opname.startswith("JUMP_BACKWARD") and instruction.offset > start:
+            start = min(start, instruction.argval)
+    return [instruction for instruction in instructions if instruction.offset >= start]
+
+
+class _Loop:
+    """The part of a generator's code that may run from now on, followed once from its start to its end.
+
+    *in_pairs*: what its loop goes through are tuples.
+    """
+
+    def __init__(self, generator: Any, in_pairs: bool) -> None:
+        frame = generator.gi_frame
+        self._instructions = _remaining(generator.gi_code, frame.f_lasti)
+        self._globals = frame.f_globals
+        self._locals = frame.f_locals
+        self._in_pairs = in_pairs
+        self._stack: list[Any] = []
+
+    def is_still(self) -> bool:
+        return self._instructions[0].opname == "FOR_ITER" and all(map(self._allows, self._instructions))
+
+    def _allows(self, instruction: dis.Instruction) -> bool:
+        """Follow one instruction; return whether it is harmless."""
+        name, stack = instruction.opname, self._stack
+        if name in _IDLE or name in _ON_ERROR:
+            return True
+        if name in _LOADS:
+            stack.extend([_UNKNOWN] * _LOADS[name])
+        elif name in _STORES:
+            del stack[len(stack) - _STORES[name] :]
+        elif name in ("FOR_ITER", "YIELD_VALUE"):
+            # What is sent in takes the place of what is yielded.
+            del stack[len(stack) - (name == "YIELD_VALUE") :]
+            stack.append(_UNKNOWN)
+        elif name == "STORE_FAST_LOAD_FAST":
+            stack[-1] = _UNKNOWN
+        elif name in ("BUILD_TUPLE", "BUILD_LIST", "BUILD_CONST_KEY_MAP"):
+            del stack[len(stack) - int(instruction.arg or 0) - (name == "BUILD_CONST_KEY_MAP") :]
+            stack.append(_UNKNOWN)
+        elif name == "UNPACK_SEQUENCE":
+            stack.pop()
+            stack.extend([_UNKNOWN] * int(instruction.arg or 0))
+            return self._in_pairs
+        else:
+            return self._allows_name(instruction)
+        return True
+
+    def _allows_name(self, instruction: dis.Instruction) -> bool:
+        """Follow an instruction in which a name or a call matters."""
+        name, stack = instruction.opname, self._stack
+        argument = int(instruction.arg or 0)
+        if name == "PUSH_NULL":
+            stack.append(_NULL)
+        elif name == "LOAD_DEREF":
+            stack.append(self._locals.get(instruction.argval, _UNKNOWN))
+        elif name == "LOAD_GLOBAL":
+            value = self._globals.get(instruction.argval, getattr(builtins, str(instruction.argval), _UNKNOWN))
+            stack.extend([_NULL, value] if argument & 1 else [value])
+        elif name in ("LOAD_ATTR", "LOAD_METHOD"):
+            owner = stack.pop()
+            if type(owner) is not ModuleType or instruction.argval not in owner.__dict__:
+                return False
+            is_method = name == "LOAD_METHOD" or (argument & 1 and _methods_are_attributes)
+            stack.extend([*([_NULL] if is_method else []), owner.__dict__[instruction.argval]])
+        elif name in ("CALL", "CALL_KW"):
+            return self._allows_call(argument, has_names=name == "CALL_KW")
+        else:
+            return False
+        return True
+
+    def _allows_call(self, count: int, has_names: bool) -> bool:
+        stack = self._stack
+        arguments = count + has_names
+        del stack[len(stack) - arguments :]
+        called, *others = (value for value in (stack.pop(), stack.pop()) if value is not _NULL)
+        stack.append(_BOUND if called is delayed else _UNKNOWN)
+        return not others and (called is delayed or called is _BOUND)
+
+
+# Python 3.12 has no LOAD_METHOD any more: LOAD_ATTR does both.
+_methods_are_attributes = "LOAD_METHOD" not in dis.opmap
