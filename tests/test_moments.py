@@ -13,6 +13,7 @@ import pytest
 import aparallel
 from aparallel import Pool, delayed
 from aparallel._transfer import arguments, encoding
+from aparallel._transfer.lending import Lender, NoDescriptorError
 from aparallel._transfer.stillness import is_still
 
 T = TypeVar("T")
@@ -34,6 +35,11 @@ def total(array: Any, *_: Any, **__: Any) -> float:
 @by_value
 def totals(*arrays: Any) -> list[float]:
     return [float(array.sum()) for array in arrays]
+
+
+@by_value
+def numbered(array: Any, number: int) -> int:
+    return number if array.sum() == array.size else -1
 
 
 NUMBERS = [1, 2, 3]
@@ -266,6 +272,19 @@ class TestOneLook:
             results = await pool.gather(calls, pre_dispatch="all", return_exceptions=True)
         assert [type(result) for result in results] == [float, float, type(results[2]), float, float]
         assert isinstance(results[2], Exception)
+
+    async def test_is_taken_again_when_nothing_could_be_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        array = np.ones(2000)
+
+        def write(*_: Any) -> Any:
+            raise NoDescriptorError("none is left", nbytes=16_000)
+
+        async with Pool(2, max_nbytes=1000) as pool:
+            monkeypatch.setattr(Lender, "write", write)
+            numbers = (delayed(numbered)(array, n) for n in range(9))
+            assert await pool.gather(numbers, pre_dispatch="all") == list(range(9))
+            monkeypatch.undo()
+            assert await pool.gather(delayed(numbered)(array, n) for n in range(9)) == list(range(9))
 
     async def test_leaves_nothing_out_where_none_was_given(self) -> None:
         array = np.ones(2000)

@@ -143,6 +143,11 @@ class Functions:
         return PickledFunction(_CALLED, name_of(fn), self._timings.of(fn), _CALLED)
 
 
+def _popped(calls: deque[Call[Any]]) -> Iterator[Call[Any]]:
+    while calls:
+        yield calls.popleft()
+
+
 def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
     """Return the error for a call that cannot be encoded."""
     if isinstance(reason, SharingError | SharedMemoryError):  # they tell it all
@@ -181,7 +186,7 @@ class ProcessEncoder(Encoder):
         # Calls that were drawn in the moment of a large one, and wait until what they refer to, too, has been written.
         self._held: deque[_Held] = deque()
         # Calls that count as not drawn yet, though the iterator has given them already.
-        self._returned: list[Call[Any]] = []
+        self._returned: deque[Call[Any]] = deque()
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
@@ -201,19 +206,17 @@ class ProcessEncoder(Encoder):
             wanted = min(limit - drawn.count, _CLOCK_EVERY)
             if self._held:
                 self._draw_held(wanted, drawn)
-            elif not self._draw_some(self._with_returned(calls), wanted, first, drawn):
+            elif not self._draw_some(self._not_drawn(calls), wanted, first, drawn):
                 break
             if time.monotonic() > deadline:
                 break
-        if drawn.large is not None and not self._at_once and is_still(calls):
-            self._hold(drawn.large, islice(calls, limit - drawn.count - 1))
+        room = limit - drawn.count - 1
+        if drawn.large is not None and room > 0 and not self._at_once and is_still(calls):
+            self._hold(drawn.large, islice(self._not_drawn(calls), room))
         return drawn
 
-    def _with_returned(self, calls: Iterator[Any]) -> Iterator[Any]:
-        if self._returned:
-            calls = chain(self._returned, calls)
-            self._returned = []
-        return calls
+    def _not_drawn(self, calls: Iterator[Any]) -> Iterator[Any]:
+        return chain(_popped(self._returned), calls) if self._returned else calls
 
     def _hold(self, large: Call[Any], calls: Iterator[Any]) -> None:
         """Draw those of *calls* that carry nothing large but what *large* does: nothing can have changed it since."""
@@ -224,7 +227,7 @@ class ProcessEncoder(Encoder):
         for call in calls:
             held = self._pickle_to_hold(call) if type(call) is Call else None
             if held is None or not held.places <= about.places:
-                self._returned.append(call)
+                self._returned.appendleft(call)
                 break
             self._held.append(held)
             if time.monotonic() > deadline:
@@ -248,7 +251,7 @@ class ProcessEncoder(Encoder):
             held = self._held[0]
             parts = [self._recall(marker.source) if isinstance(marker, Awaited) else marker for marker in held.sources]
             if any(part is None for part in parts):  # it was not written: there was no room
-                self._returned[:0] = [waiting.call for waiting in self._held]
+                self._returned.extendleft(waiting.call for waiting in reversed(self._held))
                 self._held.clear()
                 break
             self._held.popleft()
