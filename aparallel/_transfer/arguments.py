@@ -222,9 +222,7 @@ class ArgumentMemory:
                 fresh.setdefault(origin.key, (wrapped, origin, []))[2].append(position)
         written = 0
         if fresh:
-            # Who has one moment for all its calls compares nothing.
-            compares = user is not None and user.moment > 0
-            contents = self._write([source for source, _, _ in fresh.values()], folder, compares)
+            contents = self._write([source for source, _, _ in fresh.values()], folder)
             for content, (_, origin, positions) in zip(contents, fresh.values(), strict=True):
                 self._remember(content, origin, user)
                 written += content.nbytes
@@ -247,10 +245,10 @@ class ArgumentMemory:
             return None
         return Reference(self._use(known, origin, user), mode)
 
-    def _write(self, sources: list[Any], folder: str | None, compares: bool = False) -> list[Content]:
+    def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
         self._reclaim(sum(aligned(source.nbytes) for source in sources))
         hashers = [xxhash.xxh3_128() for _ in sources]
-        hold, offsets, fed = self.lender.write(sources, folder, hashers, compares)
+        hold, offsets, fed = self.lender.write(sources, folder, hashers)
         return [
             Content(hold, offset, source.nbytes, hasher.digest() if fed else None)
             for source, offset, hasher in zip(sources, offsets, hashers, strict=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         nbytes: int
 
         def pieces(self) -> Iterable[memoryview]:
-            """Give it as contiguous pieces of a megabyte or so."""
+            """Give it as contiguous pieces, each of which fits into a core's cache."""
 
         def copy_to(self, target: Any) -> None:
             """Copy it into an array of as many unsigned bytes."""
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _WASTE = 2
 
 
-_PIECE = 1024 * 1024
+# What is hashed and then copied at a time: it stays in a core's cache in between, also if two share that.
+_PIECE = 256 * 1024
 
 
 class Raw:
@@ -110,20 +111,17 @@ class Segment:
             self.free_since = monotonic()
             self._note_free(self)
 
-    def write(self, offset: int, source: Source, hasher: Hasher | None = None, always: bool = False) -> bool:
-        """Write *source* at *offset*; return whether *hasher* was fed with it: *always*, or if that costs little."""
+    def write(self, offset: int, source: Source, hasher: Hasher | None = None) -> bool:
+        """Write *source* at *offset*; return whether *hasher* was fed with it."""
         end = offset + source.nbytes
         if end <= self.written and self._map():
             assert self.mapping is not None
-            target = self.mapping.view(offset, source.nbytes, readonly=False)
-            if hasher is None or not always:
-                source.copy_to(target)
-                return False
-            for piece in _hashed(source, hasher):
-                Raw(piece).copy_to(target[: piece.nbytes])
-                target = target[piece.nbytes :]
-            return True
-        for piece in _hashed(source, hasher):
+            source.copy_to(self.mapping.view(offset, source.nbytes, readonly=False))
+            return False
+        for piece in source.pieces():
+            # Hashed before, so that a change in between makes the next comparison fail, not succeed.
+            if hasher is not None:
+                hasher.update(piece)
             while piece:
                 written = os.pwrite(self.fd, piece, offset)
                 offset += written
@@ -144,17 +142,6 @@ class Segment:
         parts = self.fd, self.mapping
         self.fd, self.mapping = -1, None
         return parts
-
-
-def _hashed(source: Source, hasher: Hasher | None) -> Iterable[memoryview]:
-    """Give the pieces of *source*, hashed before they are copied: they are in the caches then.
-
-    A change in between makes the next comparison fail, not succeed.
-    """
-    for piece in source.pieces():
-        if hasher is not None:
-            hasher.update(piece)
-        yield piece
 
 
 class Hold:
@@ -195,13 +182,9 @@ class Lender:
         self._lock = allocate_lock()
 
     def write(
-        self,
-        sources: Sequence[Source],
-        folder: str | None = None,
-        hashers: Sequence[Hasher] | None = None,
-        always: bool = False,
+        self, sources: Sequence[Source], folder: str | None = None, hashers: Sequence[Hasher] | None = None
     ) -> tuple[Hold, list[int], bool]:
-        """Write *sources* into one segment. *hashers* are fed if that costs little, or *always*.
+        """Write *sources* into one segment.
 
         Returns a hold on it, the offset of each, and whether *hashers* were fed.
 
@@ -215,7 +198,7 @@ class Lender:
         for segment in self._candidates(size, folder, errors):
             hold = Hold(segment)
             try:
-                fed = [segment.write(*write, always) for write in zip(offsets, sources, feeds, strict=True)]
+                fed = [segment.write(*write) for write in zip(offsets, sources, feeds, strict=True)]
             except OSError as error:
                 errors.append(error)
             else:
