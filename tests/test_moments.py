@@ -67,7 +67,6 @@ STILL: dict[str, Callable[[Any], Iterator[Any]]] = {
     "pairs": lambda a: (delayed(total)({"a": a, "n": n}, m) for n, m in zip(NUMBERS, range(4), strict=False)),
     "items": lambda a: (delayed(total)(a, k, v) for k, v in {1: 2, 3: 4}.items()),
     "without end": lambda a: (delayed(total)(a) for _ in itertools.repeat(None)),
-    "counted": lambda a: (delayed(total)(a, n) for n in itertools.count()),
     "the module": lambda a: (aparallel.delayed(total)(a) for _ in NUMBERS),
     "other names": under_other_names,
     "calls": lambda _: (call for call in CALLS),
@@ -151,6 +150,9 @@ CHANGING: dict[str, Callable[[Any], Iterator[Any]]] = {
     "drawn from one that changes": lambda a: (delayed(total)(a, n) for n in refilled(a)),
     "zipped with one that changes": lambda a: (delayed(total)(a, n) for n, _ in zip(NUMBERS, refilled(a), strict=True)),
     "numbering one that changes": lambda a: (delayed(total)(a, n) for n, _ in enumerate(refilled(a))),
+    "counting with anything": lambda a: (
+        delayed(total)(a, n) for n, _ in zip(NUMBERS, itertools.count(), strict=False)
+    ),
     "map": lambda a: map(delayed(total), map(filled, itertools.repeat(a), NUMBERS)),
     "calling": lambda a: (delayed(total)(filled(a, n)) for n in NUMBERS),
     "calling in a tuple": lambda a: (delayed(total)((a, a.fill(n))) for n in NUMBERS),

@@ -19,7 +19,7 @@ from aparallel._ground.call import delayed
 
 # Iterators that only hand out what they were made of, and those that give tuples.
 _PLAIN = frozenset(map(type, (iter(range(0)), iter(range(1 << 70)), iter([]), iter(()), iter(""), iter(b""))))
-_PLAIN |= frozenset(map(type, (iter({}), iter({}.values()), iter({}.items()), itertools.count(), itertools.repeat(0))))
+_PLAIN |= frozenset(map(type, (iter({}), iter({}.values()), iter({}.items()), itertools.repeat(0))))
 _IN_PAIRS = frozenset({enumerate, zip, type(iter({}.items()))})
 
 # Instructions, by their effect on the stack: none, and so many values of which nothing is known here.
@@ -64,7 +64,10 @@ def is_still(calls: Any) -> bool:
 def _only_hands_out(iterator: Any) -> bool:
     if type(iterator) not in (enumerate, zip):
         return type(iterator) in _PLAIN
-    _, parts, *_ = iterator.__reduce__()
+    try:
+        _, parts, *_ = iterator.__reduce__()
+    except TypeError:  # a Python in which it cannot be copied any more
+        return False
     return all(_only_hands_out(part) for part in parts if type(part) is not int)  # the number that comes next
 
 

@@ -43,29 +43,36 @@ class OneArray(ArrayWork):
     figures = (
         Figure("from a list", Unit.SECONDS),
         Figure("from a generator", Unit.SECONDS),
+        Figure("from one that runs code", Unit.SECONDS),
         Figure("unchanged, again", Unit.SECONDS),
         Figure("peak memory", Unit.MEGABYTES),
     )
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         array = np.random.default_rng(0).random(numbers_in(200, setting))
-        taken: dict[str, list[float]] = {"from a list": [], "from a generator": [], "unchanged, again": []}
+        taken: dict[str, list[float]] = {figure.name: [] for figure in self.figures if figure.unit is Unit.SECONDS}
         # Made before and freed after: both would hold the loop.
-        fresh = [array.copy() for _ in range(2 * self.repetitions(setting))]
+        fresh = [array.copy() for _ in range(3 * self.repetitions(setting))]
         async with warm(contender, setting.n_jobs):
             calls = await affordable(lambda calls: self.do(contender, array, calls, as_list=True), setting)
             with SystemMemory() as memory:
                 async with LagMeter() as meter:
-                    for first, second in zip(fresh[::2], fresh[1::2], strict=True):
+                    for first, second, third in zip(fresh[::3], fresh[1::3], fresh[2::3], strict=True):
                         taken["from a list"].append(await self.do(contender, first, calls, as_list=True))
                         taken["unchanged, again"].append(await self.do(contender, first, calls, as_list=True))
                         taken["from a generator"].append(await self.do(contender, second, calls, as_list=False))
+                        running = await self.do(contender, third, calls, as_list=False, running_code=True)
+                        taken["from one that runs code"].append(running)
             peak = memory.growth
         return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, calls)
 
-    async def do(self, contender: Contender, array: Array, calls: int, *, as_list: bool) -> float:
+    async def do(
+        self, contender: Contender, array: Array, calls: int, *, as_list: bool, running_code: bool = False
+    ) -> float:
         """The seconds that 20 calls take, from those that fewer took if they are many."""
-        tasks = [(array, number) for number in range(calls)]
+        tasks: Sequence[tuple[Array, int]] = [(array, number) for number in range(calls)]
+        if running_code:
+            tasks = OneByOne(tasks)
         seconds, results = await timed((contender.map_list if as_list else contender.map)(probe, tasks))
         check(results, array)
         return seconds * CALLS / calls
@@ -181,6 +188,19 @@ class OwnArrays(Sequence[tuple[Array, int]]):
         if index >= self._calls:
             raise IndexError(index)
         return self._base + index, index
+
+
+class OneByOne(Sequence[tuple[Array, int]]):
+    """Tasks that are handed out by code that might change what they hold."""
+
+    def __init__(self, tasks: Sequence[tuple[Array, int]]) -> None:
+        self._tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:  # type: ignore[override]
+        return self._tasks[index]
 
 
 def check(results: Sequence[float], array: Array) -> None:
