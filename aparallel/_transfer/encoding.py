@@ -26,7 +26,6 @@ from aparallel._transfer.pickling import (
     pickle_within,
 )
 from aparallel._transfer.shipment import LazyMemory, Shipment
-from aparallel._transfer.stillness import is_still
 from aparallel._transfer.unchanged import Witness
 from aparallel._transfer.users import User
 from aparallel.abc import Drawn, Encoder, Function
@@ -211,8 +210,11 @@ class ProcessEncoder(Encoder):
             if time.monotonic() > deadline:
                 break
         room = limit - drawn.count - 1
-        if drawn.large is not None and room > 0 and not self._at_once and is_still(calls):
-            self._hold(drawn.large, islice(self._not_drawn(calls), room))
+        if drawn.large is not None and room > 0 and not self._at_once:
+            from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
+
+            if is_still(calls):
+                self._hold(drawn.large, islice(self._not_drawn(calls), room))
         return drawn
 
     def _not_drawn(self, calls: Iterator[Any]) -> Iterator[Any]:
