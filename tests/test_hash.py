@@ -27,6 +27,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -575,3 +576,12 @@ def test_a_forked_child_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
     digest._after_fork_in_child()
     assert digest._most_threads == 1
     assert digest.digest(b"x" * (2 << 20)) == digest.blake3(b"x" * (2 << 20)).digest()
+
+
+def test_hashing_in_slices_changes_no_digest() -> None:
+    data = bytes(range(256)) * (5 << 12)
+    assert digest.digest(data) == blake3(data).digest()
+    hasher = digest.Hasher()
+    hasher.update(np.frombuffer(data[:-1], np.uint8))
+    hasher.update(data[-1:])
+    assert hasher.digest() == blake3(data).digest()
