@@ -34,3 +34,7 @@ async def until(predicate: Callable[[], Any], *tasks: asyncio.Future[Any]) -> No
 
 def files_of(location: str) -> list[Path]:
     return sorted(path for path in Path(location, "entries").rglob("*") if path.is_file())
+
+
+def temporary_files(location: str) -> list[Path]:
+    return sorted(path for path in Path(location, "tmp").rglob("*") if path.is_file())

@@ -807,6 +807,34 @@ async def test_a_miss_after_a_miss_takes_one_hop_and_a_wrong_guess_is_still_a_hi
     assert (statistics.misses, statistics.hits + statistics.shared) == (3, 7)
 
 
+async def test_what_another_computes_anew_is_served_meanwhile_also_to_who_expects_a_miss(location: str) -> None:
+    class Work:
+        def __init__(self) -> None:
+            self.entered, self.gate = asyncio.Event(), asyncio.Event()
+
+        async def __call__(self, x: int) -> int:
+            self.entered.set()
+            await self.gate.wait()
+            return x
+
+        def __aparallel_key__(self) -> str:
+            return "work"
+
+    work = Work()
+    work.gate.set()
+    first, second = (Memory(location).cache(work) for _ in range(2))
+    assert [await first(1), await second(2)] == [1, 2]
+    work.entered.clear()
+    work.gate.clear()
+    refreshing = asyncio.create_task(first.refresh(1))
+    await work.entered.wait()
+    async with asyncio.timeout(10):
+        assert await second(1) == 1
+    assert second.statistics().hits == 1
+    work.gate.set()
+    assert await refreshing == 1
+
+
 async def test_hits_do_not_wait_behind_computations(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(computation, "_COMPUTING_THREADS", 1)
     gate = threading.Event()

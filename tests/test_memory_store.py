@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import pickle
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_support import files_of, until
+from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
-from aparallel._memory.disk import recency, store
+from aparallel._memory.disk import files, recency, store
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 from aparallel._memory.disk.store import DiskStore
 
@@ -110,7 +111,7 @@ async def test_a_result_that_cannot_be_pickled_is_returned_with_one_warning(memo
         assert (await cached(1))[0] == (await cached(1))[0] == (await cached(2))[0] - 1 == 1
     assert len(caught) == 1
     assert files_of(location) == []
-    assert os.listdir(os.path.join(location, "tmp")) == []
+    assert temporary_files(location) == []
 
 
 async def test_what_has_no_stable_content_names_the_argument(memory: Memory) -> None:
@@ -549,10 +550,10 @@ def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -
         for x in range(100, 120):
             await work(x)
         assert (await memory.statistics()).entries <= 22
-        for name in os.listdir(os.path.join(location, "tmp")):
-            os.utime(os.path.join(location, "tmp", name), (0, 0))
+        for path in temporary_files(location):
+            os.utime(path, (0, 0))
         await memory.reduce_size()
-        assert os.listdir(os.path.join(location, "tmp")) == []
+        assert temporary_files(location) == []
         assert len(files_of(location)) == (await memory.statistics()).entries
 
     asyncio.run(look())
@@ -640,7 +641,7 @@ async def test_a_full_disk_costs_a_warning_and_no_result(
         with pytest.warns(errors.NotStoredWarning, match="No space left") as caught:
             assert [await cached(1), await cached(2), await cached(0)] == [[1], [2], [0]]
         assert len(caught) == 1
-    assert os.listdir(os.path.join(location, "tmp")) == []
+    assert temporary_files(location) == []
     assert await cached(1) == [1]
     assert cached.statistics().not_stored == 2
 
@@ -690,6 +691,31 @@ async def test_a_read_only_directory_still_gives_hits(memory: Memory, location: 
     finally:
         for folder, _, _ in os.walk(location):
             os.chmod(folder, 0o700)
+
+
+def has_spread_subfolders(folder: str) -> bool | None:
+    """Whether the file system was asked to put them far from each other; None if it cannot be."""
+    if not shutil.which("lsattr"):
+        return None
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
+    told = subprocess.run(["lsattr", "-d", folder], capture_output=True, text=True).stdout
+    return "T" in told.split()[0] if kind == "ext2/ext3" and told else None
+
+
+async def test_folders_are_spread_over_the_disk_where_that_can_be_asked_for(
+    memory: Memory, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = memory.cache(lambda x: [x])
+    assert await cached(0) == [0]
+    assert has_spread_subfolders(os.path.join(location, "tmp")) in (True, None)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr(files.fcntl, "ioctl", refuse)
+    elsewhere = Memory(f"{location}-2").cache(lambda x: [x])
+    assert await elsewhere(0) == [0]
+    assert elsewhere.statistics().stored == 1
 
 
 async def test_odd_names_and_deep_paths_work(tmp_path: Path) -> None:

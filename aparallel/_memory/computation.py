@@ -209,20 +209,19 @@ class Computation:
 
     def _begin(self, call: PendingCall) -> _Begun | Look:
         """Take the lock of the call's key. If its result is there by now, give the lock back and return the result."""
-        if call.is_new:
-            call.is_new = False
-            look = self._lookup.look_for(call)
-            if look.state is State.HIT:
-                self._lookup.count_hit(look)
-                return look
         try:
             is_locked = self._lookup.store.try_lock(call.place.key)
         except UntrustedDirectoryError:
             raise
         except OSError:
             is_locked = None
-        if is_locked is False and time.monotonic() < call.deadline:
-            return _Begun.BUSY
+        if is_locked is False:
+            found = self._found(call) if call.is_new else None  # whoever has the lock may be computing it anew
+            call.is_new = False
+            if found is not None:
+                return found
+            if time.monotonic() < call.deadline:
+                return _Begun.BUSY
         with call.mutex:
             call.is_locked = bool(is_locked)
             if call.is_abandoned:
@@ -230,13 +229,19 @@ class Computation:
                 return _Begun.BUSY
         call.tags = self._lookup.tags_of(call)
         call.removals = self._lookup.removals_at(call.place)
-        if not call.is_refresh:
-            look = self._lookup.look_for(call)
-            if look.state is State.HIT:
-                self._unlock(call)
-                self._lookup.count_hit(look)
-                return look
+        found = None if call.is_refresh else self._found(call)
+        if found is not None:
+            self._unlock(call)
+            return found
         return _Begun.LOCKED if call.is_locked else _Begun.UNLOCKED
+
+    def _found(self, call: PendingCall) -> Look | None:
+        """Return the result, if it is there."""
+        look = self._lookup.look_for(call)
+        if look.state is not State.HIT:
+            return None
+        self._lookup.count_hit(look)
+        return look
 
     def _finish(self, call: PendingCall, value: Any, seconds: float) -> Outcome:
         """Store the result and give the lock back. What goes wrong with storing is told, never raised."""

@@ -9,7 +9,7 @@
     removals/all, removals/<xx>         change whenever results are removed by request
     evicted/<xx>                        the beginnings of the keys that were evicted lately, for explain()
     counts, locks                       see counts.py and locks.py
-    tmp/                                what is being written
+    tmp/<xx>/                           what is being written; in many folders, see spread_over_disk
 
 Every file is written in tmp and renamed into its place, so it is whole or absent. Nothing is mapped but arrays,
 no descriptor stays open, and no lock is held while anything is computed but the one of its key: all of it works

@@ -11,10 +11,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aparallel._memory.behind import behind
-from aparallel._memory.disk.files import names_in, remove, write_all
+from aparallel._memory.disk.counts import SLOTS
+from aparallel._memory.disk.files import names_in, remove, spread_over_disk, write_all
 from aparallel._memory.disk.trust import check_directory, make_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aparallel._ground.store import Place
 
 LITTER_AGE: Final = 3600.0
@@ -39,7 +42,8 @@ class Directory:
         self._is_signed = is_signed
         self._trust_group = trust_group
         self._is_checked = False
-        self._numbers = itertools.count()
+        # Where it begins differs, so that short-lived processes do not all write in the same few folders.
+        self._numbers = itertools.count(secrets.randbelow(SLOTS))
 
     def is_there(self) -> bool:
         """Return whether it exists.
@@ -71,6 +75,8 @@ class Directory:
         self.is_there()
         for name in ("entries", "functions", "tags", "removals", "evicted", "tmp"):
             self.make(self.path(name))
+        for name in ("entries", "tmp"):
+            spread_over_disk(self.path(name))
         for name in ("counts", "locks") if self._trust_group else ():
             fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
             try:
@@ -83,14 +89,21 @@ class Directory:
     # What is where
 
     def path(self, *names: str) -> str:
-        return os.path.join(self.location, *names)
+        return "/".join((self.location, *names))
 
     def entry_path(self, place: Place) -> str:
         name = place.key.hex()
         return f"{self.location}/entries/{name[:2]}/{place.function}/{name}"
 
     def temporary_path(self) -> str:
-        return self.path("tmp", f"{os.getpid():x}-{next(self._numbers):x}-{secrets.token_hex(8)}")
+        number = next(self._numbers)
+        return self.path("tmp", f"{number % SLOTS:02x}", f"{os.getpid():x}-{number:x}-{secrets.token_hex(8)}")
+
+    def temporary_paths(self) -> Iterator[str]:
+        """Yield what is being written, and what was left half written."""
+        for folder in names_in(self.path("tmp")):
+            for name in names_in(self.path("tmp", folder)):
+                yield self.path("tmp", folder, name)
 
     # Writing
 
@@ -101,8 +114,9 @@ class Directory:
         path = self.temporary_path()
         try:
             return path, self.create(path)
-        except FileNotFoundError:  # somebody removed the directory
+        except FileNotFoundError:  # this folder is new, or somebody removed the directory
             self.prepare()
+            self.make(os.path.dirname(path))
             return path, self.create(path)
 
     def create(self, path: str) -> int:
@@ -147,10 +161,9 @@ class Directory:
         """Remove what killed writers left in tmp. Our own live, whatever a clock that jumps says of their age."""
         now = time.time()
         ours = f"{os.getpid():x}-"
-        for name in names_in(self.path("tmp")):
-            if name.startswith(ours):
+        for path in self.temporary_paths():
+            if os.path.basename(path).startswith(ours):
                 continue
-            path = self.path("tmp", name)
             with contextlib.suppress(OSError):
                 if now - os.stat(path).st_mtime > LITTER_AGE:
                     os.unlink(path)

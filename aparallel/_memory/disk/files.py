@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+import struct
+import sys
+from typing import Any, Final
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# Linux's ioctls for the flags of a file, and the flag that says that a folder's subfolders are not related.
+_GET_FLAGS: Final = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
+_SET_FLAGS: Final = 0x40086602 if struct.calcsize("l") == 8 else 0x40046602
+_TOP_OF_HIERARCHY: Final = 0x00020000
+_FLAGS = struct.Struct("i4x")  # an int, whatever the ioctls' numbers say
 
 
 def read_all(fd: int, size: int) -> bytes:
@@ -33,10 +46,13 @@ def size_of(path: str) -> int | None:
 
 def read_file(path: str) -> bytes | None:
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    try:
+        return read_all(fd, 1 << 12)  # more than most have
+    finally:
+        os.close(fd)
 
 
 def remove(path: str) -> None:
@@ -62,3 +78,21 @@ def stats_in(folder: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):  # nothing was stored there, or somebody removed it
         pass
     return found
+
+
+def spread_over_disk(folder: str) -> None:
+    """Have the file system put the subfolders of *folder* far from each other, if it is one that can: ext4.
+
+    It does not give out again for minutes what was a file just now, and where thousands were removed, as evictions
+    do, each new one close by is looked for past all of them: 400 µs instead of 11.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = bytearray(_FLAGS.size)
+            fcntl.ioctl(fd, _GET_FLAGS, flags)
+            fcntl.ioctl(fd, _SET_FLAGS, _FLAGS.pack(_FLAGS.unpack(flags)[0] | _TOP_OF_HIERARCHY))
+        finally:
+            os.close(fd)
