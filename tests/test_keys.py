@@ -415,3 +415,11 @@ def test_a_function_may_use_the_types_of_functions() -> None:
         return isinstance(x, FunctionType | MethodType)
 
     assert key(kind, 1) == key(kind, 1) != key(kind, 2)
+
+
+def test_a_call_that_does_not_fit_says_of_which_function() -> None:
+    binder = Binder(lambda x: x, name="features")
+    with pytest.raises(
+        TypeError, match=r"^features\(\) cannot be called like that: missing a required argument: 'x'\.$"
+    ):
+        binder.bind((), {})

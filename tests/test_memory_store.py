@@ -504,6 +504,16 @@ def check_constant_writing(location: str, processes: int, calls: int, limit: int
     assert 0.85 * limit <= len(files_of(location)) <= 1.1 * limit
 
 
+async def test_looking_at_what_is_stored_is_no_use_of_it(memory: Memory, location: str) -> None:
+    cached = memory.cache(lambda x: [x])
+    await cached(0)
+    [path] = files_of(location)
+    os.utime(path, (1.6e9, 1.7e9))
+    assert [entry.last_used async for entry in memory.entries()] == [1.6e9]
+    assert not (await cached.explain(1)).hit
+    assert [entry.last_used async for entry in memory.entries()] == [1.6e9]
+
+
 def test_bounds_hold_while_several_processes_write(location: str) -> None:
     check_constant_writing(location, processes=3, calls=250, limit=200)
 

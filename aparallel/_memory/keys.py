@@ -52,6 +52,7 @@ class Binder:
         if isinstance(ignore, str):
             raise TypeError(f"ignore={ignore!r} is a text. Write ignore=[{ignore!r}].")
         self._ignored = frozenset(ignore)
+        self._called = name or "The function"
         try:
             self._signature = _signature_of(fn)
         except (TypeError, ValueError):  # some built-in functions do not tell theirs
@@ -102,12 +103,19 @@ class Binder:
         """Return the values of :attr:`names`.
 
         Raises:
-            TypeError: the arguments do not fit the signature, with Python's own words.
+            TypeError: the arguments do not fit the signature.
         """
         if not kwargs and self._is_simple and len(args) == len(self._positional):
             return args
         values = self._bind_all(args, kwargs)
         return values if len(self._kept) == len(values) else [values[index] for index in self._kept]
+
+    def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        try:
+            self._signature.bind(*args, **kwargs)  # raises what Python would, but for bugs of Python 3.13.0
+        except TypeError as error:
+            return f"cannot be called like that: {error}"
+        return f"has the signature {self._signature}, which the arguments do not fit"
 
     def _bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         names = self._positional
@@ -122,8 +130,7 @@ class Binder:
         fits = len(args) <= len(names) or self._rest is not None
         given_twice = any(name in left for name in names[self._positional_only : len(args)])
         if _NOTHING in map(_identity, values) or not fits or given_twice or (left and self._keywords is None):
-            self._signature.bind(*args, **kwargs)  # raises what Python would, but for bugs of Python 3.13.0
-            raise TypeError(f"The arguments do not fit the signature {self._signature}.")
+            raise TypeError(f"{self._called}() {self._misfit(args, kwargs)}.")
         if self._keywords is not None:
             values.append({name: value for name, value in left.items() if name not in self._ignored_keywords})
         return values

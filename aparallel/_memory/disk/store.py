@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from aparallel._memory.disk.eviction import Candidate
 
+# Reading is no use of an entry: who lists a cache would make everything in it recently used.
+_UNNOTICED: Final = getattr(os, "O_NOATIME", 0)
+
 _READ_WHOLE: Final = 1 << 20
 """Bytes up to which an entry is read at once; larger ones are given as open files."""
 
@@ -63,7 +66,7 @@ class DiskStore(Store):
             return None
         path = self.directory.entry_path(place)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open_unnoticed(path)
         except FileNotFoundError:
             return None
         try:
@@ -183,3 +186,11 @@ class DiskStore(Store):
 
 def _version_of(status: os.stat_result) -> Version:
     return Version(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _open_unnoticed(path: str) -> int:
+    """Open a file for reading, without a change of its access time if it is ours."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _UNNOTICED)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
