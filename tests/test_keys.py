@@ -10,6 +10,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -274,6 +275,82 @@ def test_globals_that_can_change_are_named_as_unseen(package: Any) -> None:
     module.CACHE[1] = 2
     module.counter += 1
     assert maker.make((1,), {}).digest == before
+
+
+def test_what_is_found_when_the_function_runs_is_named_as_unseen(package: Any) -> None:
+    source = """
+        import math
+
+        def late(x):
+            import os.path
+            from pack.helpers import helper
+            from . import helpers
+            def inner():
+                import pack.helpers as again
+                return again
+            return helper(x)
+
+        def looked_up(x, name):
+            return getattr(math, name)(x)
+
+        def known(x):
+            import math
+            return len(x)
+    """
+    module = package(**{**SOURCES, "main": source})
+    unseen = {
+        name: KeyMaker(getattr(module, name), name=name).fingerprint().unseen
+        for name in vars(module)
+        if name in ("late", "looked_up", "known")
+    }
+    assert unseen == {
+        "late": ("pack.helpers", "pack.helpers.helper"),
+        "looked_up": ("what getattr finds",),
+        "known": (),
+    }
+    helper = importlib.import_module("pack.helpers").helper
+    told = KeyMaker(module.late, name="late", depends_on=[helper])
+    assert told.fingerprint().unseen == ("pack.helpers",)
+
+
+def test_methods_of_arguments_are_named_as_unseen(package: Any) -> None:
+    source = """
+        from dataclasses import dataclass
+
+        class Base:
+            def shared(self):
+                return 1
+
+        class Model(Base):
+            def __reduce__(self):
+                return Model, ()
+
+        @dataclass
+        class Plain:
+            x: int
+
+        class Used(Model):
+            pass
+
+        def f(x):
+            return x.shared()
+
+        def g(x):
+            return Used() or x
+
+        def h(x, y):
+            return x
+    """
+    module = package(main=source)
+
+    def unseen(fn: Any, *args: Any) -> tuple[str, ...]:
+        maker = KeyMaker(fn, name="f")
+        return maker.unseen(maker.make(args, {}), args, {})
+
+    assert unseen(module.f, module.Model()) == ("methods of Model",)
+    assert unseen(module.h, module.Model(), module.Base()) == ("methods of Base", "methods of Model")
+    assert [unseen(module.f, value) for value in (1, "x", [1], Fraction(1, 2), module.Plain(1))] == [()] * 5
+    assert unseen(module.g, module.Used()) == ()
 
 
 def test_a_name_that_means_something_else_now_is_noticed(package: Any) -> None:

@@ -74,6 +74,18 @@ def globals_read(code: CodeType) -> list[tuple[str, ...]]:
     return sorted(chain for chain in found if chain[0] not in written)
 
 
+def imports_made(code: CodeType) -> set[tuple[int, str, str]]:
+    """What *code* and the code inside it import when they run: (dots before the module, module, name in it or "")."""
+    found: set[tuple[int, str, str]] = set()
+    for inner in _with_inner(code):
+        steps = [step for step in dis.get_instructions(inner) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
+        for position, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level, names = (before.argval for before in steps[position - 2 : position])
+                found |= {(level, step.argval, name) for name in names or [""]}
+    return found
+
+
 def cells_written(code: CodeType) -> set[str]:
     """The closed-over names that *code* assigns to, or visibly changes in place: ``x[k] = …``, ``x.append(…)``.
 

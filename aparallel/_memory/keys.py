@@ -219,6 +219,15 @@ class KeyMaker:
         held = self._encode_held(dynamic, budget) if dynamic else b""
         return Key(digest(b"%b%b%b" % (self._prefix, b"".join(encodings), held)), encodings, held, known)
 
+    def unseen(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Return what results may depend on and *key*, which is that of this call, does not."""
+        fingerprint = key.fingerprint
+        found = set(fingerprint.unseen)
+        if self._track == "deep":
+            classes = set(map(type, self.binder.bind(args, kwargs)))
+            found |= {f"methods of {cls.__qualname__}" for cls in classes if not fingerprint.sees_methods_of(cls)}
+        return tuple(sorted(found))
+
     def _encode_argument(self, index: int, value: object, budget: int | None) -> bytes:
         if self.binder.is_sentinel(value):
             return b"."

@@ -32,7 +32,8 @@ class Explanation:
             or ``"not cached"`` (``location=None``).
         arguments: which arguments differ from the stored call that is most alike.
         code: which functions or constants' readers differ from it.
-        unseen: globals that the code reads whose content is not part of the key.
+        unseen: what the result may depend on and the key does not: globals of the code that can change, functions
+            that it imports or looks up when it runs, methods of arguments.
     """
 
     hit: bool

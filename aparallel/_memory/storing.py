@@ -103,7 +103,7 @@ class Storing:
         """Say whether a call would be a hit, or why it would be a miss."""
         own = self._lookup
         call, look = own.find(None, args, kwargs)
-        unseen = call.key.fingerprint.unseen
+        unseen = own.keys.unseen(call.key, args, kwargs)
         if look.state is State.HIT:
             return Explanation(hit=True, reason="hit", unseen=unseen)
         if look.state is not State.MISSING:

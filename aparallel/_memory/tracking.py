@@ -21,13 +21,13 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
-from aparallel._memory.bytecode import cells_written, encode_code, globals_read
+from aparallel._memory.bytecode import cells_written, encode_code, globals_read, imports_made
 from aparallel._memory.digest import digest
 from aparallel._memory.parts import encode_name
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import CellType, CodeType
 
     from aparallel._memory.parts import Encode
@@ -36,6 +36,7 @@ Track = Literal["deep", "own", "none"]
 
 _MISSING: Final = object()
 _CONSTANTS = (Enum, PurePath, Decimal, Fraction, date, time, timedelta, tzinfo, range, UUID, re.Pattern)
+_FIND_AT_RUN_TIME = frozenset({"__import__", "eval", "exec", "getattr", "globals", "vars"})
 _NOT_CONTENT = frozenset(
     {"__module__", "__qualname__", "__doc__", "__name__", "__firstlineno__", "__static_attributes__"}
 )
@@ -47,13 +48,14 @@ class Fingerprint:
     Attributes:
         static: 32 bytes that stand for its identity, code and constants.
         parts: the digest of each function's own code and constants, by name.
-        unseen: names that it reads whose content is not part of the key.
+        unseen: names that it reads whose content is not part of the key, and what it finds when it runs.
     """
 
     def __init__(self, walk: _Walk, identity: bytes, own: list[Any]) -> None:
         self.static = digest(combine(b"W", Kind.ORDERED, [identity, *walk.entries]))
         self.parts: Mapping[str, bytes] = walk.parts
-        self.unseen = tuple(sorted(walk.unseen))
+        self.unseen = tuple(sorted(walk.unseen - walk.parts.keys()))
+        self._packages = walk.packages
         self._own = own
         self._codes = walk.codes
         self._names = walk.names
@@ -69,6 +71,14 @@ class Fingerprint:
             if fn.__code__ is not code or fn.__defaults__ is not defaults:
                 return False
         return not self._cells or all(_content_of(cell) is value for cell, value in self._cells)
+
+    def sees_methods_of(self, cls: type) -> bool:
+        """Whether what the methods of a class do counts, as far as they are of our packages and not Python's own."""
+        if "<locals>" in cls.__qualname__ or f"{cls.__module__}.{cls.__qualname__}" in self.parts:
+            return True
+        namespaces = [vars(base) for base in cls.__mro__ if _package_of(base) in self._packages]
+        names = {name for namespace in namespaces for name, value in namespace.items() if _functions_of(value)}
+        return all(name.startswith("__") and name != "__call__" for name in names)
 
     def dynamic(self) -> list[Any]:
         """The values as they are now that can change in place."""
@@ -163,7 +173,7 @@ class _Walk:
 
     def __init__(self, packages: set[str], track: Track, encode: Encode) -> None:
         self._encode = encode
-        self._packages = packages
+        self.packages = packages
         self._track = track
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []
@@ -211,6 +221,7 @@ class _Walk:
         own: list[bytes] = []
         for chain in globals_read(fn.__code__):
             own += self._follow(fn.__globals__, chain)
+        self.unseen.update(self._imported(fn))
         self.close_over(fn, own)
         if with_defaults:
             defaults = (*(fn.__defaults__ or ()), *(v for _, v in sorted((fn.__kwdefaults__ or {}).items())))
@@ -221,6 +232,15 @@ class _Walk:
             own.append(self._refer_to(wrapped, "__wrapped__"))
         self._leave(number, f"{fn.__module__}.{fn.__qualname__}", combine(b"f", Kind.ORDERED, [*content, *own]))
         return self._reference(fn)
+
+    def _imported(self, fn: FunctionType) -> Iterator[str]:
+        """What *fn* imports of our packages when it runs: to follow it would be to import it, too early."""
+        package = str(fn.__globals__.get("__package__") or "")
+        for level, module, name in imports_made(fn.__code__):
+            parents = package.rsplit(".", level - 1)[0] if level else ""
+            path = ".".join(filter(None, (parents, module, name)))
+            if path.partition(".")[0] in self.packages:
+                yield path
 
     def close_over(self, fn: FunctionType, own: list[bytes]) -> None:
         written = cells_written(fn.__code__)
@@ -278,11 +298,13 @@ class _Walk:
             value = namespace.get(name, _MISSING)
             self._note(namespace, name, value)
             if value is _MISSING:  # built in, or not there (yet)
+                if name in _FIND_AT_RUN_TIME:
+                    self.unseen.add(f"what {name} finds")
                 return [] if hasattr(builtins, name) else [encode_str(name)]
             if not isinstance(value, ModuleType) or length == len(chain):
                 path = ".".join(chain[:length])
                 return [encode_str(path), self._refer_to(value, path)]
-            if _package_of(value) not in self._packages:
+            if _package_of(value) not in self.packages:
                 return [encode_str(".".join(chain)), encode_name(value)]
             namespace = vars(value)
         return []
@@ -311,7 +333,7 @@ class _Walk:
     def _is_ours(self, value: Any) -> bool:
         if self._track != "deep":
             return False
-        return _package_of(value) in self._packages or (isinstance(value, FunctionType) and "<" in value.__qualname__)
+        return _package_of(value) in self.packages or (isinstance(value, FunctionType) and "<" in value.__qualname__)
 
     def _hold(self, value: Any) -> bytes:
         """Encode a value that a function holds, now if it cannot change, else at every call."""
@@ -322,11 +344,11 @@ class _Walk:
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if isinstance(value, FunctionType):
-            if _package_of(value) in self._packages or "<" in value.__qualname__:
+            if _package_of(value) in self.packages or "<" in value.__qualname__:
                 return self.visit_function(value, with_defaults=True)
             return encode_name(value)
         if isinstance(value, type):
-            return self._visit_class(value) if _package_of(value) in self._packages else self._encode(value)
+            return self._visit_class(value) if _package_of(value) in self.packages else self._encode(value)
         inner, held = _unbind(value) if callable(value) else (value, [])
         if isinstance(inner, FunctionType) and not held:  # such as a memoized function
             return self._hold(inner)
