@@ -238,6 +238,7 @@ async def test_a_plain_function_that_returns_a_coroutine_says_what_to_do(memory:
         ({"signing_key": b""}, "signing_key is empty"),
         ({"track": "all"}, "track='all'"),
         ({"pool": 3}, "pool=3"),
+        ({"verbose": "much"}, "verbose='much'"),
     ],
 )
 def test_bad_options_are_refused(options: Any, message: str, location: str) -> None:

@@ -680,11 +680,16 @@ async def test_a_directory_that_vanishes_is_made_again(memory: Memory, location:
     assert len(files_of(location)) == 1
 
 
-async def test_a_location_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "file/cache"])
+async def test_a_location_that_cannot_be_made_costs_one_warning(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
-    cached = Memory(tmp_path / "file" / "cache").cache(lambda x: [x])
-    with pytest.warns(errors.NotStoredWarning):
-        assert [await cached(1), await cached(1)] == [[1], [1]]
+    cached = Memory(tmp_path / name).cache(lambda x: [x])
+    with pytest.warns(errors.NotStoredWarning) as caught:
+        assert [await cached(1), await cached(1), await cached(2)] == [[1], [1], [2]]
+    assert len(caught) == 1
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

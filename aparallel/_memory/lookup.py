@@ -149,7 +149,7 @@ class Lookup:
         except UntrustedDirectoryError:
             raise
         except OSError as error:
-            _logger.warning("A result of %s cannot be read: %s", self.name, str(error))
+            self.shelf.log_trouble(f"Results of {self.name} cannot be read", error)
             return Look(State.MISSING)
 
     def _read(self, place: Place) -> Look:

@@ -35,6 +35,7 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         check_mmap_mode(self.mmap_mode, self.compress)
         check_track(self.track)
+        check_verbose(self.verbose)
         chosen(self.compress, None)  # raises what dump would
 
     @property
@@ -107,7 +108,7 @@ def function_options(
         track=check_track(own.track if track is None else track),
         cache_errors=_checked_errors(cache_errors),
         pool=check_pool(pool),
-        verbose=own.verbose if verbose is None else verbose,
+        verbose=own.verbose if verbose is None else check_verbose(verbose),
     )
 
 
@@ -136,6 +137,12 @@ def check_pool(pool: Any) -> Any:
     if pool is not None and not callable(getattr(pool, "run", None)):
         raise TypeError(f"pool={pool!r} has no method run. Give a Pool, or leave it out to compute in threads.")
     return pool
+
+
+def check_verbose(verbose: int) -> int:
+    if not isinstance(verbose, int | float):
+        raise TypeError(f"verbose={verbose!r} is no number. 1 tells what is computed, 10 also what is found.")
+    return verbose
 
 
 def check_track(track: Track) -> Track:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from aparallel._memory.options import MemoryOptions
 
 _logger = logging.getLogger("aparallel.memory")
+
+_SILENT_FOR = 60.0  # seconds
 
 
 class Home(NamedTuple):
@@ -75,6 +78,8 @@ class Shelf:
         self.tier = Tier(options.memory_bytes)
         self.name = (home.name, options.signing_key)
         self._warned: set[str] = set()
+        # By errno: until when, on time.monotonic's clock, more of the same trouble is not worth a warning.
+        self._silent_until: dict[int | None, float] = {}
         # How often results were removed or invalidated through this object; and single ones removed, by key.
         self._removals = 0
         self._forgets = [0] * 256
@@ -165,6 +170,14 @@ class Shelf:
         task = asyncio.get_running_loop().create_task(_quietly(doing))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    def log_trouble(self, about: str, error: OSError) -> None:
+        """Log that the store cannot be reached: once in a while, however many calls find it so."""
+        now = time.monotonic()
+        is_news = now >= self._silent_until.get(error.errno, 0.0)
+        if is_news:
+            self._silent_until[error.errno] = now + _SILENT_FOR
+        _logger.log(logging.WARNING if is_news else logging.DEBUG, "%s: %s", about, str(error))
 
     def warn_once(self, what: str, message: str) -> None:
         """Warn that something is not stored, once for each *what*."""
