@@ -15,6 +15,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -834,6 +835,32 @@ async def test_what_another_computes_anew_is_served_meanwhile_also_to_who_expect
     assert second.statistics().hits == 1
     work.gate.set()
     assert await refreshing == 1
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_first_miss_imports_nothing_large_on_the_loop(looked: bool, tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import asyncio, sys, threading
+        from aparallel import Memory
+
+        class Watch:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("anyio", "sniffio"):
+                    imported_in.add(threading.current_thread().name)
+
+        imported_in = set()
+        sys.meta_path.insert(0, Watch())
+
+        async def main():
+            length = Memory(sys.argv[1]).cache(len)
+            if sys.argv[2] == "True":
+                assert not (await length.explain("abc")).hit
+            assert await asyncio.gather(length("abc"), length("de")) == [3, 2]
+
+        asyncio.run(main())
+        assert imported_in == {"aparallel-import"}, imported_in
+    """)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "cache"), str(looked)], check=True)
 
 
 async def test_hits_do_not_wait_behind_computations(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:

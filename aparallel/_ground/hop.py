@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 _ANYIO = "anyio._backends._asyncio"
 
+# Only a cache: once it is imported, it stays.
+_has_anyio = False
+
 # Hops are short and CPU-bound: more threads at a time would only fight over the GIL.
 _threads = Threads(4)
 
@@ -29,7 +32,7 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
 
     Cancellation: by an anyio scope, after *fn* is done; natively, at once. If *fn* has begun, it runs on to its end.
     """
-    if _ANYIO not in sys.modules:  # nobody can have an anyio scope
+    if not has_anyio():  # nobody can have one of its scopes
         return await _threads.start(fn, *args)
     import anyio.lowlevel
 
@@ -41,9 +44,18 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
     return result.result()
 
 
+def has_anyio() -> bool:
+    """Whether anyio is imported, and to its end: to import what another thread is importing waits for that thread."""
+    global _has_anyio
+    if not _has_anyio:
+        spec = getattr(sys.modules.get(_ANYIO), "__spec__", None)
+        _has_anyio = spec is not None and not getattr(spec, "_initializing", False)
+    return _has_anyio
+
+
 async def import_anyio() -> None:
     """Import it in a thread: here it would hold the loop for 70 ms, and most programs never get here."""
-    if _ANYIO in sys.modules:
+    if has_anyio():
         return
     loop = asyncio.get_running_loop()
     imported: asyncio.Future[None] = loop.create_future()

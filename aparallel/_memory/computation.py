@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aparallel._ground.call import Call
-from aparallel._ground.hop import import_anyio, in_thread
+from aparallel._ground.hop import has_anyio, import_anyio, in_thread
 from aparallel._memory.behind import behind
 from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
@@ -96,7 +96,7 @@ class Computation:
         """
         if not self._lookup.expects_miss or self._options.stale_while_revalidate:
             return False
-        return self._is_for_loop or _computing_limiter().available_tokens > 0
+        return self._is_for_loop or (has_anyio() and _computing_limiter().available_tokens > 0)
 
     async def fly(self, call: PendingCall) -> Any:
         """Wait for the computation of *call*, which other callers share, and return its result."""
@@ -144,6 +144,8 @@ class Computation:
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
         wait = _FIRST_WAIT
+        if not self._is_for_loop:
+            await import_anyio()
         while True:
             if not self._is_for_loop:
                 if not flight.enter_thread():
