@@ -64,6 +64,7 @@ TARGETS: tuple[Target, ...] = (
     LagTarget("shared_array"),
     LagTarget("array_results"),
     LagTarget("array_traffic"),
+    RatioTarget("cache_small", "miss", "joblib", 1),
     RatioTarget("cache_small", "repeated hit", "diskcache", 1),
     RatioTarget("cache_small", "first hit", "joblib in a thread", 1),
     RatioTarget("cache_big_argument", "hit", "joblib", 6),
