@@ -21,6 +21,7 @@ from aparallel.errors import MissingResultError, NotStoredWarning, UnsupportedPl
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from types import FrameType
 
     from aparallel._ground.store import Listed, Place
     from aparallel._memory.options import MemoryOptions
@@ -183,15 +184,24 @@ class Shelf:
         """Warn that something is not stored, once for each *what*."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(
-                f"{message.rstrip('.')}. The function works as without a memory.", NotStoredWarning, stacklevel=2
-            )
+            text = f"{message.rstrip('.')}. The function works as without a memory."
+            warnings.warn(text, NotStoredWarning, stacklevel=1 + _frames_of_ours())
 
     def __reduce__(self) -> Any:
         return _same_shelf, (self.home, self.options)
 
     def __repr__(self) -> str:
         return f"Memory({self.home.store if self.home.store is not None else self.home.location!r})"
+
+
+def _frames_of_ours() -> int:
+    """How many frames, from the caller's on, are this package's: below them is who awaits the memoized function."""
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "aparallel":
+        count += 1
+        frame = frame.f_back
+    return count
 
 
 # Shelves that came out of a pickle: equal ones are one, so that they share what they hold in memory.
