@@ -28,7 +28,7 @@ import pytest
 from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
-from aparallel._memory import computation, function, single_flight, tier
+from aparallel._memory import computation, function, lookup, single_flight, tier
 from aparallel._memory.disk import recency
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 
@@ -915,6 +915,22 @@ async def test_another_process_sees_a_removal_within_a_second(location: str, rem
     while await cached(0) == 1:
         assert time.monotonic() < removed + 1.0
         await asyncio.sleep(0.01)
+
+
+async def test_what_is_too_large_for_the_memory_tier_is_not_copied_for_it(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+
+    def copy_of(value: Any) -> Any:
+        copied.append(value.nbytes)
+        return tier.copy_of(value)
+
+    monkeypatch.setattr(lookup, "copy_of", copy_of)
+    ones = Memory(location, memory_bytes="1MB").cache(np.ones)
+    for count in (200_000, 100_000, 200_000, 100_000):
+        assert (await ones(count)).sum() == count
+    assert copied == [800_000]
 
 
 async def test_the_memory_tier_is_bounded(location: str) -> None:

@@ -197,7 +197,7 @@ class Lookup:
         tier = self.shelf.tier
         if is_error or (entry.body_kind is not Body.CONTAINER and not is_frozen(value)):
             tier.put(Kept(place, version, entry.created, body=entry.body, is_error=is_error, tags=tags))
-        elif keepable(value):
+        elif keepable(value) and tier.takes(size_of(value)):  # else it would be copied for nothing
             tier.put(Kept(place, version, entry.created, value=copy_of(value), size=size_of(value), tags=tags))
 
     def _state_of(self, created: float, tags: dict[str, str] | None) -> State:

@@ -112,6 +112,10 @@ class Tier:
     def get(self, key: bytes) -> Kept | None:
         return self._kept.get(key)
 
+    def takes(self, size: int) -> bool:
+        """Whether a value of *size* bytes may be kept."""
+        return _OVERHEAD + size <= self._max_bytes
+
     def put(self, kept: Kept) -> None:
         key = kept.place.key
         with self._mutex:
