@@ -185,8 +185,8 @@ def foreign_privates(source: str, *, inherited: bool = False) -> set[str]:
     return {name for name in used - own if name.startswith("_") and not name.endswith("__")}
 
 
-# Public in spite of their underscore: names of enums, named tuples and pandas.
-DOCUMENTED = {"_name_", "_value_", "_asdict", "_field_defaults", "_fields", "_replace", "_metadata"}
+# Public in spite of their underscore: names of enums, named tuples, pandas and sys.
+DOCUMENTED = {"_name_", "_value_", "_asdict", "_field_defaults", "_fields", "_replace", "_metadata", "_getframe"}
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if layer_of(name) == "_memory"])
