@@ -58,6 +58,7 @@ _ONE_LOOP = (
     "test_persist_trust",
     "test_pool",
     "test_progress",
+    "test_random_load",
     "test_settings",
     "test_stores",
     "test_stream",
@@ -66,13 +67,26 @@ _ONE_LOOP = (
     "test_web_pool",
     "test_web_streaming",
 )
+# These are about loops, too, but few of their tests need both in the suite: each of the others runs on one of them.
+_ALTERNATE = ("test_cancellation",)
+_ON_BOTH = (
+    "test_cancelling_ends_the_running_process_call_and_frees_its_worker",
+    "test_cancelled_calls_end_within_the_promised_time_and_the_next_starts_at_once",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are asked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that have nothing to do with loops on asyncio alone, but with ``-m soak``."""
+    """Leave to ``-m soak`` what tests on a second loop would say again."""
+    known = {item.nodeid for item in items}
     for item in items:
-        if item.module.__name__ in _ONE_LOOP and "uvloop" in item.nodeid:  # type: ignore[attr-defined]
+        module = item.module.__name__  # type: ignore[attr-defined]
+        if "uvloop" not in item.nodeid:
+            continue
+        on_asyncio = item.nodeid.replace("uvloop", "asyncio")
+        if module in _ONE_LOOP or (
+            module in _ALTERNATE and on_asyncio in known and not any(name in item.nodeid for name in _ON_BOTH)
+        ):
             item.add_marker(pytest.mark.soak)
 
 

@@ -254,7 +254,7 @@ def run_with_seed(seed: str, script: str, stdin: bytes = b"") -> str:
     return run.stdout.decode()
 
 
-@pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.parametrize("seed", ["1", pytest.param("2", marks=pytest.mark.soak)])
 def test_digests_are_the_same_in_every_process_and_under_every_hash_seed(seed: str) -> None:
     there = json.loads(run_with_seed(seed, REPORT_DIGESTS))
     assert there == [value_digest(make()).hex() for make in DIFFERENT]
@@ -294,8 +294,7 @@ def test_digests_of_any_plain_value_are_the_same_under_every_hash_seed() -> None
 
     collect()
     here = [value_digest(value).hex() for value in values]
-    for seed in ("3", "4"):
-        assert run_with_seed(seed, REPORT_PICKLED, stdin=pickle.dumps(values)).split() == here
+    assert run_with_seed("3", REPORT_PICKLED, stdin=pickle.dumps(values)).split() == here
 
 
 def is_same(a: Any, b: Any) -> bool:

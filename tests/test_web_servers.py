@@ -176,6 +176,9 @@ SIGNALS = [
 ]
 
 
+# Those that start processes of their own, and those that do not: one each in the suite, and all under soak.
+ONE_EACH = [pytest.param(kind, marks=[] if kind in ("uvicorn", "granian") else [pytest.mark.soak]) for kind in KINDS]
+
 # Each server in the suite, and each of them with each signal under soak.
 IN_SUITE = [
     ("uvicorn", signal.SIGINT),
@@ -206,7 +209,7 @@ def test_a_signal_to_the_group_lets_a_request_finish_and_leaves_nothing(
         assert server.noise() == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_EACH)
 def test_a_supervisor_that_asks_the_server_alone_to_end_lets_a_request_finish_and_leaves_nothing(
     kind: str, tmp_path: Path
 ) -> None:
@@ -220,7 +223,7 @@ def test_a_supervisor_that_asks_the_server_alone_to_end_lets_a_request_finish_an
         assert server.noise() == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_EACH)
 def test_workers_die_with_a_server_that_is_killed(kind: str, tmp_path: Path) -> None:
     with running(kind, tmp_path) as server, ThreadPoolExecutor() as threads:
         lost = threads.submit(server.get, "/nap/600")

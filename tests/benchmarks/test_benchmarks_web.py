@@ -30,14 +30,6 @@ from suite.web_process import HOST, ServerFailed, served
 TINY = Setting(SCALES["tiny"], n_jobs=2)
 
 
-def entries() -> list[Any]:
-    """aparallel for every run of the suite; the others take part in the soak tests."""
-    return [
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.soak] if place > 0 else [])
-        for place, entry in enumerate(WEB)
-    ]
-
-
 class Liar(WebContender):
     """The first answer is right; every other one is too high by one."""
 
@@ -57,7 +49,8 @@ class Stillborn(Blocking):
         raise RuntimeError(f"no app for {n_jobs} workers")
 
 
-@pytest.mark.parametrize("entry", entries())
+@pytest.mark.soak
+@pytest.mark.parametrize("entry", WEB, ids=lambda entry: entry.name)
 def test_server_does_every_work(entry: Entry[WebContender]) -> None:
     if not entry.is_installed:
         pytest.skip(f"{entry.package} is not installed")
