@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from traveling import by_value
 from work import double, fail
 
 from aparallel import Pool, delayed, stream_parallel
+from aparallel.testing import FakeBackend
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -335,3 +336,78 @@ async def test_two_streams_at_a_time_share_one_pool() -> None:
     assert one == [2 * x for x in range(500)]
     assert two == [20 * x for x in range(500)]
     assert threading.active_count() >= 1
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 (the loop has to turn, and tells no event)
+        await asyncio.sleep(0)
+
+
+class Recording(FakeBackend):
+    """Its workers log: something is to be handled before their outcomes, which takes until a test says so."""
+
+    is_unsettled = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settling: list[asyncio.Future[None]] = []
+
+    async def settle(self) -> None:
+        self.settling.append(asyncio.get_running_loop().create_future())
+        await self.settling[-1]
+
+    async def handle(self) -> None:
+        """Handle what somebody waits for now."""
+        await until(lambda: not all(waiting.done() for waiting in self.settling))
+        for waiting in self.settling:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def finish(self, count: int) -> None:
+        await until(lambda: self.workers and len(self.workers[0].waiting) >= count)
+        self.workers[0].finish(count)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_results_that_come_while_records_are_handled_are_given_too(ordered: bool) -> None:
+    backend = Recording()
+    async with (
+        asyncio.timeout(20),
+        Pool(1, backend) as pool,
+        pool.stream([delayed(double)(x) for x in range(3)], ordered=ordered, batch_size=3) as results,
+    ):
+        first = asyncio.ensure_future(anext(results))
+        await backend.finish(1)
+        await until(lambda: len(backend.settling) == 1)
+        await backend.finish(2)
+        await backend.handle()
+        assert await first == 0
+        second = asyncio.ensure_future(anext(results))
+        await backend.handle()
+        assert await second == 2
+        assert await anext(results) == 4
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+
+
+async def test_no_result_is_given_before_its_records_however_many_tasks_wait_and_give_up() -> None:
+    backend = Recording()
+    async with (
+        asyncio.timeout(20),
+        Pool(1, backend) as pool,
+        pool.stream([delayed(double)(x) for x in range(3)], batch_size=3) as results,
+    ):
+        impatient = asyncio.ensure_future(anext(results))
+        await backend.finish(3)
+        await until(lambda: len(backend.settling) == 1)
+        other = asyncio.ensure_future(anext(results))
+        await until(lambda: len(backend.settling) == 2)
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        last = asyncio.ensure_future(anext(results))
+        await until(lambda: len(backend.settling) == 3)
+        assert not other.done()
+        assert not last.done()
+        await backend.handle()
+        assert sorted(await asyncio.gather(other, last)) == [0, 2]
+        assert await anext(results) == 4

@@ -36,8 +36,11 @@ class StreamFlow(Flow):
         self._consumed = 0
         # A future for each task that waits for a result.
         self._waiting: set[asyncio.Future[None]] = set()
-        # Results have come since the backend was last asked whether something belongs before them.
-        self._unsettled = False
+        # What belongs before a result, as log records do, is handled before it is given. So far it was, for so many
+        # results in all and for so many announcements.
+        self._settled_results = 0
+        self._settled = 0
+        self._announced = 0
 
     def released(self) -> int:
         return self._consumed
@@ -65,7 +68,7 @@ class StreamFlow(Flow):
             self._announce()
 
     def _announce(self) -> None:
-        self._unsettled = True
+        self._announced += 1
         for arrival in self._waiting:
             if not arrival.done():
                 arrival.set_result(None)
@@ -81,7 +84,7 @@ class StreamFlow(Flow):
 
     def next_nowait(self) -> tuple[int, Any] | None:
         """Return the next result and its index if it is there and nothing belongs before it."""
-        if not self._ready or self._unsettled or self.error is not None:
+        if not self._ready or self._consumed >= self._settled_results or self.error is not None:
             return None
         self._consumed += 1
         self.wake_drawer()
@@ -90,13 +93,15 @@ class StreamFlow(Flow):
     async def next(self) -> tuple[int, Any]:
         """Return the next result and its index; raise what stopped the flow, or StopAsyncIteration."""
         while True:
-            if self._unsettled:
+            if self._settled < self._announced:
                 await self._settle()
-            if self.error is not None:
-                raise self.error
             taken = self.next_nowait()
             if taken is not None:
                 return taken
+            if self._settled < self._announced:  # more came meanwhile, and is not announced again
+                continue
+            if self.error is not None:
+                raise self.error
             if self.finished.done():
                 raise StopAsyncIteration
             arrival = self._scheduler.loop.create_future()
@@ -107,10 +112,13 @@ class StreamFlow(Flow):
                 self._waiting.remove(arrival)
 
     async def _settle(self) -> None:
-        self._unsettled = False
+        announced, results = self._announced, self._consumed + len(self._ready)
         backend = self._scheduler.backend
         if backend.is_unsettled:
             await backend.settle()
+        # Another task may have done the same meanwhile.
+        self._settled = max(self._settled, announced)
+        self._settled_results = max(self._settled_results, results)
 
 
 class ResultStream(Generic[T_co]):
