@@ -135,9 +135,18 @@ class Index:
         self.array += 1
         return True
 
+    def __pos__(self) -> Any:
+        return self.refilled
+
     def __iter__(self) -> Iterator[Any]:
         self.array += 1
         return iter((self.array, 1))
+
+
+def taken_apart_later(array: Any) -> Iterator[Any]:
+    for _, index in enumerate([Index(array), Index(array)]):
+        b, n = index
+        yield delayed(total)(b, n)
 
 
 CHANGING: dict[str, Callable[[Any], Iterator[Any]]] = {
@@ -161,6 +170,9 @@ CHANGING: dict[str, Callable[[Any], Iterator[Any]]] = {
     "a property": lambda a: (delayed(total)(index.refilled) for index in [Index(a), Index(a)]),
     "a condition": lambda a: (delayed(total)(a) for index in [Index(a), Index(a)] if index),
     "taken apart": lambda a: (delayed(total)(b, n) for b, n in [Index(a), Index(a)]),
+    "taken apart in pairs": lambda a: (delayed(total)(b, n) for _, (b, n) in enumerate([Index(a), Index(a)])),
+    "taken apart later": taken_apart_later,
+    "a sign": lambda a: (delayed(total)(+index) for index in [Index(a), Index(a)]),
     "spread out": lambda a: (delayed(total)(*index) for index in [Index(a), Index(a)]),
 }
 

@@ -26,7 +26,7 @@ _IN_PAIRS = frozenset({enumerate, zip, type(iter({}.items()))})
 _IDLE = frozenset(
     {
         *("CACHE", "COPY_FREE_VARS", "END_FOR", "EXTENDED_ARG", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"),
-        *("KW_NAMES", "NOP", "NOT_TAKEN", "POP_ITER", "PRECALL", "RESUME", "RETURN_CONST"),
+        *("KW_NAMES", "NOP", "NOT_TAKEN", "POP_ITER", "PRECALL", "RERAISE", "RESUME", "RETURN_CONST"),
     }
 )
 _LOADS = {
@@ -39,13 +39,16 @@ _LOADS = {
     "LOAD_SMALL_INT": 1,
 }
 _STORES = {"POP_TOP": 1, "RETURN_VALUE": 1, "STORE_FAST": 1, "STORE_FAST_STORE_FAST": 2}
-# What a compiler appends to a generator for the case of an error.
-_ON_ERROR = frozenset({"CALL_INTRINSIC_1", "RERAISE"})
+# What a compiler appends to a generator for the case of an error: a StopIteration becomes a RuntimeError. The same
+# instruction, with another argument, is what ``+x`` is compiled to.
+_STOPITERATION_ERROR = 3
 
 _NULL = object()
 _UNKNOWN = object()
 # What delayed(f) returned.
 _BOUND = object()
+# A tuple, new from zip or the like: to unpack it runs nobody's code, to unpack what is in it may.
+_TUPLE = object()
 
 
 def is_still(calls: Any) -> bool:
@@ -102,25 +105,25 @@ class _Loop:
     def _allows(self, instruction: dis.Instruction) -> bool:
         """Follow one instruction; return whether it is harmless."""
         name, stack = instruction.opname, self._stack
-        if name in _IDLE or name in _ON_ERROR:
+        if name in _IDLE:
             return True
+        if name == "CALL_INTRINSIC_1":
+            return instruction.arg == _STOPITERATION_ERROR
         if name in _LOADS:
             stack.extend([_UNKNOWN] * _LOADS[name])
         elif name in _STORES:
             del stack[len(stack) - _STORES[name] :]
-        elif name in ("FOR_ITER", "YIELD_VALUE"):
-            # What is sent in takes the place of what is yielded.
-            del stack[len(stack) - (name == "YIELD_VALUE") :]
-            stack.append(_UNKNOWN)
-        elif name == "STORE_FAST_LOAD_FAST":
+        elif name == "FOR_ITER":
+            stack.append(_TUPLE if self._in_pairs else _UNKNOWN)
+        elif name in ("STORE_FAST_LOAD_FAST", "YIELD_VALUE"):  # what is sent in takes the place of what is yielded
             stack[-1] = _UNKNOWN
         elif name in ("BUILD_TUPLE", "BUILD_LIST", "BUILD_CONST_KEY_MAP"):
             del stack[len(stack) - int(instruction.arg or 0) - (name == "BUILD_CONST_KEY_MAP") :]
             stack.append(_UNKNOWN)
         elif name == "UNPACK_SEQUENCE":
-            stack.pop()
+            unpacked = stack.pop()
             stack.extend([_UNKNOWN] * int(instruction.arg or 0))
-            return self._in_pairs
+            return unpacked is _TUPLE
         else:
             return self._allows_name(instruction)
         return True
