@@ -120,6 +120,28 @@ async def test_errors_are_the_futures() -> None:
         await pool.submit(abs, -1)
 
 
+class Interrupted(BaseException):
+    """As a test framework raises it, or a signal handler."""
+
+
+class Interrupting:
+    """Cannot be pickled, which is found out in a thread: it comes after what is large."""
+
+    def __reduce__(self) -> Any:
+        raise Interrupted
+
+
+@pytest.mark.parametrize("how", ["run", "submit"])
+async def test_whatever_pickling_in_a_thread_raises_ends_the_call(how: str) -> None:
+    async with Pool(1) as pool:
+        large = ["x" * 300_000, Interrupting()]
+        begin = pool.run if how == "run" else pool.submit
+        with pytest.raises(Interrupted):
+            await asyncio.wait_for(begin(len, large), 20)
+        assert pool._engine.admitted.is_empty()
+        assert await pool.run(abs, -1) == 1
+
+
 async def test_another_loop_is_told_so_at_once() -> None:
     async with Pool(1) as pool:
 

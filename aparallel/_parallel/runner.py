@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,7 +16,6 @@ from aparallel._parallel.stream import StreamFlow
 from aparallel.errors import WrongLoopError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from aparallel._ground.call import Call
@@ -114,7 +114,9 @@ class Runner:
         """Encode a call off the loop, then do the same."""
         try:
             function, payload, _ = await bound.encoder.encode_large(call, None)
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # nobody else awaits this task
             self.engine.admitted.tell([future], [error], [0])
             return
         finally:
