@@ -14,7 +14,7 @@ import aparallel
 from aparallel import Pool, delayed
 from aparallel._transfer import arguments, encoding
 from aparallel._transfer.lending import Lender, NoDescriptorError
-from aparallel._transfer.stillness import is_still
+from aparallel._transfer.stillness import is_inert, is_still
 
 T = TypeVar("T")
 
@@ -206,6 +206,40 @@ async def test_calls_see_arrays_as_a_serial_loop_would_leave_them() -> None:
             assert await pool.gather(make(np.ones(2000))) == expected, name
             async with pool.stream(make(np.ones(2000))) as results:
                 assert [result async for result in results] == expected, name
+
+
+@by_value
+class Refilling:
+    """Changes an array when it is pickled."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __reduce__(self) -> Any:
+        self.array += 1
+        return int, (self.array[0],)
+
+
+@on_one_loop
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: {1: x}, slice])
+async def test_calls_see_arrays_as_their_own_arguments_leave_them(wrap: Any) -> None:
+    array = np.zeros(2000)
+
+    async with Pool(1, max_nbytes=1000) as pool:
+        things = [wrap(Refilling(array)) for _ in range(6)]
+        seen = await pool.gather(delayed(total)(array, thing) for thing in things)
+    assert seen == [2000, 4000, 6000, 8000, 10_000, 12_000]
+
+
+def test_what_is_made_of_numbers_texts_and_arrays_is_pickled_by_nobodys_code() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    endless: list[Any] = []
+    endless.append(endless)
+    assert is_inert(((1, "a", b"", None), {"k": [np.ones(3), np.float64(1), slice(np.int8(1), None)]}))
+    for thing in (Text(), int, np.array([1, None]), endless, list(range(1000)), Refilling(None)):
+        assert not is_inert([thing]), thing
 
 
 class Checks:

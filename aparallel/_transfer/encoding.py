@@ -237,9 +237,14 @@ class ProcessEncoder(Encoder):
 
     def _pickle_to_hold(self, call: Call[Any]) -> _Held | None:
         """Pickle a call as it is now, without its large buffers; None if there are none, or it is one for a thread."""
+        from aparallel._transfer.stillness import is_inert
+
+        content = call.args, call.keywords, self._values()
+        if not (self._is_pickled(call.func) and is_inert(content)):  # an array could change while others wait for it
+            return None
         try:
             function = self._function(call.func)
-            data = pickle_within((call.args, call.keywords, self._values()), ON_LOOP_BYTES, self._awaiting)
+            data = pickle_within(content, ON_LOOP_BYTES, self._awaiting)
         except Exception:  # TooLarge, or what is told when it is drawn again
             self._awaiting.take()
             return None
@@ -400,6 +405,12 @@ class ProcessEncoder(Encoder):
         if len(self._recent) > _MANY_FUNCTIONS:
             del self._recent[next(iter(self._recent))]
         return function
+
+    def _is_pickled(self, fn: Callable[..., Any]) -> bool:
+        """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""
+        if type(fn) is FunctionType and (id(fn) in self._recent or self._functions.unchanged(fn) is not None):
+            return True
+        return type(fn) in _NAMED and self._functions.importable(fn) is not None
 
     def _values(self) -> list[tuple[bytes, Any]] | None:
         """The chosen context variables that are set here, as a worker wants them; None if none were chosen."""

@@ -1,8 +1,9 @@
-"""Whether drawing from an iterator runs anyone's code: only then may an array change between two calls.
+"""Whether drawing from an iterator, or pickling a call, runs anyone's code: only then may an array change in between.
 
 Calls are mostly drawn from something like ``(delayed(f)(array, i) for i in range(100))``, which can do nothing to an
 array while it goes on. Such an iterator is recognised by what it is made of: its loop is followed through its bytecode,
 and the iterators that it draws from itself are looked at. Whatever is not known to be harmless counts as harmful.
+Pickling a call is harmless if the call is made of numbers, texts and arrays.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import dis
 import functools
 import gc
 import itertools
+import sys
 from types import CodeType, GeneratorType, ModuleType
 from typing import Any
 
 from aparallel._ground.call import delayed
+from aparallel._ground.sharing import Shared
 
 # Iterators that only hand out what they were made of, and those that give tuples.
 _PLAIN = frozenset(map(type, (iter(range(0)), iter(range(1 << 70)), iter([]), iter(()), iter(""), iter(b""))))
@@ -43,6 +46,11 @@ _STORES = {"POP_TOP": 1, "RETURN_VALUE": 1, "STORE_FAST": 1, "STORE_FAST_STORE_F
 # instruction, with another argument, is what ``+x`` is compiled to.
 _STOPITERATION_ERROR = 3
 
+# What is pickled without anyone's code, and has no parts that would not be.
+_PARTLESS = frozenset({int, float, complex, bool, type(None), str, bytes, Shared})
+_MANY_PARTS = 256
+_MADE_BY_A_CLASS_STATEMENT = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+
 _NULL = object()
 _UNKNOWN = object()
 # What delayed(f) returned.
@@ -62,6 +70,36 @@ def is_still(calls: Any) -> bool:
         return _Loop(calls, in_pairs=all(type(iterator) in _IN_PAIRS for iterator in iterators)).is_still()
     except (IndexError, ValueError):  # the stack is not what was thought
         return False
+
+
+def is_inert(content: object) -> bool:
+    """Whether pickling *content* surely runs nobody's code but ours and NumPy's. Quick: what has many parts is not."""
+    parts: list[Any] = [content]
+    for part in parts:  # which grows meanwhile
+        kind = type(part)  # isinstance() may run code
+        if kind in _PARTLESS:
+            continue
+        if kind is tuple or kind is list:
+            parts += part
+        elif kind is dict:
+            parts += [*part, *part.values()]
+        elif kind is slice:
+            parts += part.start, part.stop, part.step
+        elif not _is_numpy_number(part):
+            return False
+        if len(parts) > _MANY_PARTS:
+            return False
+    return True
+
+
+def _is_numpy_number(value: Any) -> bool:
+    """Whether it is an array of NumPy's own types, or an item of one, that holds no objects."""
+    np = sys.modules.get("numpy")
+    if np is None:
+        return False
+    kind = type(value)
+    is_scalar = issubclass(kind, np.generic) and not kind.__flags__ & _MADE_BY_A_CLASS_STATEMENT
+    return (is_scalar or kind in (np.ndarray, np.memmap)) and not value.dtype.hasobject
 
 
 def _only_hands_out(iterator: Any) -> bool:
