@@ -15,7 +15,13 @@ import anyio
 import pytest
 
 from aparallel import Pool, delayed
-from aparallel.errors import BrokenWorkerError, ClosedPoolError, PoolSaturatedError, WrongLoopError
+from aparallel.errors import (
+    BrokenWorkerError,
+    ClosedPoolError,
+    PoolSaturatedError,
+    UnpicklableCallError,
+    WrongLoopError,
+)
 
 AT_MOST = 0.5
 
@@ -263,5 +269,33 @@ async def test_nothing_keeps_a_future_whose_call_was_told() -> None:
             del futures, future
             await asyncio.sleep(0)
             assert [reference() for reference in watched] == [None, None, None]
+        finally:
+            gc.enable()
+
+
+class Arguments(list[Any]):
+    """Can be watched."""
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_nothing_keeps_a_call_that_could_not_be_pickled(size: int, awaited: bool) -> None:
+    async with Pool(1) as pool:
+        with contextlib.suppress(UnpicklableCallError):  # what that imports may leave cycles
+            await pool.submit(len, ["x" * 300_000, threading.Lock()])
+        gc.collect()
+        gc.disable()
+        try:
+            arguments = Arguments(["x" * size, threading.Lock()])
+            future = pool.submit(len, arguments)
+            if awaited:
+                with contextlib.suppress(UnpicklableCallError):
+                    await future
+            await asyncio.wait([future])
+            assert isinstance(future.exception(), UnpicklableCallError)
+            watched: list[weakref.ref[Any]] = [weakref.ref(future), weakref.ref(arguments)]
+            del future, arguments
+            await asyncio.sleep(0.01)  # the thread that pickled it lets go
+            assert [reference() for reference in watched] == [None, None]
         finally:
             gc.enable()

@@ -39,9 +39,12 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
     # Hops alone, one after the other, would never see that the scope is cancelled.
     await anyio.lowlevel.checkpoint_if_cancelled()
     result = _threads.start(fn, *args)
-    with anyio.CancelScope(shield=True):
-        await result
-    return result.result()
+    try:
+        with anyio.CancelScope(shield=True):
+            await result
+        return result.result()
+    finally:
+        del result  # an error that it holds refers to this frame
 
 
 def has_anyio() -> bool:

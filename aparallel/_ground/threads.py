@@ -85,7 +85,8 @@ class _Job(NamedTuple):
                 error = raised
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is there to be told
             self.loop.call_soon_threadsafe(self.deliver, self.future, value, error)
-        error = None  # its traceback has this frame
+        error = None  # its traceback has this frame,
+        del self  # and the future has the error
 
 
 def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:

@@ -81,5 +81,7 @@ class AwaitedFuture(CallFuture[T]):
         except asyncio.CancelledError:
             yield from self.stopped().__await__()
             raise
+        finally:
+            del self  # an error that it holds refers to this frame
 
     __iter__ = __await__

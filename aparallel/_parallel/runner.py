@@ -117,10 +117,11 @@ class Runner:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # nobody else awaits this task
-            self.engine.admitted.tell([future], [error], [0])
-            return
-        finally:
             self._end_encoding(future)
+            self.engine.admitted.tell([future], [error], [0])
+            del future  # an error that it holds refers to this frame
+            return
+        self._end_encoding(future)
         if future.is_wanted:  # neither cancelled nor ended with the pool meanwhile
             self._enter(future, bound.scheduler, (function, payload), how, patience)
 

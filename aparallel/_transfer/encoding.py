@@ -338,7 +338,10 @@ class ProcessEncoder(Encoder):
             return None
         except Exception as reason:
             error = _explained(call, None, reason)
-            raise error from error.__cause__
+            try:
+                raise error from error.__cause__
+            finally:
+                del error  # it refers to this frame
 
     async def encode_large(self, call: Call[Any], index: int | None) -> tuple[PickledFunction, Any, int]:
         try:
@@ -355,7 +358,10 @@ class ProcessEncoder(Encoder):
             payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
             error = _explained(call, index, reason)
-            raise error from error.__cause__
+            try:
+                raise error from error.__cause__
+            finally:
+                del error  # it refers to this frame
         return function, payload, size + written
 
     def _large_function(self, fn: Callable[..., Any]) -> PickledFunction:
