@@ -349,6 +349,8 @@ class TestImages:
             wait_until(lambda: service.get("/statistics").json["waiting"] == 24, "24 wait")
             refused = service.request("GET", ENDLESS.format(499), headers={"X-Tenant": "crowd"})
             served = service.request("GET", "/landscapes/498?width=16", headers={"X-Tenant": "ann"})
+            # Its worker may be the replacement of one that the test before had killed, and still starting.
+            wait_until(lambda: service.busy() > 0, "the crowd has a worker")
             busy = service.busy()
         wait_until(lambda: service.busy() == 0, "no worker draws")
 
