@@ -202,6 +202,36 @@ async def test_aiohttp(error: Exception, status: int, retry_after: str | None) -
         check(answer.status, answer.headers, await answer.read(), status, retry_after)
 
 
+def answer_group(request: Any, error: Exception) -> Any:
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(type(error).__name__, 418)
+
+
+async def answer_group_later(request: Any, error: Exception) -> Any:
+    return answer_group(request, error)
+
+
+@pytest.mark.parametrize("own", [answer_group, answer_group_later])
+def test_an_apps_own_handler_of_groups_goes_on_to_answer_what_is_not_the_pools(own: Any) -> None:
+    applications = pytest.importorskip("starlette.applications")
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    async def fail_mixed(request: Any) -> Any:
+        raise MIXED
+
+    async def fail_saturated(request: Any) -> Any:
+        raise group(PoolSaturatedError("full"))
+
+    routes = [Route("/mixed", fail_mixed), Route("/saturated", fail_saturated)]
+    app = applications.Starlette(routes=routes, exception_handlers={ExceptionGroup: own})
+    add_error_handlers(app)
+    add_error_handlers(app)  # twice is once
+    with TestClient(app) as client:
+        assert [client.get(path).status_code for path in ("/mixed", "/saturated")] == [418, 503]
+
+
 async def test_a_group_with_other_errors_passes_bare_asgi() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise MIXED
