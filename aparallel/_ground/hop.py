@@ -8,7 +8,6 @@ import importlib
 import sys
 import threading
 import time
-from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from aparallel._ground.threads import Threads
@@ -22,6 +21,9 @@ _ANYIO = "anyio._backends._asyncio"
 
 # Only a cache: once it is imported, it stays.
 _has_anyio = False
+
+# Seconds between pauses: shorter than the 5 ms after which the interpreter itself would let others in.
+_AT_ONCE = 0.0008
 
 # Hops are short and CPU-bound: more threads at a time would only fight over the GIL.
 _threads = Threads(4)
@@ -92,16 +94,12 @@ class Pauses:
     __slots__ = ("_due",)
 
     def __init__(self) -> None:
-        self._due = monotonic() + _AT_ONCE
+        self._due = time.monotonic() + _AT_ONCE
 
     def when_due(self) -> None:
-        if monotonic() > self._due:
+        if time.monotonic() > self._due:
             pause()
-            self._due = monotonic() + _AT_ONCE
-
-
-# Seconds. Shorter than the 5 ms after which the interpreter itself would let others in.
-_AT_ONCE = 0.0008
+            self._due = time.monotonic() + _AT_ONCE
 
 
 def pausing(items: Iterable[T]) -> Iterator[T]:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class Admitted:
     """Calls that were admitted and have not ended. A closing pool admits no more and waits for these.
 
-    Whoever enters something here takes it out again, whatever happens, and then calls :meth:`tell_if_quiet`.
+    A single call is taken out by what ends it: :meth:`tell`, :meth:`forget` or :meth:`fail_all`. A gather or stream is
+    entered and, whatever happens, taken out by whoever runs it.
 
     Attributes:
-        runs: single calls.
+        runs: single calls. One that was cancelled stays until its call has stopped.
         flows: gathers and streams, and the workers that each asked for.
         encoding: the single calls among *runs* whose arguments are being pickled, and what does it.
     """
