@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -689,7 +690,7 @@ async def test_small_arrays_let_the_loop_in_though_their_pickle_is_short(monkeyp
 
     pauses: list[float] = []
     clock = itertools.count(step=0.0002)
-    monkeypatch.setattr(hop, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(hop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(hop, "pause", lambda: pauses.append(next(clock)))
     array = np.arange(9)
     data = await dumps([array + number for number in range(2_000)])
