@@ -16,7 +16,7 @@ from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
 from aparallel._transfer.unpickling import unpickle_in_slices
 from aparallel._wire import frames
-from aparallel._wire.outbox import CLAIMED, RECALLS, are_plain, read_plain
+from aparallel._wire.outbox import CLAIMED, RECALLS, read
 from aparallel.abc import Batch, Exit, Later, Worker, WorkerEvents
 from aparallel.errors import AparallelError, SharedMemoryError, UnpicklableCallError, UnpicklableResultError
 
@@ -148,9 +148,8 @@ class ProcessWorker(Worker):
 
     def _take_frame(self, header: tuple[Any, ...], body: memoryview) -> None:
         kind, count, first, busy, _ = header
-        if kind == frames.OUTCOMES:
-            lengths = body[: 4 * count].cast("I").tolist()
-            self._take_outcomes(first, lengths, body[4 * count :], busy / 1e9)
+        if kind in (frames.PLAIN, frames.OUTCOMES):
+            self._take_outcomes(first, read(body, count), kind == frames.PLAIN, busy / 1e9)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
             self._take_large(body, kind == frames.LARGE_FAILURE, busy / 1e9)
         elif kind == frames.VALUE_IN_SEGMENT:
@@ -168,36 +167,20 @@ class ProcessWorker(Worker):
             self._error = rebuild_failure(body)[1]
             self.child.kill()
 
-    def _take_outcomes(self, first: int, lengths: list[int], data: memoryview, seconds: float) -> None:
+    def _take_outcomes(self, first: int, outcomes: list[Any], are_plain: bool, seconds: float) -> None:
         known = self._received - first  # outcomes that were already read from the outbox
         if known:
-            skipped = sum(length & frames.LENGTH for length in lengths[:known])
-            lengths, data = lengths[known:], data[skipped:]
-            if not lengths:
+            outcomes = outcomes[known:]
+            if not outcomes:
                 return
         failed: list[int] = []
-        values = read_plain(data, len(lengths)) if are_plain(lengths) else self._read_each(lengths, data, failed)
-        self._tell(values, failed, seconds)
-
-    def _read_each(self, lengths: list[int], data: memoryview, failed: list[int]) -> list[Any]:
-        values: list[Any] = []
-        start = 0
-        for position, length in enumerate(lengths):
-            size = length & frames.LENGTH
-            piece = data[start : start + size]
-            start += size
-            if length & frames.FAILURE:
-                failed.append(position)
-                values.append(_failure(piece))
-            elif length & frames.PICKLED:
-                try:
-                    values.append(pickle.loads(piece))
-                except BaseException as error:  # sys.exit in someone's __setstate__ must not end this program
-                    failed.append(position)
-                    values.append(_unreadable(error))
-            else:
-                values.append(read_plain(piece, 1)[0])
-        return values
+        if not are_plain:
+            for position, outcome in enumerate(outcomes):
+                if type(outcome) is tuple:
+                    outcomes[position], is_failure = _unpickled(*outcome)
+                    if is_failure:
+                        failed.append(position)
+        self._tell(outcomes, failed, seconds)
 
     def _take_large(self, body: memoryview, failure: bool, seconds: float) -> None:
         if failure:
@@ -225,7 +208,7 @@ class ProcessWorker(Worker):
             return
         try:
             value = pickle.loads(data, buffers=buffers and buffers())
-        except BaseException as error:  # as in _read_each
+        except BaseException as error:  # as in _unpickled
             self._tell([_unreadable(error)], [0], seconds)
         else:
             self._tell([value], [], seconds)
@@ -272,9 +255,9 @@ class ProcessWorker(Worker):
         outbox = self.child.outbox
         if outbox is None:
             return
-        lengths, data = outbox.read_from(self._received)
-        if lengths:
-            self._take_outcomes(self._received, lengths, memoryview(data), 0.0)
+        outcomes = outbox.read_from(self._received)
+        if outcomes:
+            self._take_outcomes(self._received, outcomes, False, 0.0)
 
     def running_since(self) -> float | None:
         outbox = self.child.outbox
@@ -347,7 +330,17 @@ def _packed_one(payload: Any, tail: list[bytes], references: dict[Segment, int])
     return [_in_line(payload.data, tail), parts]
 
 
-def _failure(data: memoryview) -> BaseException:
+def _unpickled(data: bytes, is_failure: bool) -> tuple[Any, bool]:
+    """Return the value or error that an outcome is, and whether it is an error."""
+    if is_failure:
+        return _failure(data), True
+    try:
+        return pickle.loads(data), False
+    except BaseException as error:  # sys.exit in someone's __setstate__ must not end this program
+        return _unreadable(error), True
+
+
+def _failure(data: bytes | memoryview) -> BaseException:
     try:
         stage, error = rebuild_failure(data)
     except Exception as reason:  # an error that refuses whatever is done to it
@@ -390,5 +383,5 @@ async def _read_in_thread(data: memoryview, buffers: Callable[[], list[memoryvie
 def _read_guarded(data: memoryview, buffers: Callable[[], list[memoryview]] | None) -> Any:
     try:
         return unpickle_in_slices(data, pause, buffers and buffers())
-    except BaseException as error:  # as in _read_each; a bare SystemExit would also end the thread
+    except BaseException as error:  # as in _unpickled; a bare SystemExit would also end the thread
         raise RuntimeError from error

@@ -30,8 +30,8 @@ To the worker::
 To the parent::
 
     header   kind u8, pad u8 u16, count u32, first u64, busy u64, size u64
-    body     OUTCOMES: *count* lengths (u32, flags in the two high bits), then the outcomes;
-             LARGE_VALUE, LARGE_FAILURE: one outcome of *size* bytes;
+    body     PLAIN, OUTCOMES: *count* outcomes (see ``outbox``), of which PLAIN has only plain ones;
+             LARGE_VALUE, LARGE_FAILURE: the pickle of one outcome;
              VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
              READY: empty; NOT_READY: the initializer's failure;
              SEGMENT: a pickle of (number, size); the descriptor comes along;
@@ -77,11 +77,7 @@ OUTCOMES = 3
 LARGE_VALUE = 6
 LARGE_FAILURE = 7
 VALUE_IN_SEGMENT = 8
-
-# The high bits of an outcome's length: how its bytes are to be read.
-FAILURE = 1 << 31  # a pickled description of an exception
-PICKLED = 1 << 30  # a whole pickle of its own; without it, a plain outcome (see outbox)
-LENGTH = PICKLED - 1
+PLAIN = 9
 
 # At most this many calls wait in one worker.
 MAX_OUTSTANDING = 2048

@@ -13,19 +13,9 @@ from types import ModuleType
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
 from aparallel._transfer.pickling import pickle
 from aparallel._wire import descriptors, frames
-from aparallel._wire.outbox import (
-    CAPACITY,
-    CLAIMED,
-    COUNT,
-    PLAIN,
-    RECALLS,
-    ROOM,
-    STARTED,
-    Outbox,
-    write_plain,
-)
+from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
-from aparallel._worker.outgoing import IN_SEGMENT, PATIENCE_NS, Outgoing
+from aparallel._worker.outgoing import FAILURE, IN_SEGMENT, PATIENCE_NS, PICKLED, PLAIN, Outgoing
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -162,7 +152,7 @@ class _Worker:
 
     def _await_verdict(self) -> int:
         """The parent is taking calls back, or has done so several times: return the number of the first one taken."""
-        self.outgoing.flush()
+        self.outgoing.flush(self.head[STARTED])
         void_from = _NEVER
         while self.verdicts != self.head[RECALLS]:
             frame = self._next_frame()
@@ -227,69 +217,64 @@ class _Worker:
 
     def _run(self, frame: _Frame) -> None:
         tail, offset = frame.tail, self._learn(frame)
-        functions, original, unfinished = self.functions, self.original, stdio.unfinished
-        outgoing, head, verdicts = self.outgoing, self.head, self.verdicts
-        lengths, area = outgoing.lengths, outgoing.data
-        outgoing.now = outgoing.busy_since = monotonic_ns()
+        original, unfinished = self.original, stdio.unfinished
+        outgoing, head, write, verdicts = self.outgoing, self.head, self.outgoing.outbox.write, self.verdicts
+        now = outgoing.begin()
         void_from = _NEVER
         call = frame.first
         for number, payloads, self.results in frame.control[2]:
+            function = self.functions[number]
             for payload in payloads:
                 # The time first: a claimed call never shows an older one. Then the claim, then the look (see frames).
-                head[STARTED] = outgoing.now
+                head[STARTED] = now
                 head[CLAIMED] = call + 1
                 if head[RECALLS] != verdicts:
                     # What an earlier verdict took back stays so: the parent has given it to someone else.
                     void_from = min(void_from, self._await_verdict())
                     verdicts = self.verdicts
                 if call >= void_from:  # it was taken back, and so were all that follow it
-                    outgoing.flush()
+                    outgoing.flush(now)
                     return
                 call += 1
-                function = functions[number]
                 if type(payload) is tuple and not isinstance(function, bytes):
                     try:
-                        value = function(*payload)
+                        outcome = function(*payload)
                     except BaseException as error:
-                        flags, data = frames.FAILURE, describe_failure(error, RUNNING)
+                        kind, outcome = FAILURE, describe_failure(error, RUNNING)
                     else:
-                        if type(value) in _NUMBERS:
-                            flags, data = 0, write_plain(value, PLAIN)
-                        else:
-                            flags, data = self._finish(value, None)
-                        del value
-                elif type(payload) is tuple:
-                    flags, data = self._call_pickled(number, dumps((payload, {}, None), 5))
-                elif type(payload) is bytes:
-                    flags, data = self._call_pickled(number, payload)
+                        kind = PLAIN
+                        if type(outcome) not in _NUMBERS:
+                            kind, outcome = self._finish(outcome, None)
                 else:
                     blob, parts = payload if type(payload) is list else (payload, None)
                     if type(blob) is int:
                         end = offset + blob
                         blob, offset = tail[offset:end], end
-                    flags, data = self._call_pickled(number, blob, parts, frame.loans)
+                    elif type(blob) is tuple:
+                        blob = dumps((blob, {}, None), 5)
+                    kind, outcome = self._call_pickled(number, blob, parts, frame.loans)
+                    function = self.functions[number]
                 if not original:
                     _leave_forked_copy()
                 if unfinished:
                     stdio.finish_lines()
-                count, end = outgoing.count, outgoing.used + len(data)
-                if flags or end > ROOM or count == CAPACITY:
-                    outgoing.put(flags, data)
+                if kind:
+                    now = outgoing.put(kind, outcome)
                 else:  # as put() does it, but here: a quarter of what a small call takes is saved so
-                    area[outgoing.used : end] = data
-                    lengths[count] = end - outgoing.used
-                    outgoing.used = end
-                    outgoing.count = head[COUNT] = count + 1
-                    outgoing.now = now = monotonic_ns()
-                    if now - outgoing.flushed_at > PATIENCE_NS:
-                        outgoing.flush()
+                    try:
+                        write(marshalled(outcome, VERSION))
+                    except ValueError:  # there is no room
+                        now = outgoing.put(kind, outcome)
+                    else:
+                        outgoing.count = head[COUNT] = outgoing.count + 1
+                        now = monotonic_ns()
+                        if now - outgoing.flushed_at > PATIENCE_NS:
+                            now = outgoing.flush(now)
                 # A large result must not live on in a worker that waits.
-                del data
-        outgoing.flush()
+                del outcome
+        outgoing.flush(now)
 
-    def _call_pickled(
-        self, number: int, blob: bytes | memoryview, parts: Any = None, loans: Any = None
-    ) -> tuple[int, bytes]:
+    def _call_pickled(self, number: int, blob: bytes | memoryview, parts: Any, loans: Any) -> tuple[int, Any]:
         try:
             function = self.functions[number]
             if isinstance(function, bytes):
@@ -300,36 +285,36 @@ class _Worker:
             arguments, keywords, variables = loads(blob) if parts is None else self._memory().load(blob, parts, loans)
             context = self._context_of(variables) if variables is not None else None
         except BaseException as error:
-            return frames.FAILURE, describe_failure(error, LOADING)
+            return FAILURE, describe_failure(error, LOADING)
         try:
             value = (
                 function(*arguments, **keywords) if context is None else context.run(function, *arguments, **keywords)
             )
         except BaseException as error:
-            return frames.FAILURE, describe_failure(error, RUNNING)
+            return FAILURE, describe_failure(error, RUNNING)
         return self._finish(value, context)
 
-    def _finish(self, value: Any, context: Any) -> tuple[int, bytes]:
+    def _finish(self, value: Any, context: Any) -> tuple[int, Any]:
         if type(value) is _Coroutine or hasattr(type(value), "__await__"):
             try:
                 value = self._await(value, context)
             except BaseException as error:
-                return frames.FAILURE, describe_failure(error, RUNNING)
+                return FAILURE, describe_failure(error, RUNNING)
         return self._encode(value)
 
-    def _encode(self, value: Any) -> tuple[int, bytes]:
+    def _encode(self, value: Any) -> tuple[int, Any]:
         kind = type(value)
         if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
-            return 0, write_plain(value, PLAIN)
+            return PLAIN, value
         try:
             if "numpy" not in sys.modules and "pyarrow" not in sys.modules:  # nothing here makes buffers
-                return frames.PICKLED, pickle(value)
+                return PICKLED, pickle(value)
             data, segment, spans = self._memory().encode(value, *self.results)
             if not spans:
-                return frames.PICKLED, data
+                return PICKLED, data
             return IN_SEGMENT, dumps((segment, spans, data), 5)
         except BaseException as error:
-            return frames.FAILURE, describe_failure(error, RETURNING)
+            return FAILURE, describe_failure(error, RETURNING)
 
     def _await(self, awaitable: Any, context: Any) -> Any:
         import asyncio

@@ -6,11 +6,12 @@ from _pickle import dumps
 from time import monotonic_ns
 
 from aparallel._wire import descriptors, frames
-from aparallel._wire.outbox import CAPACITY, COUNT, FIRST, ROOM, read_plain
+from aparallel._wire.outbox import COUNT, FIRST, STARTED, VERSION, marshalled
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from _socket import socket
+    from typing import Any
 
     from aparallel._transfer.lending import Segment
     from aparallel._wire.outbox import Outbox
@@ -21,67 +22,84 @@ PATIENCE_NS = 1_000_000
 # An outcome larger than this travels in a frame of its own.
 _LARGE = 32 * 1024
 
-# The flags of an outcome whose large buffers are in a segment: no outcome is a pickle and a failure.
-IN_SEGMENT = frames.FAILURE | frames.PICKLED
+# What an outcome is: a plain value (see ``_wire/outbox.py``), the pickle of one, the pickle of one whose large buffers
+# are in a segment, or the pickled description of an exception.
+PLAIN, PICKLED, IN_SEGMENT, FAILURE = range(4)
 
 
 class Outgoing:
-    """Outcomes on their way to the parent.
+    """Outcomes on their way to the parent. Every moment is in monotonic nanoseconds.
 
     Invariant: an outcome is in the outbox from the moment its call has finished until it is
     in the socket, so the parent finds it in one of them whenever this process dies.
+
+    Attributes:
+        count: outcomes in the outbox.
+        flushed_at: when that was looked through last.
     """
 
     def __init__(self, connection: socket, outbox: Outbox) -> None:
         self.connection = connection
-        self.head, self.lengths, self.data = outbox.head, outbox.lengths, outbox.data
+        self.outbox = outbox
+        self.head = outbox.head
         self.first = 0
         self.count = 0
-        self.used = 0
-        # Monotonic nanoseconds: the last outcome, the last frame, and from when a frame's calls count as busy.
-        self.now = self.flushed_at = self.busy_since = 0
+        self.flushed_at = 0
+        self._is_plain = True
+        # From when the calls of the next frame count as busy.
+        self._busy_since = 0
 
-    def put(self, flags: int, data: bytes) -> None:
+    def begin(self) -> int:
+        """Calls follow; return the moment, as all do that take outcomes."""
+        self._busy_since = now = monotonic_ns()
+        return now
+
+    def put(self, kind: int, outcome: Any) -> int:
         """Add one outcome; send what waits if it has waited long enough."""
-        size = len(data)
-        count = self.count
-        end = self.used + size
-        if size > _LARGE or count == CAPACITY or end > ROOM or flags == IN_SEGMENT:
-            self._make_room(flags, data)
-            return
-        self.data[self.used : end] = data
-        self.lengths[count] = size | flags
-        self.used = end
-        self.count = self.head[COUNT] = count + 1
-        self.now = now = monotonic_ns()
-        if now - self.flushed_at > PATIENCE_NS:
-            self.flush()
+        if kind == PLAIN:
+            data = marshalled(outcome, VERSION)
+            if len(data) > _LARGE:  # an int may have a million digits
+                return self._send_large(frames.LARGE_VALUE, dumps(outcome, 5))
+        elif kind == IN_SEGMENT:
+            return self._send_large(frames.VALUE_IN_SEGMENT, outcome)
+        elif len(outcome) > _LARGE:
+            return self._send_large(frames.LARGE_FAILURE if kind == FAILURE else frames.LARGE_VALUE, outcome)
+        else:
+            data = marshalled((outcome, kind == FAILURE), VERSION)
+            self._is_plain = False
+        try:
+            self.outbox.write(data)
+        except ValueError:  # there is no room
+            self.flush(self.head[STARTED])
+            self._is_plain = kind == PLAIN
+            self.outbox.write(data)
+        self.count = self.head[COUNT] = self.count + 1
+        now = monotonic_ns()
+        return self.flush(now) if now - self.flushed_at > PATIENCE_NS else now
 
-    def _make_room(self, flags: int, data: bytes) -> None:
-        self.flush()
-        kind = frames.LARGE_FAILURE if flags & frames.FAILURE else frames.LARGE_VALUE
-        if flags == IN_SEGMENT:
-            kind = frames.VALUE_IN_SEGMENT
-        elif len(data) <= _LARGE:
-            self.put(flags, data)
-            return
-        if not flags:  # an int may have a million digits
-            data = dumps(read_plain(data, 1)[0], 5)
-        self.now = monotonic_ns()
-        self.send(kind, data, count=1)
+    def _send_large(self, kind: int, data: bytes) -> int:
+        now, started = monotonic_ns(), self.head[STARTED]
+        self.flush(started)
+        self.send(kind, data, 1, now - started)
         self.first += 1
         self.head[FIRST] = self.first
+        return self.begin()
 
-    def flush(self) -> None:
+    def flush(self, until: int) -> int:
+        """Send what waits, all of which had come at the moment *until*."""
         if self.count:
-            body = b"".join((self.lengths[: self.count], self.data[: self.used]))
-            self.send(frames.OUTCOMES, body, count=self.count)
+            kind = frames.PLAIN if self._is_plain else frames.OUTCOMES
+            self.send(kind, self.outbox.written(), self.count, until - self._busy_since)
             # The count falls before the position rises: a reader in between finds nothing, not garbage.
             self.head[COUNT] = 0
             self.first += self.count
             self.head[FIRST] = self.first
-            self.count = self.used = 0
-        self.flushed_at = monotonic_ns()
+            self.outbox.clear()
+            self.count = 0
+            self._is_plain = True
+            self._busy_since = monotonic_ns()
+        self.flushed_at = now = monotonic_ns()
+        return now
 
     def tell(self, kind: int, news: object, fd: int | None = None) -> None:
         """Send what is no outcome, and a descriptor with its first byte."""
@@ -96,11 +114,11 @@ class Outgoing:
     def introduce(self, segment: Segment) -> None:
         self.tell(frames.SEGMENT, (segment.number, segment.size), segment.fd)
 
-    def send(self, kind: int, body: bytes, count: int = 0) -> None:
-        header = frames.TO_PARENT.pack(kind, count, self.first, self.now - self.busy_since, len(body))
+    def send(self, kind: int, body: bytes, count: int = 0, busy: int = 0) -> None:
+        """Send a frame, which has *count* outcomes that took *busy* nanoseconds."""
+        header = frames.TO_PARENT.pack(kind, count, self.first, busy, len(body))
         if len(body) <= _LARGE:
             self.connection.sendall(header + body)
         else:
             self.connection.sendall(header)
             self.connection.sendall(body)
-        self.now = self.busy_since = monotonic_ns()
