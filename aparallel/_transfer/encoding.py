@@ -201,14 +201,10 @@ class ProcessEncoder(Encoder):
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
-        while drawn.count < limit:
-            wanted = min(limit - drawn.count, _CLOCK_EVERY)
-            if self._held:
-                self._draw_held(wanted, drawn)
-            elif not self._draw_some(self._not_drawn(calls), wanted, first, drawn):
-                break
-            if time.monotonic() > deadline:
-                break
+        while self._held and drawn.count < limit and time.monotonic() < deadline:
+            self._draw_held(min(limit - drawn.count, _CLOCK_EVERY), drawn)
+        if not self._held:
+            self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
         room = limit - drawn.count - 1
         if drawn.large is not None and room > 0 and not self._at_once:
             from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
@@ -265,42 +261,46 @@ class ProcessEncoder(Encoder):
             drawn.run_of(held.function).append(_with_references(held.data, parts))
             drawn.count += 1
 
-    def _draw_some(self, calls: Iterator[Any], wanted: int, first: int, drawn: Drawn) -> bool:
-        """Draw *wanted* calls; return whether there may be more now. The path of tiny calls."""
+    def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
+        """Draw until there are *limit* calls, or it is late. The path of tiny calls."""
         last: Any = None
         add: Any = None
         variables = self._variables
-        index = first + drawn.count
-        end = index + wanted
-        for call in islice(calls, wanted):
-            if type(call) is not Call:
-                raise wrong_item(call, index)
-            fn = call.func
-            try:
-                if fn is not last:
-                    add = drawn.run_of(self._function(fn)).append
-                    # A callable's state may change from call to call, unless only its name travels.
-                    last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
-                args = call.args
-                for value in args:
-                    kind = type(value)
-                    if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
-                        add(self._pickle_arguments(call, drawn))
-                        break
-                else:
-                    add(self._pickle_arguments(call, drawn) if variables or call.keywords else args)
-            except TooLarge:
-                self._begin_moment()
-                drawn.large = call
-                break
-            except Exception as reason:
-                drawn.failed = _explained(call, index, reason)
-                break
-            index += 1
-        else:
-            drawn.exhausted = index < end
+        index, end = first + drawn.count, first + limit
+        while index < end and drawn.large is drawn.failed is None:
+            stop = min(index + _CLOCK_EVERY, end)
+            for call in islice(calls, stop - index):
+                if type(call) is not Call:
+                    raise wrong_item(call, index)
+                try:
+                    if call.func is not last:
+                        fn = call.func
+                        add = drawn.run_of(self._function(fn)).append
+                        # A callable's state may change from call to call, unless only its name travels.
+                        last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
+                    args = call.args
+                    for value in args:
+                        kind = type(value)
+                        if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
+                            add(self._pickle_arguments(call, drawn))
+                            break
+                    else:
+                        add(self._pickle_arguments(call, drawn) if variables or call.keywords else args)
+                except TooLarge:
+                    self._begin_moment()
+                    drawn.large = call
+                    break
+                except Exception as reason:
+                    drawn.failed = _explained(call, index, reason)
+                    break
+                index += 1
+            else:
+                if index < stop:
+                    drawn.exhausted = True
+                    break
+                if time.monotonic() > deadline:
+                    break
         drawn.count = index - first
-        return index == end
 
     def _begin_moment(self) -> None:
         """What a call carries that is drawn now may have changed since the one before."""
