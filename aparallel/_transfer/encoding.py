@@ -267,7 +267,7 @@ class ProcessEncoder(Encoder):
         add: Any = None
         variables = self._variables
         index, end = first + drawn.count, first + limit
-        while index < end and drawn.large is drawn.failed is None:
+        while index < end and drawn.large is None and drawn.failed is None:
             stop = min(index + _CLOCK_EVERY, end)
             for call in islice(calls, stop - index):
                 if type(call) is not Call:
