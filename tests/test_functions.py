@@ -340,6 +340,28 @@ async def test_a_module_registered_by_value_is_seen_as_it_is_now(
         sys.modules.pop("goes_by_value")
 
 
+async def test_a_function_is_pickled_anew_once_a_module_that_it_uses_goes_by_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "goes_by_value.py").write_text("level = 1\ndef read():\n    return level\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("goes_by_value")
+    space: dict[str, Any] = {"__name__": "__main__", "read": module.read}
+    exec("def f():\n    return read()", space)
+    try:
+        async with Pool(1) as pool:
+            assert await pool.run(space["f"]) == 1
+            cloudpickle.register_pickle_by_value(module)
+            module.level = 2  # type: ignore[attr-defined]
+            assert await pool.run(space["f"]) == 2
+            cloudpickle.unregister_pickle_by_value(module)
+            assert await pool.run(space["f"]) == 1  # as the worker imported it
+    finally:
+        if "goes_by_value" in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.unregister_pickle_by_value(module)
+        sys.modules.pop("goes_by_value")
+
+
 # Many, large, late
 
 

@@ -101,7 +101,8 @@ class Runner:
         runs = self._runs
         function, payload = encoded
         context, timeout, policy, retries = how
-        scheduler.admit(runs)
+        if not runs.count:  # else it has its place
+            scheduler.admit(runs)
         future.place = runs.enter(function, payload, future, context, timeout, policy, retries)
         scheduler.dispatch_soon()
         if patience is not None:

@@ -95,9 +95,18 @@ class Functions:
         # Functions that travel by value and can be seen to be unchanged; the oldest go first.
         self._witnessed: dict[FunctionType, tuple[Witness, PickledFunction]] = {}
 
+    def known(self, fn: Any) -> PickledFunction | None:
+        """Return what is known of *fn* if its pickle is, too: its name, or what it was and would be now; else None."""
+        if is_by_value_registered():
+            return None
+        return self._by_name(fn) or self._unchanged(fn)
+
     def importable(self, fn: Any) -> PickledFunction | None:
         """Return what is known of *fn* if workers can import it by its name, else None."""
-        if not isinstance(fn, _NAMED) or is_by_value_registered():
+        return None if is_by_value_registered() else self._by_name(fn)
+
+    def _by_name(self, fn: Any) -> PickledFunction | None:
+        if not isinstance(fn, _NAMED):
             return None
         module_name = fn.__module__
         module = sys.modules.get(module_name) if module_name != "__main__" else None
@@ -109,11 +118,8 @@ class Functions:
             known = self._importable[fn] = PickledFunction(blob, name_of(fn), self._timings.of(fn), blob)
         return known
 
-    def unchanged(self, fn: Any) -> PickledFunction | None:
-        """Return what :meth:`by_content` said of *fn* if its pickle would be the same now, else None."""
-        if type(fn) is not FunctionType:
-            return None
-        known = self._witnessed.get(fn)
+    def _unchanged(self, fn: Any) -> PickledFunction | None:
+        known = self._witnessed.get(fn) if type(fn) is FunctionType else None
         if known is None:
             return None
         if known[0].still_holds():
@@ -324,7 +330,7 @@ class ProcessEncoder(Encoder):
     def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
         args, keywords = call.args, call.keywords
         try:
-            function = self._functions.importable(call.func)
+            function = self._functions.known(call.func)
             if function is None:
                 self._recent.clear()  # what functions refer to may have changed since the call before
                 function = self._function(call.func)
@@ -394,10 +400,7 @@ class ProcessEncoder(Encoder):
         return Shipment(data, parts), len(data) + written
 
     def _function(self, fn: Callable[..., Any]) -> PickledFunction:
-        function = self._functions.importable(fn)
-        if function is not None:
-            return function
-        function = self._functions.unchanged(fn)
+        function = self._functions.known(fn)
         if function is not None:
             return function
         known = self._recent.get(id(fn))
@@ -414,9 +417,9 @@ class ProcessEncoder(Encoder):
 
     def _is_pickled(self, fn: Callable[..., Any]) -> bool:
         """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""
-        if type(fn) is FunctionType and (id(fn) in self._recent or self._functions.unchanged(fn) is not None):
-            return True
-        return type(fn) in _NAMED and self._functions.importable(fn) is not None
+        if type(fn) not in _NAMED:
+            return False
+        return (type(fn) is FunctionType and id(fn) in self._recent) or self._functions.known(fn) is not None
 
     def _values(self) -> list[tuple[bytes, Any]] | None:
         """The chosen context variables that are set here, as a worker wants them; None if none were chosen."""

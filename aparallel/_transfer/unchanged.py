@@ -19,12 +19,15 @@ _MANY = 200
 
 
 class Witness:
-    """Remembers what a function referred to. :meth:`still_holds` says whether that is so now."""
+    """Remembers what a function referred to. :meth:`still_holds` says whether that is so now.
+
+    It does not say whether modules are sent by value since: whoever asks looks at that first.
+    """
 
     __slots__ = ("_cells", "_functions", "_globals")
 
     def __init__(self) -> None:
-        self._functions: list[tuple[FunctionType, CodeType, Any, tuple[Any, ...]]] = []
+        self._functions: list[tuple[FunctionType, CodeType, Any, tuple[Any, ...], dict[str, Any]]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
 
@@ -37,10 +40,14 @@ class Witness:
         return witness if witness._include(fn, set()) else None
 
     def still_holds(self) -> bool:
-        if is_by_value_registered():
-            return False
-        for fn, code, defaults, named in self._functions:
-            if fn.__code__ is not code or fn.__defaults__ is not defaults or _names_of(fn) != named or _has_more(fn):
+        for fn, code, defaults, named, annotated in self._functions:
+            if (
+                fn.__code__ is not code
+                or fn.__defaults__ is not defaults
+                or _names_of(fn) != named
+                or fn.__annotations__ != annotated
+                or _has_more(fn)
+            ):
                 return False
         for namespace, name, value in self._globals:
             if namespace.get(name, _MISSING) is not value:
@@ -58,7 +65,8 @@ class Witness:
             return False
         if not all(map(_is_plain_annotation, fn.__annotations__.values())):
             return False
-        self._functions.append((fn, fn.__code__, fn.__defaults__, _names_of(fn)))
+        # Annotations are a dict that anyone may change, so a copy.
+        self._functions.append((fn, fn.__code__, fn.__defaults__, _names_of(fn), dict(fn.__annotations__)))
         namespace = fn.__globals__
         for name in _names(fn.__code__):
             value = namespace.get(name, _MISSING)
@@ -97,8 +105,8 @@ def _is_plain_annotation(value: Any) -> bool:
 
 
 def _names_of(fn: FunctionType) -> tuple[Any, ...]:
-    """What else of *fn* travels, to be compared. Annotations are a dict that anyone may change, so a copy."""
-    return fn.__name__, fn.__qualname__, fn.__module__, fn.__doc__, dict(fn.__annotations__)
+    """What else of *fn* travels, to be compared."""
+    return fn.__name__, fn.__qualname__, fn.__module__, fn.__doc__
 
 
 def _is_immutable(value: Any) -> bool:
