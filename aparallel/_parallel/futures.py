@@ -37,9 +37,12 @@ class CallFuture(asyncio.Future[T]):
         place: whose call it is, and its index there; None until it waits for a worker.
     """
 
+    # What is set for each call. The rest, which few need, is in the dict that a future has, and takes 0.3 µs to make.
+    __slots__ = ("home", "place")
+
     home: Home
+    place: tuple[Runs, int] | None
     is_awaited = False
-    place: tuple[Runs, int] | None = None
     # What is waited for since it was cancelled; None before.
     _stopping: list[asyncio.Future[Any]] | None = None
 
@@ -73,6 +76,8 @@ class CallFuture(asyncio.Future[T]):
 
 class AwaitedFuture(CallFuture[T]):
     """One that knows by itself that a task awaits it. That takes a generator, 0.5 µs each time."""
+
+    __slots__ = ()
 
     def __await__(self) -> Generator[Any, None, T]:
         self.is_awaited = True

@@ -72,6 +72,7 @@ class Runner:
             return _failed(kind, error)  # a future of this frame's, which the traceback holds, would be a cycle
         future = kind(loop=bound.loop)
         future.home = admitted = engine.admitted
+        future.place = None
         admitted.runs.add(future)
         context = call_context() if engine.shares_context else _NO_CONTEXT
         if engine.runs_on_loop:
