@@ -203,6 +203,37 @@ async def test_a_worker_that_never_becomes_ready_does_not_hold_calls_that_anothe
         assert await task == list(range(6))
 
 
+async def test_what_a_starting_worker_was_to_have_goes_at_once_to_one_that_is_free() -> None:
+    backend = FakeBackend(ready=False)
+    async with Pool(2, backend) as pool:
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(2)]))
+        await until(lambda: len(backend.workers) == 2)
+        first, second = backend.workers
+        assert [len(first.waiting), len(second.waiting)] == [1, 1]
+        second.become_ready()
+        second.finish()
+        assert [len(first.waiting), len(second.waiting)] == [0, 1]  # in the same moment: no timer had a turn
+        second.finish()
+        assert await task == [0, 1]
+
+
+async def test_a_worker_that_becomes_ready_without_calls_takes_those_of_one_that_is_not() -> None:
+    backend = FakeBackend(ready=False)
+    async with Pool(2, backend) as pool:
+        warming = asyncio.ensure_future(pool.warm_up())
+        await until(lambda: len(backend.workers) == 2)
+        task = asyncio.ensure_future(pool.run(same, 1))
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        (busy,) = (worker for worker in backend.workers if worker.waiting)
+        (free,) = (worker for worker in backend.workers if not worker.waiting)
+        free.become_ready()
+        assert [len(busy.waiting), len(free.waiting)] == [0, 1]
+        free.finish()
+        assert await task == 1
+        busy.become_ready()
+        await warming
+
+
 async def test_two_gathers_share_the_workers_fairly() -> None:
     backend = FakeBackend()
     async with Pool(1, backend) as pool:

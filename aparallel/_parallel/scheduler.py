@@ -251,6 +251,7 @@ class Scheduler:
 
     def on_ready(self, slot: Slot) -> None:
         self.workforce.on_ready(slot)
+        self._watch.plan()
 
     def on_outcomes(self, slot: Slot, values: list[Any], failed: Sequence[int], seconds: float) -> None:
         each = seconds / len(values)

@@ -20,9 +20,11 @@ _STUCK_SECONDS = 0.001
 
 
 class Watch:
-    """Fetches outcomes that wait for company, and has calls behind a slow one taken back for a worker that is free.
+    """Fetches outcomes that wait for company, and has calls taken back for a worker that is free.
 
-    Invariant: its timer is set as long as a worker has several calls, or some and is not ready yet.
+    These are calls behind a slow one, and those of a worker that is not ready while another is.
+
+    Invariant: its timer is set as long as a worker has several calls.
     """
 
     def __init__(
@@ -35,10 +37,13 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
 
     def plan(self) -> None:
-        """Calls were given to workers: look after them, if that is needed."""
-        if self._timer is None and any(
-            slot.calls > 1 or not slot.ready for slot in self._workforce.slots if slot.calls
-        ):
+        """Calls were given to workers, or one is free: look after them, if that is needed."""
+        for slot in self._workforce.slots:
+            if slot.calls and not slot.ready and any(idle.ready for idle in self._workforce.idle):
+                # Whoever was to have these calls leaves its place in its queue to the one that is ready.
+                self._stopping.recall(slot)
+                break  # what was taken back has been given out by now, and this was called again
+        if self._timer is None and any(slot.calls > 1 for slot in self._workforce.slots):
             self._timer = self._loop.call_later(_WATCH_SECONDS, self._look)
 
     def stop(self) -> None:
@@ -55,14 +60,12 @@ class Watch:
             slot.worker.look()
         if workforce.idle or workforce.has_room():
             for slot in stuck:
-                if slot.state is State.OPEN and slot.calls > slot.ready and self._could_move(slot):
+                if slot.state is State.OPEN and slot.ready and slot.calls > 1 and self._could_move(slot):
                     self._stopping.recall(slot)
                     break
         self.plan()
 
     def _could_move(self, slot: Slot) -> bool:
-        if not slot.ready:  # another start would take as long
-            return any(idle.ready for idle in self._workforce.idle)
         last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
         # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
         free = last.may_use(None) or last is not running
