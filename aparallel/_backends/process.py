@@ -10,8 +10,6 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-# Imported now: when the first lambda is pickled, it would hold the loop for 20 ms.
-import aparallel._transfer.by_value  # noqa: F401
 from aparallel._backends.child import Child, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker

@@ -51,7 +51,8 @@ def pickle_within(obj: object, limit: int, buffers: OutOfBand | None = None) -> 
     """Pickle *obj*, giving up after about *limit* bytes: what may run on the event loop.
 
     Raises:
-        TooLarge: the pickle is larger, or *buffers* meets a large one; use :func:`pickle_in_slices` in a thread.
+        TooLarge: the pickle is larger, or *buffers* meets a large one, or what is needed is still to be imported; use
+            :func:`pickle_in_slices` in a thread.
     """
     return _pickle_through(obj, _Bounded(limit), buffers)
 
@@ -80,6 +81,8 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
             data = sink.take()
             if MAIN not in data:
                 return data
+    if isinstance(sink, _Bounded) and "cloudpickle" not in sys.modules:  # that takes 5 ms, in which workers can start
+        raise TooLarge
     from aparallel._transfer.by_value import ByValuePickler
 
     sink.take()
