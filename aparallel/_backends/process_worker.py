@@ -76,7 +76,7 @@ class ProcessWorker(Worker):
         # What it was given before it was ready: it is sent then. Until then, to take it back takes no
         # handshake, and who is ready first has all that there is.
         self._early: list[Sequence[Batch]] = []
-        # Calls given whose outcomes have not arrived, and not been taken back.
+        # Calls sent whose outcomes have not arrived, and not been taken back.
         self._unfinished = 0
         # Calls are numbered as they are sent. Those below *_void_to* that the worker has not claimed were taken back.
         self._sent = 0
@@ -109,13 +109,9 @@ class ProcessWorker(Worker):
         )
 
     def send(self, batches: Sequence[Batch]) -> None:
-        self._unfinished += sum(map(len, batches))
-        if self._ready:
-            self._send(batches)
-        else:
+        if not self._ready:
             self._early.append(batches)
-
-    def _send(self, batches: Sequence[Batch]) -> None:
+            return
         if self._has_changed():
             self._channel.write(frames.SETUP, self._changing())
         functions: list[tuple[int, bytes | int]] = []
@@ -141,6 +137,7 @@ class ProcessWorker(Worker):
         lent = self.loans.lend(references)
         self._channel.write(frames.CALLS, (functions, forget, sent, lent), first=self._sent, tail=tail)
         self._sent += count
+        self._unfinished += count
 
     def _forget_functions(self, in_use: int) -> list[int]:
         forget = []
@@ -170,9 +167,9 @@ class ProcessWorker(Worker):
         elif kind == frames.READY:
             self._notice_records()
             self._ready = True
-            for batches in self._early:
-                self._send(batches)
-            self._early.clear()
+            early, self._early = self._early, []
+            for batches in early:
+                self.send(batches)
             self._events.on_ready()
         else:
             self._notice_records()
@@ -245,7 +242,6 @@ class ProcessWorker(Worker):
         if outbox is None or not self._ready or not self._unclaimed():
             taken = self._early_calls()
             self._early.clear()
-            self._unfinished -= taken
             self._events.on_recalled(taken)
             return
         outbox.head[RECALLS] += 1
@@ -261,10 +257,10 @@ class ProcessWorker(Worker):
         self._events.on_recalled(taken)
 
     def _unclaimed(self) -> int:
-        """How many of the calls given the worker has neither claimed nor lost."""
+        """How many of the calls sent the worker has neither claimed nor lost."""
         outbox = self.child.outbox
         assert outbox is not None
-        return self._early_calls() + self._sent - max(outbox.head[CLAIMED], self._void_to)
+        return self._sent - max(outbox.head[CLAIMED], self._void_to)
 
     def _early_calls(self) -> int:
         return sum(len(batch) for batches in self._early for batch in batches)
@@ -301,7 +297,7 @@ class ProcessWorker(Worker):
 
     def is_idle(self) -> bool:
         """Whether it has no calls."""
-        return not self._unfinished
+        return not (self._unfinished or self._early)
 
     def _on_exit(self) -> None:
         """It is dead: read what it left in the socket and in the outbox, then count what never started."""
@@ -310,7 +306,7 @@ class ProcessWorker(Worker):
         self._channel.read_rest()
         self._channel.close()
         self.look()
-        unstarted = self._unclaimed()
+        unstarted = self._unclaimed() + self._early_calls()
         self.loans.close()
         if self._settling is not None:
             self._settling.cancel()

@@ -137,9 +137,10 @@ class Queue(Bounded):
         return most if self.quota is None else min(most, self.quota.limit)
 
     def push(self, batch: Batch) -> None:
+        calls = len(batch.payloads)
         self.pending.append(batch)
-        self.count += len(batch)
-        self.tally.calls += len(batch)
+        self.count += calls
+        self.tally.calls += calls
 
     def push_back(self, batches: Iterable[Batch]) -> None:
         """Put back, at the front and in their order, calls that were taken from a worker."""
@@ -160,11 +161,13 @@ class Queue(Bounded):
     def take(self, count: int) -> Batch:
         """Remove and return up to *count* calls of the head."""
         batch = self.pending.popleft()
-        if len(batch) > count:
+        calls = len(batch.payloads)
+        if calls > count:
             batch, rest = batch.split(count)
             self.pending.appendleft(rest)
-        self.count -= len(batch)
-        self.tally.calls -= len(batch)
+            calls = count
+        self.count -= calls
+        self.tally.calls -= calls
         return batch
 
     def clear(self) -> None:

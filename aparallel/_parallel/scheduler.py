@@ -221,11 +221,12 @@ class Scheduler:
                 break
             batch = queue.take(min(wanted, room))
             batches.append(batch)
-            count += len(batch)
-            room -= len(batch)
+            taken = len(batch.payloads)
+            count += taken
+            room -= taken
             if pace is None or queue.batch_size is not None:
                 break
-            budget -= pace * len(batch)
+            budget -= pace * taken
         if queue.head() is None:
             self.backlog.dismiss(queue)
         if not batches:
@@ -263,9 +264,9 @@ class Scheduler:
             if each and batch.function.timing is not learned:
                 learned = batch.function.timing
                 learned.learn(each)
-            end = start + len(batch)
+            end = start + len(batch.payloads)
             errors = [position - start for position in failed if start <= position < end]
-            told.append((batch, values[start:end] if len(values) > len(batch) else values, errors))
+            told.append((batch, values[start:end] if len(values) > end - start else values, errors))
             start = end
         accounts = self.accounts
         if each:

@@ -190,7 +190,7 @@ class Slot:
     def take_done(self, most: int) -> Batch:
         """Remove up to *most* calls, all of one batch, from the front of what is in flight."""
         batch = self.inflight.popleft()
-        if len(batch) > most:
+        if len(batch.payloads) > most:
             batch, rest = batch.split(most)
             self.inflight.appendleft(rest)
         self._uncount(batch)
@@ -218,11 +218,12 @@ class Slot:
         return taken
 
     def _uncount(self, batch: Batch) -> None:
-        self.calls -= len(batch)
+        calls = len(batch.payloads)
+        self.calls -= calls
         queue: Counted = batch.owner.queue
-        queue.count_out(self, len(batch))
+        queue.count_out(self, calls)
         if queue.quota is not None:
-            queue.quota.count_out(self, len(batch))
+            queue.quota.count_out(self, calls)
 
     def disown_last(self) -> Batch:
         """Have nobody own the call sent last, which goes on here; return it as it was."""
