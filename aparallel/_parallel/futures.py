@@ -38,11 +38,11 @@ class CallFuture(asyncio.Future[T]):
     """
 
     # What is set for each call. The rest, which few need, is in the dict that a future has, and takes 0.3 µs to make.
-    __slots__ = ("home", "place")
+    __slots__ = ("home", "is_awaited", "place")
 
     home: Home
     place: tuple[Runs, int] | None
-    is_awaited = False
+    is_awaited: bool
     # What is waited for since it was cancelled; None before.
     _stopping: list[asyncio.Future[Any]] | None = None
 

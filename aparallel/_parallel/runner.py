@@ -73,6 +73,7 @@ class Runner:
         future = kind(loop=bound.loop)
         future.home = admitted = engine.admitted
         future.place = None
+        future.is_awaited = False
         admitted.runs.add(future)
         context = call_context() if engine.shares_context else _NO_CONTEXT
         if engine.runs_on_loop:
@@ -209,5 +210,6 @@ class Runner:
 def _failed(kind: type[CallFuture[Any]], error: Exception) -> CallFuture[Any]:
     """What stands for a call that cannot begin."""
     future = kind(loop=running_loop())
+    future.is_awaited = False
     future.set_exception(error)
     return future
