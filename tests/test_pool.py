@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -227,6 +228,36 @@ async def test_a_failing_initializer_is_the_error_of_warm_up_and_of_calls(backen
         if backend != "inline":
             with pytest.raises(errors.InitializerError, match="no licence"):
                 await pool.run(double, 1)
+
+
+@by_value
+def hang_if_first(mark: Path) -> None:
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    whole = mark.with_suffix(".whole")
+    whole.write_text(str(os.getpid()))
+    whole.rename(mark.with_suffix(".pid"))
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("size", [8, 200_000])
+async def test_a_worker_that_does_not_get_ready_holds_no_calls(tmp_path: Path, size: int) -> None:
+    async with Pool(2, initializer=hang_if_first, initargs=(tmp_path / "mark",)) as pool:
+        async with asyncio.timeout(20):
+            assert await pool.gather(delayed(len)(b"x" * size) for _ in range(20)) == [size] * 20
+        now = pool.statistics()
+        assert (now.running, now.queued, now.starting, now.completed) == (0, 0, 1, 20)
+
+
+async def test_a_worker_that_dies_before_it_is_ready_loses_no_calls(tmp_path: Path) -> None:
+    async with Pool(1, initializer=hang_if_first, initargs=(tmp_path / "mark",)) as pool:
+        calls = [asyncio.ensure_future(pool.run(abs, -number)) for number in range(20)]
+        await see(tmp_path / "mark.pid")
+        os.kill(int((tmp_path / "mark.pid").read_text()), signal.SIGKILL)
+        assert await asyncio.gather(*calls) == list(range(20))
+        assert pool.statistics().broken == 0
 
 
 async def test_workers_are_replaced_after_so_many_calls() -> None:
