@@ -690,7 +690,7 @@ async def test_small_arrays_let_the_loop_in_though_their_pickle_is_short(monkeyp
 
     pauses: list[float] = []
     clock = itertools.count(step=0.0002)
-    monkeypatch.setattr(hop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(hop, "time", types.SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
     monkeypatch.setattr(hop, "pause", lambda: pauses.append(next(clock)))
     array = np.arange(9)
     data = await dumps([array + number for number in range(2_000)])
