@@ -24,6 +24,7 @@ from aparallel._persist.container import (
     Trailer,
     aligned,
     pack_header,
+    pack_record,
     unpack_header,
     unpack_index,
     unpack_record,
@@ -108,13 +109,20 @@ def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
         raise CorruptFileError(f"its index does not describe the record at byte {offset}")
     # What a hostile file says of the size is believed only as far as the file goes.
     payload = _read_range(fd, offset + LINE, min(record.size, os.fstat(fd).st_size))
-    tail = read_at(fd, CHECKSUM_SIZE, offset + LINE + record.size)
+    end = LINE + record.size
+    tail = read_at(fd, record.plain_size - end, offset + end)
     check = xxh3_64(line[RECORD_FIXED:], offset)
     for start in range(0, len(payload), _SLICE):
         check.update(memoryview(payload)[start : start + _SLICE])
-    if len(payload) < record.size or int.from_bytes(tail, "little") != check.intdigest():
+    if len(payload) < record.size or tail != _expected_tail(record, check):
         raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
     return record, payload
+
+
+def _expected_tail(record: Record, check: xxh3_64) -> bytes:
+    """What stands between a record's payload and the next record."""
+    size = record.plain_size - record.head_size - record.size
+    return check.intdigest().to_bytes(CHECKSUM_SIZE, "little").ljust(size, b"\0")
 
 
 def _read_range(fd: int, start: int, size: int) -> bytes:
@@ -145,7 +153,10 @@ def _verify_mapped(view: memoryview, offset: int, record: Record, stop: Stop) ->
         stop.check()
         check.update(view[start : min(start + _SLICE, end)])
         pause()
-    if int.from_bytes(view[end : end + CHECKSUM_SIZE], "little") != check.intdigest():
+    # The index has stood in for the fixed part of the head until here.
+    fixed = view[offset : offset + RECORD_FIXED]
+    tail = view[end : offset + record.plain_size]
+    if fixed != pack_record(record, offset)[:RECORD_FIXED] or tail != _expected_tail(record, check):
         raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
 
 
