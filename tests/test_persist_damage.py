@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from aparallel import dumps, errors, inspect, load, loads
+from aparallel import dump_chunks, dumps, errors, inspect, load, loads
 from aparallel._persist import container
 from aparallel._persist.dump import DumpOptions, dump_to_bytes
 from aparallel._persist.load import LoadOptions, load_from_bytes, load_from_path
@@ -273,16 +273,38 @@ def test_sizes_that_lie_take_no_memory() -> None:
             loaded(container.pack_header(container.Header()) + head)
 
 
-async def test_a_stream_whose_sizes_lie_takes_memory_only_as_bytes_come() -> None:
+@pytest.mark.parametrize("size", [1 << 30, 1 << 50, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_sizes_that_lie_in_what_is_compressed_or_mapped_take_no_memory(tmp_path: pathlib.Path, size: int) -> None:
+    head = container.pack_record(container.Record(container.BUFFERS, size, (size,)), 64).ljust(64, b"\0")
+    header = container.pack_header(container.Header(container.Flag.COMPRESSED, "zlib"))
+    with pytest.raises(CorruptFileError):
+        loaded(header + head + container.pack_chunk(1 << 20, b"stored", 128) + b"stored")
+    path = tmp_path / "file"
+    index = container.pack_record(container.Record(container.INDEX, size), 64).ljust(64, b"\0")
+    trailer = container.pack_trailer(container.Trailer(64, 192))
+    path.write_bytes(container.pack_header(container.Header()) + index + trailer)
+    with pytest.raises(CorruptFileError):
+        load_from_path(str(path), LoadOptions.checked("r"))
+
+
+@pytest.mark.parametrize("codec", ["", "zlib"])
+async def test_a_stream_whose_sizes_lie_takes_memory_only_as_bytes_come(codec: str) -> None:
     import tracemalloc
 
     size = 1 << 40
     head = container.pack_record(container.Record(container.BUFFERS, size, (size,)), 64).ljust(64, b"\0")
+    flags = container.Flag.COMPRESSED if codec else container.Flag(0)
 
     async def chunks() -> Any:
-        yield container.pack_header(container.Header()) + head
+        yield container.pack_header(container.Header(flags, codec)) + head
+        offset = 128
         for _ in range(10):
-            yield bytes(1 << 20)
+            chunk = bytes(1 << 20)
+            if codec:
+                stored = zlib.compress(chunk, 1)
+                chunk = container.pack_chunk(len(chunk), stored, offset) + stored
+                offset += len(chunk)
+            yield chunk
 
     tracemalloc.start()
     try:
@@ -291,6 +313,12 @@ async def test_a_stream_whose_sizes_lie_takes_memory_only_as_bytes_come() -> Non
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compress", [None, "lz4"])
+async def test_a_stream_of_a_large_array_is_believed_as_it_comes(compress: str | None) -> None:
+    array = np.arange(9_000_000.0)
+    assert np.array_equal(await load(dump_chunks(array, compress=compress)), array)
 
 
 @pytest.mark.parametrize("codec", ["zlib", "gzip", "bz2", "xz", "lzma", "zstd", "lz4", "numeric"])

@@ -51,7 +51,7 @@ Trailer, 64 bytes, the last ones of the file::
 Who maps a file for writing sets flag 4 first, for from then on the checksums of BUF records do not hold; they are then
 not verified. A reader refuses a version that it does not know, flags that it does not know, and gaps that are not zero.
 
-Limits: 2^20 buffers in a record; 16 MiB in a PKL record; 64-bit sizes elsewhere.
+Limits: 2^20 buffers in a record; 16 MiB in a PKL record; sizes of 63 bits elsewhere.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ ALIGNMENT = 64
 PICKLE, BUFFERS, INDEX = b"PKL ", b"BUF ", b"IDX "
 
 MAX_COUNT = 1 << 20
+MAX_SIZE = (1 << 63) - 1
 MAX_PICKLE_RECORD = 16 << 20
 MAX_CHUNK = 4 << 20
 
@@ -207,6 +208,7 @@ def unpack_record_line(line: bytes, offset: int) -> tuple[bytes, int, int]:
         (kind not in (PICKLE, BUFFERS, INDEX))
         or (kind == BUFFERS) != bool(count)
         or count > MAX_COUNT
+        or size > MAX_SIZE
         or (kind == PICKLE and size > MAX_PICKLE_RECORD)
     ):
         raise CorruptFileError(f"the record at byte {offset} is none that this version of the format has")
@@ -236,6 +238,11 @@ def pack_chunk(size: int, stored: bytes | memoryview, offset: int, covered: byte
 
 def chunk_checksum(sizes: bytes, stored: bytes | memoryview, offset: int) -> int:
     return checksum(stored, checksum(sizes, offset))
+
+
+def fewest_stored(size: int) -> int:
+    """The fewest bytes that the chunks of a payload of *size* bytes take, whatever the codec."""
+    return -(-size // MAX_CHUNK) * (CHUNK_HEADER + 1) + CHUNK_HEADER
 
 
 def unpack_chunk(header: bytes, offset: int) -> tuple[int, int, int]:

@@ -107,8 +107,10 @@ def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
     record = unpack_record(line, offset)
     if record.kind == BUFFERS:
         raise CorruptFileError(f"its index does not describe the record at byte {offset}")
-    # What a hostile file says of the size is believed only as far as the file goes.
-    payload = _read_range(fd, offset + LINE, min(record.size, os.fstat(fd).st_size))
+    # Before memory is taken for what a hostile file says.
+    if record.plain_size > os.fstat(fd).st_size - offset:
+        raise TruncatedFileError(f"it ends within the record at byte {offset}")
+    payload = _read_range(fd, offset + LINE, record.size)
     end = LINE + record.size
     tail = read_at(fd, record.plain_size - end, offset + end)
     check = xxh3_64(line[RECORD_FIXED:], offset)

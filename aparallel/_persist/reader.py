@@ -28,6 +28,7 @@ from aparallel._persist.container import (
     Trailer,
     aligned,
     chunk_checksum,
+    fewest_stored,
     pack_record,
     unpack_chunk,
     unpack_header,
@@ -199,7 +200,7 @@ class _Reading:
         if self._decoding is None:
             return self._plain(record, head, offset)
         target = bytearray(record.size)
-        self._decode(head, memoryview(target))
+        self._decode(head, record.size, memoryview(target))
         return target  # type: ignore[return-value]  # as good as bytes to whoever reads it
 
     def _plain(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
@@ -215,19 +216,18 @@ class _Reading:
 
     def _buffers(self, record: Record, head: bytes, offset: int, header: Header) -> Iterator[Any]:
         """Return a record's buffers, each an array of bytes."""
+        self._source.demand(record.size if self._decoding is None else fewest_stored(record.size))
+        memory: Any = None  # of a large one whose size may be a lie, it is taken only as the bytes come
+        if self._source.size is not None or record.size <= _BELIEVED:
+            memory = np.empty(record.size, np.uint8)
+        target = None if memory is None else memoryview(memory)
         if self._decoding is not None:
-            memory: Any = np.empty(record.size, np.uint8)
-            self._decode(head, memoryview(memory))
+            grown = self._decode(head, record.size, target)
         else:
-            self._source.demand(record.size)
             check = xxh3_64(head[RECORD_FIXED:], offset)
-            if self._source.size is None and record.size > _BELIEVED:
-                memory = self._grown(record.size, check)
-            else:
-                memory = np.empty(record.size, np.uint8)
-                self._fill(memoryview(memory), check)
+            grown = self._fill(record.size, target, check)
             self._check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
-        return split(memory, record.lengths)
+        return split(np.frombuffer(grown, np.uint8) if memory is None else memory, record.lengths)
 
     def _pass_over(self, record: Record, head: bytes) -> None:
         """Go to the end of a record with buffers."""
@@ -247,20 +247,19 @@ class _Reading:
             source.skip(stored)
         source.read(-(source.position - self._base) % LINE)
 
-    def _fill(self, view: memoryview, check: xxh3_64) -> None:
-        for start in range(0, len(view), _SLICE):
-            part = view[start : start + _SLICE]
-            self._source.read_into(part)
+    def _fill(self, size: int, target: memoryview | None, check: xxh3_64) -> bytearray:
+        """Read a payload to where it belongs; without *target*, return it."""
+        grown = bytearray()
+        for start in range(0, size, _SLICE):
+            end = min(start + _SLICE, size)
+            if target is None:
+                part = self._source.read(end - start)
+                grown += part
+            else:
+                part = target[start:end]
+                self._source.read_into(part)
             check.update(part)
-
-    def _grown(self, size: int, check: xxh3_64) -> Any:
-        """Read a buffer whose size may be a lie: take memory only as the bytes come."""
-        data = bytearray()
-        while len(data) < size:
-            part = self._source.read(min(_SLICE, size - len(data)))
-            check.update(part)
-            data += part
-        return np.frombuffer(data, np.uint8)
+        return grown
 
     def _check_tail(self, record: Record, head: bytes, offset: int, check: xxh3_64, *, trusted: bool = False) -> None:
         """Read and compare the checksum after a plain payload, and the zeros after that."""
@@ -271,28 +270,31 @@ class _Reading:
         if any(tail[CHECKSUM_SIZE:]):
             raise ChecksumError(f"the record at byte {offset} has bytes after it where there should be none")
 
-    def _decode(self, head: bytes, target: memoryview) -> None:
-        """Decompress a record's chunks to where they belong."""
+    def _decode(self, head: bytes, size: int, target: memoryview | None) -> bytearray:
+        """Decompress a record's chunks to where they belong; without *target*, return them."""
         assert self._decoding is not None
+        grown = bytearray()
         filled = 0
         while True:
             offset = self._source.position - self._base
             chunk_header = bytes(self._source.read(CHUNK_HEADER))
-            size, stored_size, check = unpack_chunk(chunk_header, offset)
+            length, stored_size, check = unpack_chunk(chunk_header, offset)
             stored = self._source.read(stored_size) if stored_size else head[RECORD_FIXED:]
             if chunk_checksum(chunk_header[:8], stored, offset) != check:
                 raise ChecksumError(f"the checksum of the chunk at byte {offset} does not match")
-            if not size:
+            if not length:
                 break
-            if size > len(target) - filled:
+            if length > size - filled:
                 raise CorruptFileError(f"the chunk at byte {offset} is larger than what its record has left")
-            self._decoding.start(stored, target[filled : filled + size], offset)
-            filled += size
-        if filled != len(target):
+            place = None if target is None else target[filled : filled + length]
+            grown += self._decoding.start(stored, length, place, offset)
+            filled += length
+        if filled != size:
             raise CorruptFileError(f"the record that ends at byte {offset} has fewer bytes than it says")
-        self._decoding.settle(0)
+        grown += self._decoding.finish()
         if any(self._source.read(-(self._source.position - self._base) % LINE)):
             raise ChecksumError(f"after byte {offset} there are bytes where there should be none")
+        return grown
 
 
 def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
@@ -310,7 +312,7 @@ def split(memory: Any, lengths: Sequence[int]) -> Iterator[Any]:
 
 
 class _Decoding:
-    """Decompresses chunks on several threads, into memory that exists already."""
+    """Decompresses chunks on several threads: into memory that exists already, or gives them back in order."""
 
     def __init__(self, codec: Compressor, threads: int) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -320,31 +322,35 @@ class _Decoding:
         self._most = 2 * threads + 2
         self._running: deque[Any] = deque()
 
-    def start(self, stored: bytes | memoryview, target: memoryview, offset: int) -> None:
+    def start(self, stored: bytes | memoryview, size: int, target: memoryview | None, offset: int) -> bytes:
+        """Begin with a chunk, and return what was given back meanwhile."""
         pause()
-        self._running.append(self._executor.submit(self._decode, stored, target, offset))
-        self.settle(self._most)
+        self._running.append(self._executor.submit(self._decode, stored, size, target, offset))
+        return self._running.popleft().result() if len(self._running) > self._most else b""
 
-    def settle(self, remaining: int) -> None:
-        while len(self._running) > remaining:
-            self._running.popleft().result()
+    def finish(self) -> bytes:
+        """Wait for all chunks, and return what was given back."""
+        return b"".join([self._running.popleft().result() for _ in range(len(self._running))])
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def _decode(self, stored: bytes | memoryview, target: memoryview, offset: int) -> None:
+    def _decode(self, stored: bytes | memoryview, size: int, target: memoryview | None, offset: int) -> Any:
         try:
-            data = self._codec.decompress(memoryview(stored), len(target))
+            data = self._codec.decompress(memoryview(stored), size)
         except MemoryError:
             raise
         except Exception as error:
             raise CorruptFileError(
                 f"the codec {self._codec.name!r} cannot read the chunk at byte {offset}: {error}"
             ) from error
-        if len(data) != len(target):
+        if len(data) != size:
             raise CorruptFileError(f"the chunk at byte {offset} has not the size that it says")
+        if target is None:
+            return data
         # NumPy copies without the GIL, which the loop may be waiting for; a memoryview does not.
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
+        return b""
 
 
 def _decoding(header: Header, keys: Keys) -> _Decoding | None:
