@@ -253,15 +253,14 @@ def test_a_mutated_file_gives_plain_data_or_an_error_whatever_its_checksums(chan
     for position, value in changes:
         data[position] = value
     content = mend(data) if mended else bytes(data)
-    # What a mutated pickle builds need not fit together; it must not crash, hang or take more memory.
-    with contextlib.suppress(errors.AparallelError, ValueError, TypeError, KeyError, OverflowError, AttributeError):
+    with contextlib.suppress(errors.AparallelError):
         load_from_bytes(content, LoadOptions.checked(trusted=[], n_jobs=1))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", container.MAGIC, b"\x80\x04", b"\x78\x9c", b"\x1f\x8b", b"BZh9"]))
 def test_any_bytes_at_all_give_an_error_or_plain_data(content: bytes, start: bytes) -> None:
-    with contextlib.suppress(errors.AparallelError, ValueError, TypeError, KeyError, OverflowError, AttributeError):
+    with contextlib.suppress(errors.AparallelError):
         load_from_bytes(start + content, LoadOptions.checked(trusted=[], n_jobs=1))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import datetime as dt
+import decimal
 import functools
 import io
 import os
@@ -475,3 +477,13 @@ async def test_the_walk_sees_what_the_standard_library_sees() -> None:
         inspector = Inspector()
         walk(io.BytesIO(data).read, inspector, Stop())
         assert list(map(str, inspector.globals)) == list(dict.fromkeys(seen))
+
+
+async def test_data_that_does_not_fit_together_is_damage_unless_something_else_may_have_said_so() -> None:
+    data = pickle.dumps([decimal.Decimal("1.5"), dt.date(2000, 1, 2)], 4)
+    for damaged in (data.replace(b"1.5", b"1.x"), data.replace(b"\x01\x02", b"\xff\x02")):
+        assert damaged != data
+        with pytest.raises(CorruptFileError, match="its pickle is damaged"):
+            await loads(damaged, trusted=[])
+    with pytest.raises(decimal.InvalidOperation):
+        await loads(data.replace(b"1.5", b"1.x"), trusted=[os.getcwd])

@@ -308,7 +308,7 @@ class _Loading:
                 return opened(source)
 
             found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
-            with damage_named(is_data=found is Found.DATA):
+            with damage_named(is_data=found is Found.DATA or trust.is_of_data_only):
                 return load_pickle(from_start(), stop, trust, mapped)
 
 

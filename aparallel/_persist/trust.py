@@ -54,6 +54,11 @@ class Trust:
             else:
                 raise TypeError(f"trusted has {item!r}, which is no type, function or name.")
 
+    @property
+    def is_of_data_only(self) -> bool:
+        """Whether the user trusts nothing more."""
+        return not self._objects and not self._names
+
     def allows(self, asked: Global) -> bool:
         """Whether a name may be resolved. Nothing is imported to find out."""
         return asked in DATA or self.is_users(asked)

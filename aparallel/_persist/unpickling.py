@@ -34,7 +34,8 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
     if trust is not None:
         from aparallel._persist.checking import Found, check
 
-        is_data = check(lambda: PiecesReader(content.pieces(), stop), trust, stop) is Found.DATA
+        found = check(lambda: PiecesReader(content.pieces(), stop), trust, stop)
+        is_data = found is Found.DATA or trust.is_of_data_only
     reader = PiecesReader(content.pieces(), stop)
     buffers = pausing(content.buffers)
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
@@ -44,7 +45,10 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
 
 @contextlib.contextmanager
 def damage_named(*, is_data: bool) -> Iterator[None]:
-    """Say of an unpickler's errors that the pickle is damaged. *is_data*: nothing else can have raised them.
+    """Say of an unpickler's errors that the pickle is damaged.
+
+    Args:
+        is_data: nothing but plain data was built, so nothing of the user's can have raised them.
 
     Raises:
         CorruptFileError: so it is.
@@ -55,7 +59,7 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
         raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if not is_data:
             raise
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
