@@ -31,10 +31,15 @@ _PROTO = pickle.PROTO + bytes([PROTOCOL])
 _PIECE = 256 << 10
 _COMPRESSED_PIECE = 8 << 20
 
-# Buffers smaller than this share records, so that 10,000 small arrays are not 10,000 records.
+# Buffers smaller than this share records, so that 10,000 small arrays are not 10,000 records. A shared record is put
+# together and read in one step each, so in a plain file it is no larger than a piece of the pickle.
 _SMALL = 64 << 10
 _SHARED_SIZE = 1 << 20
 _SHARED_COUNT = 4096
+
+# A buffer for the pickler to pass on: what it stands for is written in its place. One will do, as the pickler remembers
+# none that it has passed on. Not of bytes: arrays are writeable again when loaded.
+_STAND_IN = pickle.PickleBuffer(bytearray())
 
 # A frame of a long pickle has 64 KB. After a shorter one nobody has to be let in: a pause takes 50 µs.
 _PAUSE_FROM = 16 << 10
@@ -108,6 +113,7 @@ class _Records:
         self._stop = stop
         self._piece = piece
         self._large = max(piece, _SLICE)
+        self._shared_size = min(piece, _SHARED_SIZE)
         self._pieces: list[bytes] = []
         self._size = 0
         self._buffers: list[bytes] = []
@@ -169,7 +175,7 @@ class _Records:
         self._buffers_size += len(data)
         # A small array takes some 5 µs of Python code, and only 40 bytes of a frame.
         self._pauses.when_due()
-        if self._buffers_size >= _SHARED_SIZE or len(self._buffers) >= _SHARED_COUNT:
+        if self._buffers_size >= self._shared_size or len(self._buffers) >= _SHARED_COUNT:
             self._write_buffers()
 
     def _write_buffers(self) -> None:
@@ -217,13 +223,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         order = "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
         plain = obj if type(obj) is np.ndarray else obj.view(np.ndarray)
         self._records.next_array = plain.T if order == "F" else plain
-        return _stand_in(), obj.dtype, obj.shape, order
-
-
-def _stand_in() -> pickle.PickleBuffer:
-    """A buffer for the pickler to pass on. What it stands for is written in its place."""
-    # Not bytes: arrays are writeable again when loaded. Not shared: the pickler would remember it and pass it once.
-    return pickle.PickleBuffer(bytearray())
+        return _STAND_IN, obj.dtype, obj.shape, order
 
 
 def _is_raw(dtype: np.dtype[Any]) -> bool:
