@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import os
 import pathlib
 import pickle
 import tracemalloc
+import types
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -224,16 +226,39 @@ async def test_what_write_returns_is_a_count_or_means_that_all_was_taken(returne
         assert await loads(b"".join(taken)) == [1, 2]
 
 
-async def test_a_write_that_would_have_to_be_awaited_is_told() -> None:
-    async def write(data: Any) -> int:
+async def test_what_would_have_to_be_awaited_and_does_not_say_so_is_told() -> None:
+    async def take(data: Any) -> int:
         return len(data)
 
     class File:
         def write(self, data: Any) -> Any:
-            return write(data)
+            return take(data)
 
-    with pytest.raises(TypeError, match="async def"):
+        read = write
+
+    with pytest.raises(TypeError, match=r"write\(\).* async def"):
         await dump([1, 2], File())
+    with pytest.raises(TypeError, match=r"read\(\).* async def"):
+        await load(File())
+
+
+async def test_coroutine_functions_are_known_in_any_form() -> None:
+    class Write:
+        def __init__(self) -> None:
+            self.data = b""
+
+        async def __call__(self, data: Any) -> None:
+            self.data += data
+
+    async def read(data: io.BytesIO, size: int) -> bytes:
+        return data.read(size)
+
+    target: Any = types.SimpleNamespace(write=Write())
+    await dump([1, 2], target)
+    source: Any = types.SimpleNamespace(read=functools.partial(read, io.BytesIO(target.write.data)))
+    assert await load(source) == [1, 2]
+    with pytest.raises(TypeError, match="nobody would await it"):
+        await load(source, progress=Write())  # type: ignore[arg-type]
 
 
 async def test_asynchronous_files_are_used_from_where_they_stand(tmp_path: pathlib.Path) -> None:

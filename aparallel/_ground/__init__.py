@@ -2,5 +2,5 @@
 
 What users hold and extend: ``call``, ``sharing``, ``store``. Threads and loops: ``hop``, ``stoppable``, ``threads``,
 ``handover``, ``loops``, ``shield``, ``nesting``. The machine: ``cpus``, ``room``. Small things: ``units``, ``timings``,
-``exceptions``, ``bars``.
+``exceptions``, ``bars``, ``awaiting``.
 """

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.hop import in_thread
 from aparallel._ground.store import age
 from aparallel._memory.canonical import TooLarge
@@ -61,7 +62,7 @@ class MemorizedFunction(Generic[P, T]):
         self._lookup = Lookup(self._shelf, fn, self._options, name, identifier)
         self._storing = Storing(self._lookup)
         self._computation = Computation(
-            self._lookup, self._storing, fn, on_pool=RawFunction(self), is_async=_is_coroutine_function(fn)
+            self._lookup, self._storing, fn, on_pool=RawFunction(self), is_async=is_coroutine_function(fn)
         )
 
     # Calling
@@ -257,16 +258,6 @@ def _mark_as_coroutine_function(thing: Any) -> None:
     if mark is not None:
         thing._is_coroutine_marker = mark
     thing._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
-
-
-def _is_coroutine_function(fn: Any) -> bool:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return inspect.iscoroutinefunction(fn) or (
-        not inspect.isroutine(fn)
-        and not isinstance(fn, type)
-        and inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-    )
 
 
 def _refuse_generators(fn: Any) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
 from aparallel._ground.stoppable import Stop, Stopped, ended
@@ -121,7 +122,7 @@ async def dump(
             f"dump writes to a path, a binary file or an asynchronous file, not to {type(target).__name__}. "
             f"{hint}; for bytes there is dumps()."
         )
-    if inspect.iscoroutinefunction(write) or isinstance(target, asyncio.StreamWriter):
+    if is_coroutine_function(write) or isinstance(target, asyncio.StreamWriter):
         return await _dump_to_async_file(obj, target, options, progress)
     return await in_thread_with(lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress, "dump")
 

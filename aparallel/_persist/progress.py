@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.bars import load_tqdm
 from aparallel._ground.hop import in_thread
 
@@ -43,7 +43,7 @@ def checked(progress: ProgressOption) -> ProgressOption:
     """
     if not (isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be True, False or a function of (done, total), got {progress!r}.")
-    if inspect.iscoroutinefunction(progress):
+    if is_coroutine_function(progress):
         raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
     return progress
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -234,4 +235,10 @@ class StreamSource(Source):
         try:
             return memoryview(data).cast("B")
         except TypeError:
+            if inspect.iscoroutine(data):
+                data.close()
+            if inspect.isawaitable(data):
+                raise TypeError(
+                    "The source's read() is no coroutine function and returns an awaitable. Make it an async def."
+                ) from None
             raise TypeError(f"The source gives {type(data).__name__} where bytes belong.") from None

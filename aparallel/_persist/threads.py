@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.handover import Inflow
 from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread
 from aparallel._ground.threads import start_apart
@@ -40,7 +40,7 @@ def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
     """
     read = getattr(source, "read", None)
     if callable(read) and not isinstance(source, io.TextIOBase):
-        if inspect.iscoroutinefunction(read):
+        if is_coroutine_function(read):
             return OnLoop(read, exact=True)
         return read  # type: ignore[no-any-return]
     if hasattr(source, "__aiter__"):
