@@ -152,6 +152,17 @@ class TestZlib(CompressorSuite):
         return Renamed()
 
 
+async def test_items_of_any_size_are_compressed_whole() -> None:
+    pytest.importorskip("numcodecs")
+    whole = np.zeros(600_000, [("x", "f4"), ("y", "i4"), ("z", "f4")])
+    whole["x"] = np.arange(600_000) / 100
+    whole["y"] = np.arange(600_000)
+    split = whole.view("u1")
+    data = await dumps(whole, compress="numeric")
+    assert len(data) < len(await dumps(split, compress="numeric")) / 2
+    assert_same(await loads(data), whole)
+
+
 async def test_a_compressor_of_the_users_own_serves_both_ways() -> None:
     from aparallel.errors import UnsupportedFormatError
 

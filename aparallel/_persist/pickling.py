@@ -16,6 +16,7 @@ import numpy as np
 from aparallel._ground.hop import Pauses, pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
 from aparallel._persist.trees import shared_leaves
+from aparallel._persist.writer import chunk_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ _STAND_IN = pickle.PickleBuffer(bytearray())
 _PAUSE_FROM = 16 << 10
 # An array that is not contiguous is made so in slices of this size.
 _SLICE = 1 << 20
-# One that is, is written from where it lies, and looked at for a stop after slices of this size.
+# One that is, is written from where it lies, and looked at for a stop after slices of about this size.
 _LARGE_SLICE = 8 << 20
 
 
@@ -159,7 +160,7 @@ class _Records:
         if raw.nbytes < _SMALL:
             self._take_small(bytes(raw))
         else:
-            self._take_large(_slices(raw), raw.nbytes, 1)
+            self._take_large(_slices(raw, 1), raw.nbytes, 1)
         return False
 
     def _take_large(self, slices: Iterator[memoryview], size: int, itemsize: int) -> None:
@@ -244,7 +245,8 @@ def _array_slices(found: Any) -> Iterator[memoryview]:
     """The bytes of an array in C order, without a copy of more than a slice."""
     if found.flags.c_contiguous:
         # Not every dtype has a buffer format (dates have none), so they are seen as bytes.
-        yield from _slices(memoryview(found.reshape(-1).view(np.uint8)) if found.size else memoryview(b""))
+        view = memoryview(found.reshape(-1).view(np.uint8)) if found.size else memoryview(b"")
+        yield from _slices(view, found.itemsize)
     elif found.nbytes <= _SLICE or found.ndim == 0:
         yield _bytes_of(found)
     else:
@@ -262,9 +264,11 @@ def _bytes_of(part: Any) -> memoryview:
     return memoryview(flat.view(np.uint8))
 
 
-def _slices(view: memoryview) -> Iterator[memoryview]:
-    for start in range(0, len(view), _LARGE_SLICE):
-        yield view[start : start + _LARGE_SLICE]
+def _slices(view: memoryview, itemsize: int) -> Iterator[memoryview]:
+    # As many whole items as make whole chunks, if they are compressed.
+    step = chunk_size(itemsize) * (_LARGE_SLICE // chunk_size(1))
+    for start in range(0, len(view), step):
+        yield view[start : start + step]
 
 
 class PiecesReader:

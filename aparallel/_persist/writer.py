@@ -57,6 +57,11 @@ class Sink(Protocol):
 _CHUNK = 1 << 20
 
 
+def chunk_size(itemsize: int) -> int:
+    """How much is compressed at a time: whole items, so that a codec can tell their bytes apart."""
+    return _CHUNK - _CHUNK % itemsize or _CHUNK
+
+
 class ContainerWriter:
     """Writes one container.
 
@@ -172,10 +177,11 @@ class ContainerWriter:
             self._write(padding(self._position))
 
         self._later.append(write_head)
+        step = chunk_size(itemsize)
         for piece in slices:
             view = memoryview(piece)
-            for start in range(0, len(view), _CHUNK):
-                chunk = view[start : start + _CHUNK]
+            for start in range(0, len(view), step):
+                chunk = view[start : start + step]
                 compressed = compressing.start(chunk, itemsize)
                 self._later.append(functools.partial(write_chunk, len(chunk), compressed))
                 self._settle(compressing.most)
