@@ -28,7 +28,7 @@ from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import DumpOptions, dump_to_path
 from aparallel._persist.load import LoadOptions, load_from_path
-from aparallel.errors import UnpicklableObjectError, UnsupportedFormatError
+from aparallel.errors import UnpicklableObjectError, UnsupportedFormatError, WrongLoopError
 
 OLD, NEW = ["old"], [np.arange(400_000.0), "new"]
 
@@ -712,3 +712,15 @@ def test_a_stop_ends_the_work_of_the_synchronous_core(path: pathlib.Path) -> Non
         load_from_path(str(path), LoadOptions(), stop)
     assert is_old(path)
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_under_trio_the_error_names_it(path: pathlib.Path) -> None:
+    trio = pytest.importorskip("trio")
+
+    async def chunks() -> None:
+        async for _ in dump_chunks(1):
+            pass
+
+    for use, args in ((dump, (1, path)), (load, (path,)), (load, (io.BytesIO(),)), (dumps, (1,)), (chunks, ())):
+        with pytest.raises(WrongLoopError, match="trio"):
+            trio.run(use, *args)

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from aparallel._ground.loops import running_loop
 from aparallel._ground.stoppable import Stopped
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Outflow:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         self._changed = threading.Condition()
         self._chunks: deque[bytes] = deque()
         self._ready = asyncio.Event()
@@ -81,7 +82,7 @@ class Inflow:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         self._asked = asyncio.Event()
         self._answered = threading.Event()
         self._wanted = 0
