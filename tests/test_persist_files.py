@@ -148,6 +148,17 @@ async def test_an_error_of_the_other_side_comes_through_and_ends_the_thread() ->
         await load(Failing())
 
 
+async def test_any_number_of_pipes_may_wait_for_their_writers() -> None:
+    with contextlib.ExitStack() as opened:
+        pipes = [os.pipe() for _ in range(20)]
+        readers = [opened.enter_context(os.fdopen(reader, "rb")) for reader, _ in pipes]
+        writers = [opened.enter_context(os.fdopen(writer, "wb")) for _, writer in pipes]
+        loading = asyncio.gather(*map(load, readers))
+        await asyncio.sleep(0)  # they are all begun
+        await asyncio.gather(*(dump(number, writer) for number, writer in enumerate(writers)))
+        assert await loading == list(range(20))
+
+
 async def test_leaving_the_chunks_early_ends_the_thread() -> None:
     chunks = dump_chunks(np.arange(3e6))
     async for _ in chunks:

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.shield import outlast
-from aparallel._ground.threads import Threads
+from aparallel._ground.threads import Threads, start_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,13 +53,17 @@ async def in_stoppable_thread(
     *,
     meanwhile: Callable[[], object] | None = None,
     every: float = 0.05,
+    apart: bool = False,
 ) -> T:
     """Run *fn* in a thread, calling *meanwhile* on the loop every so many seconds.
+
+    Args:
+        apart: in a thread of its own, as it may wait without end, perhaps for others that would wait for a thread.
 
     Cancellation, and an error of *meanwhile*: *stop* is called, which must make *fn* end soon, and the
     cancellation or error goes on when it has.
     """
-    running = _threads.start(fn)
+    running = start_apart(fn) if apart else _threads.start(fn)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=None if meanwhile is None else every)

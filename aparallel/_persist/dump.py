@@ -124,7 +124,9 @@ async def dump(
         )
     if is_coroutine_function(write) or isinstance(target, asyncio.StreamWriter):
         return await _dump_to_async_file(obj, target, options, progress)
-    return await in_thread_with(lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress, "dump")
+    return await in_thread_with(
+        lambda stop, meter: _dump_to_file(obj, target, options, stop, meter), progress, "dump", file=target
+    )
 
 
 async def dumps(

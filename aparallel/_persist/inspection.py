@@ -76,7 +76,9 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
         return await serve_thread(
             read, lambda ask, stop, meter: _inspect_function(ask, own, stop, exact=read.exact), False
         )
-    return await in_thread_with(lambda stop, meter: _inspect_function(read, own, stop, exact=True), False, "inspect")
+    return await in_thread_with(
+        lambda stop, meter: _inspect_function(read, own, stop, exact=True), False, "inspect", file=source
+    )
 
 
 def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:

@@ -141,7 +141,7 @@ async def load(
             read, lambda ask, stop, meter: _load_from_function(ask, options, stop, meter, exact=read.exact), progress
         )
     return await in_thread_with(
-        lambda stop, meter: _load_from_function(read, options, stop, meter, exact=True), progress, "load"
+        lambda stop, meter: _load_from_function(read, options, stop, meter, exact=True), progress, "load", file=source
     )
 
 

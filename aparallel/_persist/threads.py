@@ -63,12 +63,22 @@ def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
     return read
 
 
-async def in_thread_with(work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str) -> T:
-    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress."""
+async def in_thread_with(
+    work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str, *, file: Any = None
+) -> T:
+    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress.
+
+    Args:
+        file: the user's own that is read or written, if one is.
+    """
+    # Who reads a pipe may wait for who writes to it, and must not have the thread that he needs.
+    apart = file is not None and not isinstance(file, io.BytesIO)
     stop, meter = Stop(), Meter()
     reporter = await Progress.opened(progress, name)
     try:
-        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter))
+        result = await in_stoppable_thread(
+            lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter), apart=apart
+        )
         reporter.finish(meter.done)
     finally:
         reporter.close()
