@@ -352,6 +352,45 @@ async def test_dumps_to_one_path_at_a_time_do_not_harm_each_other(path: pathlib.
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_litter_is_found_without_a_search_of_the_folder(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = pathlib.Path(files._aside_names(str(path.parent), "file")[2])
+    aside.touch()
+    monkeypatch.setattr(files.os, "scandir", None)
+    dump_to_path(NEW, str(path), DumpOptions())
+    assert not is_old(path)
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_litter_of_more_writers_than_have_names_is_removed_too(path: pathlib.Path) -> None:
+    made = [files._create_aside(str(path.parent), "file") for _ in range(7)]
+    dump_to_path(NEW, str(path), DumpOptions())
+    assert len(os.listdir(path.parent)) == 8
+    for _, fd in made:
+        os.close(fd)  # as the kernel does with those of a process that is killed
+    dump_to_path(NEW, str(path), DumpOptions())
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_name_that_has_another_writer_by_now_is_not_taken_for_litter(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, fd = files._create_aside(str(path.parent), "file")
+    os.close(fd)
+    real = files.fcntl.flock
+    other: list[int] = []
+
+    def locking(fd: int, operation: int) -> None:
+        if not other:  # its writer is done, and the next one begins
+            os.replace(aside, path)
+            other.append(os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        real(fd, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", locking)
+    files._remove_if_abandoned(aside)
+    assert os.path.samestat(os.fstat(other[0]), os.stat(aside))
+    os.close(other[0])
+
+
 def test_a_writer_whose_file_was_removed_before_it_was_locked_begins_another(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,17 @@
 """Writing a file so that it is whole or absent, whatever happens to the writer.
 
-A file is written aside, under a name of its own in the same folder, then synced, then renamed over the target. A
-writer holds a lock (flock) on its file until after the rename. The kernel takes the lock back when the process ends,
-however it ends; so a file of such a name that can be locked has no writer any more, and the next writer of the same
-target removes it.
+A file is written aside, under another name in the same folder, then synced, then renamed over the target. A writer
+holds a lock (flock) on its file until after the rename. The kernel takes the lock back when the process ends, however
+it ends; so a file of such a name that can be locked has no writer any more, and the next writer of the same target
+removes it. There are a few such names for each target, which that writer looks for: it need not search the folder,
+which may hold a million files. A writer that finds all of them taken makes up one more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -34,6 +36,7 @@ _BEGIN = 1 << 20
 _COLLECT = 64 << 10
 
 _SUFFIX = ".aparallel"
+_NAMES = 4
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NAME_LIMIT = 255
 
@@ -168,14 +171,20 @@ def remove_litter(folder: str, name: str) -> None:
     """Remove what writers of this file left beside it that were killed."""
     if fcntl is None:
         return
+    found = list(filter(os.path.lexists, _aside_names(folder, name)))
+    if len(found) == _NAMES:  # there may be more, with names that were made up
+        found = _search(folder, name)
+    for path in found:
+        _remove_if_abandoned(path)
+
+
+def _search(folder: str, name: str) -> list[str]:
     prefix = _aside_prefix(name)
     try:
         with os.scandir(folder) as entries:
-            found = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)]
+            return [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)]
     except OSError:  # a folder may be written to and not listed
-        return
-    for path in found:
-        _remove_if_abandoned(path)
+        return []
 
 
 def _remove_if_abandoned(path: str) -> None:
@@ -185,8 +194,10 @@ def _remove_if_abandoned(path: str) -> None:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Names are never used twice, so the name still means the file that is locked here, or nothing.
-        os.unlink(path)
+        # Its writer may have renamed it before we had the lock, and another begun under the same name. From here on
+        # the name keeps its meaning: nobody renames or removes a file without its lock.
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            os.unlink(path)
     except OSError:  # it has a writer, or the writer has just renamed it
         pass
     finally:
@@ -194,13 +205,17 @@ def _remove_if_abandoned(path: str) -> None:
 
 
 def _create_aside(folder: str, name: str) -> tuple[str, int]:
-    while True:
-        aside = os.path.join(folder, f"{_aside_prefix(name)}{secrets.token_hex(8)}{_SUFFIX}")
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+    made_up = (_aside(folder, name, secrets.token_hex(8)) for _ in itertools.count())
+    for path in itertools.chain(_aside_names(folder, name), made_up):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+        except FileExistsError:  # another writer's
+            continue
         if fcntl is None or (_locked(fd) and os.fstat(fd).st_nlink > 0):
-            return aside, fd
+            return path, fd
         # Another writer found it in the moment before it was locked, took it for litter, and removes it or has done so.
         os.close(fd)
+    raise AssertionError("there is always one more name")
 
 
 def _locked(fd: int) -> bool:
@@ -210,6 +225,14 @@ def _locked(fd: int) -> bool:
         # A file system without locks: nobody can lock the file, so nobody will remove it either.
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
     return True
+
+
+def _aside_names(folder: str, name: str) -> list[str]:
+    return [_aside(folder, name, str(number)) for number in range(_NAMES)]
+
+
+def _aside(folder: str, name: str, mark: str) -> str:
+    return os.path.join(folder, f"{_aside_prefix(name)}{mark}{_SUFFIX}")
 
 
 def _aside_prefix(name: str) -> str:
