@@ -100,15 +100,12 @@ def _inspect_function(
 
 
 def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
-    from aparallel._persist import container, joblib_files
+    from aparallel._persist.joblib_files import pickle_codec
 
-    start = source.peek(joblib_files.ENOUGH)
-    codec = joblib_files.codec_of(start)
-    if codec is not None:
-        return _inspect_pickle(source, codec, stop)
-    if start[: len(container.MAGIC)] not in (container.MAGIC, container.MAGIC[: len(start)]):
-        raise UnsupportedFormatError(f"it begins with {start!r}, as no file of aparallel, joblib or pickle does")
-    return _inspect_container(source, compressors, stop, whole=whole)
+    codec = pickle_codec(source)
+    if codec is None:
+        return _inspect_container(source, compressors, stop, whole=whole)
+    return _inspect_pickle(source, codec, stop)
 
 
 def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:

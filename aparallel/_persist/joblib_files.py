@@ -27,6 +27,7 @@ import numpy as np
 
 from aparallel._ground.hop import pause
 from aparallel._persist.arrays import array
+from aparallel._persist.container import MAGIC
 from aparallel._persist.inspector import WRAPPERS, is_shape
 from aparallel._persist.sources import Source, StreamSource
 from aparallel._persist.standins import Global
@@ -46,12 +47,24 @@ _PREFIXES = {
     b"\xfd7zXZ": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
-ENOUGH = 8
-"""Bytes that tell what a file is."""
+# So many bytes tell what a file is.
+_ENOUGH = 8
 
 
-def codec_of(start: bytes) -> str | None:
-    """How a file that begins so is compressed: a codec, "" for a bare pickle, None for neither."""
+def pickle_codec(source: Source) -> str | None:
+    """How the pickle in *source* is compressed: a codec, "" if it is not. None if it holds a container.
+
+    Raises:
+        UnsupportedFormatError: it holds neither.
+    """
+    start = source.peek(_ENOUGH)
+    codec = _codec_of(start)
+    if codec is None and not start.startswith(MAGIC[: len(start)]):
+        raise UnsupportedFormatError(f"it begins with {start!r}, as no file of aparallel, joblib or pickle does")
+    return codec
+
+
+def _codec_of(start: bytes) -> str | None:
     if len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return ""
     if len(start) >= 2 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0:  # RFC 1950, 2.2
@@ -92,7 +105,7 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
         return data
 
     content = StreamSource(read, stop, exact=False)
-    start = content.peek(ENOUGH)
+    start = content.peek(_ENOUGH)
     if not start:
         raise EmptyFileError(f"its {codec} data has nothing in it")
     if start[0] not in _FIRST_OPCODES:

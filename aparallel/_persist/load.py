@@ -237,17 +237,12 @@ class _Loading:
             file: what to map, if that is asked for.
             again: gives the same source from its beginning, if that can be had.
         """
-        from aparallel._persist import container, joblib_files
+        from aparallel._persist.joblib_files import pickle_codec
 
         self._meter.total = source.size
         self._meter.of = lambda: source.position
-        start = source.peek(joblib_files.ENOUGH)
-        codec = joblib_files.codec_of(start)
+        codec = pickle_codec(source)
         if codec is None:
-            if start[: len(container.MAGIC)] not in (container.MAGIC, container.MAGIC[: len(start)]):
-                raise UnsupportedFormatError(
-                    f"it begins with {start!r}, as no file of aparallel, joblib or pickle does"
-                )
             return self._load_container(source, whole=whole, file=file)
         if self._options.signing_key is not None:
             from aparallel.errors import SignatureError

@@ -34,11 +34,6 @@ class Trust:
     """
 
     def __init__(self, trusted: Iterable[Any]) -> None:
-        if isinstance(trusted, (str, bytes, bool)) or not hasattr(trusted, "__iter__"):
-            raise TypeError(
-                f"trusted must be a list of types, functions or names such as 'module.Name', got {trusted!r}. "
-                f"An empty list trusts plain data and NumPy's data types."
-            )
         self._objects: dict[str, Any] = {}
         self._names: set[str] = set()
         for item in trusted:
