@@ -309,22 +309,17 @@ class _Noting:
         self.failure: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> None:
-        try:
-            self._sink.write(data)
-        except BaseException as error:
-            self.failure = error
-            raise
+        self._do(self._sink.write, data)
 
     def expect(self, size: int) -> None:
-        try:
-            self._sink.expect(size)
-        except BaseException as error:
-            self.failure = error
-            raise
+        self._do(self._sink.expect, size)
 
     def flush(self) -> None:
+        self._do(self._sink.flush)
+
+    def _do(self, step: Callable[..., None], *args: Any) -> None:
         try:
-            self._sink.flush()
+            step(*args)
         except BaseException as error:
             self.failure = error
             raise
