@@ -163,6 +163,18 @@ async def test_items_of_any_size_are_compressed_whole() -> None:
     assert_same(await loads(data), whole)
 
 
+async def test_small_arrays_are_compressed_as_the_numbers_that_they_are() -> None:
+    pytest.importorskip("numcodecs")
+    rng = np.random.default_rng(0)
+    numbers = [rng.integers(0, 1000, 200) for _ in range(500)]
+    alone = await dumps(numbers, compress="numeric")
+    mixed = await dumps([*numbers, np.zeros(2, [("x", "f4"), ("y", "f8")])], compress="numeric")
+    beside_bytes = await dumps([*numbers, np.zeros(3, "?")], compress="numeric")
+    assert len(alone) < 0.8 * len(beside_bytes)
+    assert len(mixed) < len(beside_bytes)
+    assert_same(await loads(alone), numbers)
+
+
 async def test_a_compressor_of_the_users_own_serves_both_ways() -> None:
     from aparallel.errors import UnsupportedFormatError
 

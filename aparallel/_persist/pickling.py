@@ -6,6 +6,7 @@ This module loads NumPy and cloudpickle: it is imported in a thread, with the fi
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from _pickle import Pickler
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from aparallel._ground.hop import Pauses, pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
+from aparallel._persist.container import ALIGNMENT
 from aparallel._persist.trees import shared_leaves
 from aparallel._persist.writer import chunk_size
 
@@ -119,6 +121,8 @@ class _Records:
         self._size = 0
         self._buffers: list[bytes] = []
         self._buffers_size = 0
+        # The largest number of bytes that items of all of these are multiples of, and so lie at multiples of.
+        self._itemsize = ALIGNMENT
         self._pauses = Pauses()
         # The array that the next buffer stands for. Invariant: set from when an array is reduced to the callback for
         # its buffer, which is the first thing that the pickler does with what the reduction returned.
@@ -149,7 +153,7 @@ class _Records:
         found, self.next_array = self.next_array, None
         if found is not None:
             if found.nbytes < _SMALL:
-                self._take_small(found.tobytes())
+                self._take_small(found.tobytes(), found.itemsize)
             else:
                 self._take_large(_array_slices(found), found.nbytes, found.itemsize)
             return False
@@ -158,7 +162,7 @@ class _Records:
         except BufferError:  # not contiguous
             return True
         if raw.nbytes < _SMALL:
-            self._take_small(bytes(raw))
+            self._take_small(bytes(raw), 1)
         else:
             self._take_large(_slices(raw, 1), raw.nbytes, 1)
         return False
@@ -171,9 +175,10 @@ class _Records:
         self._write_pieces()
         self._write_buffers()
 
-    def _take_small(self, data: bytes) -> None:
+    def _take_small(self, data: bytes, itemsize: int) -> None:
         self._buffers.append(data)
         self._buffers_size += len(data)
+        self._itemsize = math.gcd(self._itemsize, itemsize)
         # A small array takes some 5 µs of Python code, and only 40 bytes of a frame.
         self._pauses.when_due()
         if self._buffers_size >= self._shared_size or len(self._buffers) >= _SHARED_COUNT:
@@ -182,8 +187,8 @@ class _Records:
     def _write_buffers(self) -> None:
         if self._buffers:
             self._stop.check()
-            buffers, self._buffers, self._buffers_size = self._buffers, [], 0
-            self._writer.write_buffers(buffers)
+            self._writer.write_buffers(self._buffers, self._itemsize)
+            self._buffers, self._buffers_size, self._itemsize = [], 0, ALIGNMENT
 
     def _write_pieces(self) -> None:
         if self._pieces:

@@ -96,10 +96,10 @@ class ContainerWriter:
         size = sum(map(len, pieces))
         self._write_record(Record(PICKLE, size), [b"".join(pieces) if len(pieces) > 1 else pieces[0]], 1)
 
-    def write_buffers(self, buffers: Sequence[Bytes]) -> None:
+    def write_buffers(self, buffers: Sequence[Bytes], itemsize: int) -> None:
         """Write small buffers in one record. They must not change before :meth:`finish`."""
         lengths = tuple(map(len, buffers))
-        self._write_record(Record(BUFFERS, buffers_size(lengths), lengths), [_joined(buffers)], 1)
+        self._write_record(Record(BUFFERS, buffers_size(lengths), lengths), [_joined(buffers)], itemsize)
 
     def write_buffer(self, size: int, slices: Iterable[Bytes], itemsize: int) -> None:
         """Write a buffer of *size* bytes, given in slices that must not change before :meth:`finish`."""
