@@ -28,7 +28,9 @@ import pytest
 from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
-from aparallel._memory import computation, function, lookup, single_flight, tier
+from aparallel._ground.threads import Threads
+from aparallel._memory import computation, computing, function, lookup, single_flight, tier
+from aparallel._memory.computing import ComputingThreads
 from aparallel._memory.disk import recency
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 
@@ -47,6 +49,19 @@ def location(tmp_path: Path) -> str:
 @pytest.fixture
 def memory(location: str) -> Memory:
     return Memory(location)
+
+
+@pytest.fixture(params=["ours", "anyio's"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions are computed in both kinds of threads; here anyio is imported, so they would all be in anyio's."""
+    monkeypatch.setattr(ComputingThreads, "_may_call_back", lambda self: request.param == "anyio's")
+
+
+@pytest.fixture
+def one_thread(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them for each loop."""
+    monkeypatch.setattr(computing, "_threads", Threads(1))
+    monkeypatch.setattr(computing, "COMPUTING_THREADS", 1)
 
 
 # Remembering
@@ -350,7 +365,7 @@ async def test_concurrent_equal_calls_compute_once_and_share_no_object(memory: M
     assert len({id(result) for result in results}) == 64
 
 
-async def test_equal_calls_of_a_plain_function_compute_once(memory: Memory) -> None:
+async def test_equal_calls_of_a_plain_function_compute_once(memory: Memory, threads: None) -> None:
     calls: list[int] = []
     # An event is no content; it hides in a dict that the function changes itself, which is not part of the key.
     held: dict[str, Any] = {"release": threading.Event()}
@@ -421,7 +436,7 @@ async def test_the_last_to_leave_cancels_a_coroutine_and_frees_its_key(memory: M
     assert events == ["started", "cancelled", "started"]
 
 
-async def test_a_thread_that_nobody_waits_for_finishes_and_stores(memory: Memory) -> None:
+async def test_a_thread_that_nobody_waits_for_finishes_and_stores(memory: Memory, threads: None) -> None:
     calls: list[int] = []
     held: dict[str, Any] = {}
 
@@ -442,6 +457,32 @@ async def test_a_thread_that_nobody_waits_for_finishes_and_stores(memory: Memory
     await until(lambda: fn.statistics().stored)
     assert await fn(1) == 1
     assert calls == [1]
+
+
+async def test_what_waits_for_a_thread_never_begins_if_nobody_wants_it(memory: Memory, one_thread: None) -> None:
+    calls: list[str] = []
+    held: dict[str, Any] = {}
+
+    @memory.cache
+    def fn(x: str) -> str:
+        calls.append(x)
+        held["last"] = x
+        if x == "first":
+            assert held["go"].wait(10)
+        return x
+
+    held["go"] = threading.Event()
+    first = asyncio.ensure_future(fn("first"))
+    await until(lambda: calls, first)
+    second = asyncio.ensure_future(fn("second"))
+    await until(lambda: len(single_flight._flights) == 2, first, second)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    await until(lambda: len(single_flight._flights) == 1, first)
+    held["go"].set()
+    assert await asyncio.gather(first, fn("third")) == ["first", "third"]
+    assert calls == ["first", "third"]
 
 
 async def test_a_function_that_raises_cancelled_error_raises_it_to_all_who_wait(memory: Memory) -> None:
@@ -466,7 +507,7 @@ async def test_a_function_that_raises_cancelled_error_raises_it_to_all_who_wait(
     assert runs == 1
 
 
-def test_loops_in_many_threads_compute_once(location: str) -> None:
+def test_loops_in_many_threads_compute_once(location: str, threads: None) -> None:
     calls: list[int] = []
     memory = Memory(location)
     start = threading.Barrier(8)
@@ -534,6 +575,52 @@ def test_a_loop_that_ends_hands_its_computation_on(location: str) -> None:
     assert asyncio.run(follow()) == 1
     first.join()
     assert calls == ["first", "MainThread"]
+
+
+def test_a_loop_that_ends_hands_on_what_waits_for_a_thread(location: str, one_thread: None) -> None:
+    memory = Memory(location)
+    events: dict[str, Any] = {"go": threading.Event(), "waiting": threading.Event()}
+    calls: list[str] = []
+
+    @memory.cache
+    def fn(x: str) -> str:
+        calls.append(x)
+        events["last"] = x
+        if x == "first":
+            assert events["go"].wait(10)
+        return x
+
+    async def begin() -> None:
+        tasks = [asyncio.ensure_future(fn("first"))]
+        await until(lambda: calls, *tasks)
+        tasks.append(asyncio.ensure_future(fn("second")))
+        await until(events["waiting"].is_set, *tasks)
+
+    def run_first() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+
+    first = threading.Thread(target=run_first)
+    first.start()
+
+    async def follow() -> str:
+        async with asyncio.timeout(10):
+            await until(lambda: len(single_flight._flights) == 2)
+            task = asyncio.ensure_future(fn("second"))
+            await until(lambda: any(len(flight.waiters) == 2 for flight in single_flight._flights.values()), task)
+            events["waiting"].set()
+            return await task
+
+    try:
+        assert asyncio.run(follow()) == "second"
+    finally:
+        events["go"].set()
+        first.join()
+    assert calls == ["first", "second"]
 
 
 async def test_a_function_that_awaits_its_own_key_raises(memory: Memory) -> None:
@@ -837,8 +924,13 @@ async def test_what_another_computes_anew_is_served_meanwhile_also_to_who_expect
     assert await refreshing == 1
 
 
-@pytest.mark.parametrize("looked", [False, True])
-def test_a_first_miss_imports_nothing_large_on_the_loop(looked: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [("", set()), ("await length.explain('abc')", set()), ("import anyio", {"aparallel-import", "MainThread"})],
+)
+def test_misses_need_no_anyio_and_never_import_its_large_part_on_the_loop(
+    before: str, expected: set[str], tmp_path: Path
+) -> None:
     script = textwrap.dedent("""
         import asyncio, sys, threading
         from aparallel import Memory
@@ -847,24 +939,46 @@ def test_a_first_miss_imports_nothing_large_on_the_loop(looked: bool, tmp_path: 
             def find_spec(self, name, path=None, target=None):
                 if name.partition(".")[0] in ("anyio", "sniffio"):
                     imported_in.add(threading.current_thread().name)
+                    assert "_backends" not in name or threading.current_thread() is not threading.main_thread()
 
         imported_in = set()
         sys.meta_path.insert(0, Watch())
 
         async def main():
             length = Memory(sys.argv[1]).cache(len)
-            if sys.argv[2] == "True":
-                assert not (await length.explain("abc")).hit
+            BEFORE
             assert await asyncio.gather(length("abc"), length("de")) == [3, 2]
+            assert await Memory(None).cache(len)("abc") == 3
 
         asyncio.run(main())
-        assert imported_in == {"aparallel-import"}, imported_in
+        assert imported_in == EXPECTED, imported_in
     """)
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "cache"), str(looked)], check=True)
+    script = script.replace("BEFORE", before or "pass").replace("EXPECTED", repr(expected))
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "cache")], check=True)
 
 
-async def test_hits_do_not_wait_behind_computations(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(computation, "_COMPUTING_THREADS", 1)
+@pytest.mark.parametrize("where", ["before", "within"])
+def test_a_function_in_a_thread_may_call_back(where: str, tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import asyncio, sys
+        from aparallel import Memory
+        if sys.argv[2] == "before":
+            import anyio
+
+        async def double(x):
+            return 2 * x
+
+        def fn(x):
+            if sys.argv[2] == "within":
+                import anyio.from_thread
+            return sys.modules["anyio"].from_thread.run(double, x)
+
+        assert asyncio.run(Memory(sys.argv[1]).cache(fn)(3)) == 6
+    """)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "cache"), where], check=True)
+
+
+async def test_hits_do_not_wait_behind_computations(memory: Memory, one_thread: None) -> None:
     gate = threading.Event()
     calls: list[Any] = []
 

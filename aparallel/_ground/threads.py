@@ -46,6 +46,11 @@ class Threads:
             LoopEnd(loop, functools.partial(crew.jobs.put, None))
         return crew.start(loop, fn, args)
 
+    def has_free(self) -> bool:
+        """Whether a job for the running loop could begin now."""
+        crew = self._crews.get(running_loop())
+        return crew is None or crew.has_free()
+
     def forget(self) -> None:
         """Begin anew in a forked child, which has no threads."""
         self._crews.clear()
@@ -119,6 +124,9 @@ class _Crew:
         self._unfinished += 1
         self.jobs.put(_Job(loop, self._finished, future, copy_context(), fn, args))
         return future
+
+    def has_free(self) -> bool:
+        return self._unfinished < self._limit
 
     def _finished(self, future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
         self._unfinished -= 1

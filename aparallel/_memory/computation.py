@@ -7,14 +7,14 @@ import functools
 import inspect
 import math
 import time
-import weakref
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.call import Call
-from aparallel._ground.hop import has_anyio, import_anyio, in_thread
+from aparallel._ground.hop import in_thread
 from aparallel._memory.behind import behind
+from aparallel._memory.computing import ComputingThreads
 from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
 from aparallel._memory.storing import Storing
@@ -22,8 +22,6 @@ from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:
-    import anyio
-
     from aparallel._memory.keys import Key
 
 
@@ -72,6 +70,7 @@ class Computation:
         self._statistics = lookup.statistics
         self._name = lookup.name
         self._is_for_loop = is_async or lookup.options.pool is not None
+        self._threads = ComputingThreads(fn)
 
     async def answer(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of a call, or raise it; *key* is None if it has still to be made."""
@@ -96,7 +95,7 @@ class Computation:
         """
         if not self._lookup.expects_miss or self._options.stale_while_revalidate:
             return False
-        return self._is_for_loop or (has_anyio() and _computing_limiter().available_tokens > 0)
+        return self._is_for_loop or self._threads.has_free()
 
     async def fly(self, call: PendingCall) -> Any:
         """Wait for the computation of *call*, which other callers share, and return its result."""
@@ -127,11 +126,7 @@ class Computation:
         pool = self._options.pool
         if pool is not None:
             return await pool.run(Call(self.on_pool, *args, **kwargs))
-        await import_anyio()
-        from anyio import to_thread
-
-        call = functools.partial(self._call_here, args, kwargs)
-        return await to_thread.run_sync(call, limiter=_computing_limiter(), abandon_on_cancel=True)
+        return await self._threads.run(functools.partial(self._call_here, args, kwargs), is_nested=is_nested())
 
     def _call_here(self, args: Any, kwargs: Any) -> Any:
         value = self.fn(*args, **kwargs)
@@ -144,18 +139,12 @@ class Computation:
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
         wait = _FIRST_WAIT
-        if not self._is_for_loop:
-            await import_anyio()
         while True:
-            if not self._is_for_loop:
-                if not flight.enter_thread():
-                    return
-                from anyio import to_thread
-
-                step = functools.partial(self._compute_in_thread, flight, call)
-                begun = await to_thread.run_sync(step, limiter=_computing_limiter(call), abandon_on_cancel=True)
-            else:
+            if self._is_for_loop:
                 begun = await self._compute_on_loop(flight, call)
+            else:
+                step = functools.partial(self._compute_in_thread, flight, call)
+                begun = await self._threads.run(step, is_nested=call.deadline != math.inf)
             if begun is not _Begun.BUSY:
                 return
             await asyncio.sleep(wait)
@@ -163,6 +152,8 @@ class Computation:
 
     def _compute_in_thread(self, flight: Flight, call: PendingCall) -> _Begun | Look:
         """Look, lock, compute, store and unlock, all in this thread, which nobody can stop."""
+        if not flight.enter_thread():
+            return _Begun.UNLOCKED
         try:
             begun = self._begin(call)
             if begun is _Begun.BUSY:
@@ -294,20 +285,3 @@ class Computation:
 
 def _shared(look: Look) -> _Computed:
     return _Computed(look.value, look.is_error, is_frozen(look.value) or look.is_error)
-
-
-# Threads that compute. Those of nested calls are not counted: they would wait for threads that wait for them.
-_COMPUTING_THREADS: Final = 32
-_limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = weakref.WeakKeyDictionary()
-
-
-def _computing_limiter(call: PendingCall | None = None) -> anyio.CapacityLimiter:
-    from anyio import CapacityLimiter
-
-    if (call is not None and call.deadline != math.inf) or (call is None and is_nested()):
-        return CapacityLimiter(math.inf)
-    loop = asyncio.get_running_loop()
-    limiter = _limiters.get(loop)
-    if limiter is None:
-        limiter = _limiters[loop] = CapacityLimiter(_COMPUTING_THREADS)
-    return limiter

@@ -73,9 +73,9 @@ class Flight:
                 loop.call_soon_threadsafe(_wake, future)
 
     def enter_thread(self) -> bool:
-        """Note that a thread takes it; False if nobody wants it any more."""
+        """Note that this thread takes it; False if nobody wants it any more."""
         with _mutex:
-            self.in_thread = self.is_wanted
+            self.in_thread = self.is_wanted and self.outcome is None
             return self.in_thread
 
     def leave_thread(self) -> None:

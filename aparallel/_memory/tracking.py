@@ -105,7 +105,7 @@ def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], en
     Raises:
         UnstableValueError: it depends on something without stable content.
     """
-    inner, own = _unbind(fn)
+    inner, own = unbind(fn)
     others = list(depends_on)
     walk = _Walk({_package_of(part) for part in (inner, *others)}, track, encode)
     if track != "none":
@@ -117,7 +117,7 @@ def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], en
     return Fingerprint(walk, encode_name(inner), own)
 
 
-def _unbind(fn: Any) -> tuple[Any, list[Any]]:
+def unbind(fn: Any) -> tuple[Any, list[Any]]:
     """Return the function at the bottom of methods, partials and callable objects, and what they hold."""
     own: list[Any] = []
     while True:
@@ -204,7 +204,7 @@ class _Walk:
                         combine(b"V", Kind.ORDERED, [encode_str(name), self._refer_to(own[name], name)])
                     )
         elif callable(value):
-            inner, own_values = _unbind(value)
+            inner, own_values = unbind(value)
             self.dynamic += own_values
             self.entries.append(combine(b"V", Kind.ORDERED, [self.visit(inner)]))
         elif is_constant(value):
@@ -321,7 +321,7 @@ class _Walk:
         return b"n"
 
     def _refer_to_callable(self, value: Any, path: str) -> bytes:
-        inner, held = _unbind(value)
+        inner, held = unbind(value)
         if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers:
             if held and not all(map(is_constant, held)):
                 self.unseen.add(path)
@@ -349,7 +349,7 @@ class _Walk:
             return encode_name(value)
         if isinstance(value, type):
             return self._visit_class(value) if _package_of(value) in self.packages else self._encode(value)
-        inner, held = _unbind(value) if callable(value) else (value, [])
+        inner, held = unbind(value) if callable(value) else (value, [])
         if isinstance(inner, FunctionType) and not held:  # such as a memoized function
             return self._hold(inner)
         self.dynamic.append(value)
