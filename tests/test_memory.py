@@ -29,7 +29,7 @@ from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
 from aparallel._ground.threads import Threads
-from aparallel._memory import computation, computing, function, lookup, single_flight, tier
+from aparallel._memory import computation, computing, lookup, single_flight, tier
 from aparallel._memory.computing import ComputingThreads
 from aparallel._memory.disk import recency
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
@@ -850,7 +850,7 @@ class Unreadable:
 async def test_a_result_that_cannot_be_unpickled_is_a_miss(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, trusted_for: float
 ) -> None:
-    monkeypatch.setattr(function, "TRUSTED_FOR", trusted_for)
+    monkeypatch.setattr(lookup, "TRUSTED_FOR", trusted_for)
     make = memory.cache(lambda x: Unreadable())
     for _ in range(3):
         assert isinstance(await make(1), Unreadable)
@@ -866,7 +866,7 @@ async def test_a_repeated_hit_does_not_touch_the_disk(memory: Memory, monkeypatc
         raise AssertionError("a hop to a thread")
 
     monkeypatch.setattr(tier, "TRUSTED_FOR", 60)
-    monkeypatch.setattr(function, "TRUSTED_FOR", 60)
+    monkeypatch.setattr(lookup, "TRUSTED_FOR", 60)
     monkeypatch.setattr(computation, "in_thread", no_hop)
     assert await cached(1) == [1]
     assert cached.statistics().memory_hits == 1
@@ -894,6 +894,18 @@ async def test_a_miss_after_a_miss_takes_one_hop_and_a_wrong_guess_is_still_a_hi
     assert recorder.calls == [0, 1, 2, 10, 11, 12]
     statistics = cached.statistics()
     assert (statistics.misses, statistics.hits + statistics.shared) == (3, 7)
+
+
+async def test_who_shared_a_computation_gets_a_small_result_without_a_hop(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = memory.cache(Recorder())
+    await cached(0)
+    monkeypatch.setattr(computation, "in_thread", None)  # nobody hops: a miss is expected after a miss
+    results = await asyncio.gather(*(cached(1) for _ in range(64)))
+    assert results == [[1]] * 64
+    assert len({id(result) for result in results}) == 64
+    assert cached.statistics().shared == 63
 
 
 async def test_what_another_computes_anew_is_served_meanwhile_also_to_who_expects_a_miss(location: str) -> None:

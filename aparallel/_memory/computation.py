@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Waiting for a computation in another process: seconds between two looks.
 _FIRST_WAIT = 0.001
 _LONGEST_WAIT = 0.05
+# Bytes of a result that each of those who shared a computation unpickles on the loop, all in the same turn of it.
+_SMALL = 2 << 10
 # A call inside another memoized one waits at most so many seconds for another process, which may be waiting for us:
 # then it computes, too.
 _NESTED_PATIENCE = 30.0
@@ -110,7 +112,9 @@ class Computation:
         if not is_first:
             self._statistics.shared += 1
             if not computed.is_shareable:
-                look = (await in_thread(self._lookup.find, call.key, call.args, call.kwargs))[1]
+                look = self._lookup.look_at_once(call.place.key, _SMALL)
+                if look is None:
+                    look = (await in_thread(self._lookup.find, call.key, call.args, call.kwargs))[1]
                 if look.state is State.HIT:
                     return given(look)
         elif computed.problem:

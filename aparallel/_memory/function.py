@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.hop import in_thread
-from aparallel._ground.store import age
 from aparallel._memory.canonical import TooLarge
 from aparallel._memory.computation import Computation
 from aparallel._memory.digest import digest
 from aparallel._memory.hashing import LOOP_BUDGET
-from aparallel._memory.lookup import Lookup, State, given, rebuilt
+from aparallel._memory.lookup import Lookup, State, given
 from aparallel._memory.options import FunctionOptions
 from aparallel._memory.pickled import reduce_function
 from aparallel._memory.results import Explanation, FunctionStatistics, MemorizedResult, ShelvedValue
 from aparallel._memory.storing import Storing
-from aparallel._memory.tier import TRUSTED_FOR
 
 if TYPE_CHECKING:
     from aparallel._memory.shelf import Shelf
@@ -76,28 +73,17 @@ class MemorizedFunction(Generic[P, T]):
             UntrustedDirectoryError: others could have written to the memory's directory.
             RecursiveCallError: the computation awaits its own result.
         """
-        shelf, own = self._shelf, self._lookup
-        store = shelf.store
-        if store is None:
+        own = self._lookup
+        if own.store is None:
             return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
         try:
             key = own.keys.make(args, kwargs, LOOP_BUDGET)
         except TooLarge:  # it is made in a thread, and what is raised there has nothing to do with this
             key = None
-        kept = None if key is None else shelf.tier.get(key.digest)
-        if (
-            kept is not None
-            and own.is_plain
-            and kept.is_quick
-            and time.monotonic() - kept.checked < TRUSTED_FOR
-            and (self._options.ttl is None or age(kept.created, time.time()) <= self._options.ttl)
-        ):
-            look = rebuilt(kept)
-            if look is not None:
-                own.count_hit(look)
-                shelf.tier.used(kept.place.key)
-                store.touch(kept.place)
-                return given(look)  # type: ignore[no-any-return]
+        look = None if key is None else own.look_at_once(key.digest)
+        if look is not None:
+            own.count_hit(look)
+            return given(look)  # type: ignore[no-any-return]
         return await self._computation.answer(key, args, kwargs)  # type: ignore[no-any-return]
 
     # What else can be asked of a function

@@ -1,4 +1,4 @@
-"""Looking for the result of a call: in memory, then on disk. All of it happens in a thread."""
+"""Looking for the result of a call: in memory, then on disk, which happens in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aparallel._memory.keys import Key, KeyMaker
 from aparallel._memory.notes import tag_states
 from aparallel._memory.options import checked_tags
 from aparallel._memory.results import FunctionStatistics
-from aparallel._memory.tier import Kept, copy_of, keepable, size_of
+from aparallel._memory.tier import LOOP_SIZE, TRUSTED_FOR, Kept, copy_of, keepable, size_of
 from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
@@ -119,6 +119,23 @@ class Lookup:
         if key is None:
             key = self.keys.make(args, kwargs)
         return PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
+
+    def look_at_once(self, key: bytes, most: int = LOOP_SIZE) -> Look | None:
+        """Return the result of the call with this key if it is in memory, needs no look at the store, and is small.
+
+        This alone is done on the loop. *most* limits its size in bytes.
+        """
+        kept = self.shelf.tier.get(key)
+        if kept is None or not self.is_plain or kept.size > most or time.monotonic() - kept.checked >= TRUSTED_FOR:
+            return None
+        ttl = self.options.ttl
+        if ttl is not None and age(kept.created, time.time()) > ttl:
+            return None
+        look = rebuilt(kept)
+        if look is not None:
+            self.shelf.tier.used(key)
+            self.store.touch(kept.place)
+        return look
 
     def find(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PendingCall, Look]:
         """Make the key, if it is not made yet, and look for its result: one hop for both."""

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 TRUSTED_FOR: Final = 0.5
 """Seconds for which an entry is used without a look at the store: another process may have removed it."""
 
+LOOP_SIZE: Final = 64 << 10
+"""Bytes that may be unpickled or copied on the loop."""
+
 _OVERHEAD = 500  # bytes of an entry besides its value
-_LOOP_SIZE = 64 << 10  # bytes that may be unpickled or copied on the loop
 
 
 class Kept:
@@ -29,10 +31,10 @@ class Kept:
     Attributes:
         created: when it was computed, in seconds since 1970.
         checked: when its record was last seen to be the same, on time.monotonic's clock.
-        is_quick: :meth:`value` takes no longer than the loop can bear.
+        size: bytes that it takes.
     """
 
-    __slots__ = ("_body", "_value", "checked", "created", "is_error", "is_quick", "place", "size", "tags", "version")
+    __slots__ = ("_body", "_value", "checked", "created", "is_error", "place", "size", "tags", "version")
 
     def __init__(
         self,
@@ -55,7 +57,6 @@ class Kept:
         self._value = value
         self._body = body
         self.size = _OVERHEAD + (len(body) if body is not None else size)
-        self.is_quick = self.size <= _LOOP_SIZE
 
     def value(self) -> Any:
         """Return the result: itself if it cannot be changed, else a new copy."""
