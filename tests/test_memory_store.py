@@ -23,7 +23,7 @@ import pytest
 from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
-from aparallel._memory.disk import files, recency, store
+from aparallel._memory.disk import evicted, files, recency, store
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 from aparallel._memory.disk.store import DiskStore
@@ -123,6 +123,20 @@ async def test_what_has_no_stable_content_names_the_argument(memory: Memory) -> 
 
 
 # Validity
+
+
+def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evicted, "_LIMIT", 100 * 16)
+    kept = DiskStore(os.fspath(tmp_path / "cache"))
+    kept.directory.prepare()
+    noted = evicted.Evicted(kept.directory)
+    keys = [bytes([n]) * 8 + bytes([n + 1]) * 24 for n in range(101)]
+    assert not noted.has(keys[0])
+    noted.note(keys[:100])
+    assert all(map(noted.has, keys[:100]))
+    assert not noted.has(keys[0][8:16] + keys[1][:8] + bytes(16))  # which stands across two of them
+    noted.note(keys[100:])
+    assert [noted.has(key) for key in keys] == [False] * 51 + [True] * 50
 
 
 async def test_results_expire(location: str, monkeypatch: pytest.MonkeyPatch) -> None:

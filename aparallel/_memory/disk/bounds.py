@@ -113,7 +113,7 @@ class Bounds:
             by_slot.setdefault(int(victim.name[:2], 16), []).append(victim)
         for slot, chosen in by_slot.items():
             self._slots.remove_all(slot, chosen)
-            self._evicted.note(slot, (bytes.fromhex(one.name) for one in chosen))
+        self._evicted.note(bytes.fromhex(victim.name) for victim in victims)
 
     # At leisure
 

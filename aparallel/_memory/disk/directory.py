@@ -73,11 +73,11 @@ class Directory:
             return
         make_directory(self.location, trust_group=self._trust_group)
         self.is_there()
-        for name in ("entries", "functions", "tags", "removals", "evicted", "tmp"):
+        for name in ("entries", "functions", "tags", "removals", "tmp"):
             self.make(self.path(name))
         for name in ("entries", "tmp"):
             spread_over_disk(self.path(name))
-        for name in ("counts", "locks") if self._trust_group else ():
+        for name in ("counts", "locks", "evicted") if self._trust_group else ():
             fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
             try:
                 self._give_to_group(fd, 0o660)

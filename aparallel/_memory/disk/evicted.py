@@ -1,4 +1,7 @@
-"""Which entries were evicted lately, so that a miss can be explained: the beginnings of their keys, slot by slot."""
+"""Which entries were evicted lately, so that a miss can be explained: the beginnings of their keys, in one file.
+
+One, because to make a file where many were removed just now takes ext4 longer than to remove ten.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from aparallel._memory.disk.directory import Directory
 
 _BYTES = 16  # of a key
-_LIMIT = 1 << 16  # bytes of a slot's file; then the older half is forgotten
+_LIMIT = 1 << 22  # bytes of the file; then the older half is forgotten
 
 
 class Evicted:
@@ -22,27 +25,26 @@ class Evicted:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._path = directory.path("evicted")
 
-    def note(self, slot: int, keys: Iterable[bytes]) -> None:
-        """Note keys of one slot. What goes wrong costs an explanation and is not told."""
-        path = self._path(slot)
+    def note(self, keys: Iterable[bytes]) -> None:
+        """Note keys. What goes wrong costs an explanation and is not told."""
         with contextlib.suppress(OSError):
-            self._directory.make(os.path.dirname(path))
-            with open(path, "ab") as file:
+            with open(self._path, "ab") as file:
                 file.write(b"".join(key[:_BYTES] for key in keys))
                 size = file.tell()
             if size > _LIMIT:
-                with open(path, "rb") as file:
+                with open(self._path, "rb") as file:
                     file.seek(-_LIMIT // 2, os.SEEK_END)
                     newest = file.read()
-                self._directory.write(path, newest[: len(newest) // _BYTES * _BYTES])
+                self._directory.write(self._path, newest[: len(newest) // _BYTES * _BYTES])
 
     def has(self, key: bytes) -> bool:
         """Whether *key* was evicted lately."""
         with contextlib.suppress(OSError):
-            noted = read_file(self._path(key[0])) or b""
-            return any(noted[at : at + _BYTES] == key[:_BYTES] for at in range(0, len(noted), _BYTES))
+            noted = read_file(self._path) or b""
+            at = noted.find(key[:_BYTES])
+            while at >= 0 and at % _BYTES:  # parts of two others
+                at = noted.find(key[:_BYTES], at + 1)
+            return at >= 0
         return False
-
-    def _path(self, slot: int) -> str:
-        return self._directory.path("evicted", f"{slot:02x}")
