@@ -280,6 +280,15 @@ def test_bad_options_of_a_function_are_refused(options: Any, message: str, memor
         memory.cache(**options)
 
 
+async def test_results_that_expire_at_once_must_be_good_for_something(location: str) -> None:
+    memory = Memory(location, ttl=0)
+    with pytest.raises(ValueError, match=r"ttl=0 has every result expire at once\. Memory\(None\) caches nothing"):
+        memory.cache(len)
+    cached = memory.cache(stale_while_revalidate="1h")(Recorder())
+    assert [await cached(1), await cached(1)] == [[1], [1]]
+    await until(lambda: cached.__wrapped__.calls == [1, 1])
+
+
 async def test_tags_that_a_function_gives_are_checked_too(memory: Memory) -> None:
     cached = memory.cache(tags=lambda item: item)(len)
     with pytest.raises(TypeError, match=r"Write tags=\['apple'\]"):

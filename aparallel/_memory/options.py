@@ -88,6 +88,13 @@ def function_options(
     """
     if validate is not None and cache_validation_callback is not None:
         raise TypeError("validate= and cache_validation_callback= are the same. Give one.")
+    lifetime = own.ttl if ttl is None else parse_seconds(ttl)
+    stale = parse_seconds(stale_while_revalidate)
+    if lifetime == 0 and not stale:
+        raise ValueError(
+            "ttl=0 has every result expire at once. Memory(None) caches nothing; "
+            "stale_while_revalidate= serves the last result while a new one is computed."
+        )
     mode = own.mmap_mode if mmap_mode is None else mmap_mode
     check_mmap_mode(mode, own.compress)
     validate = validate if cache_validation_callback is None else cache_validation_callback
@@ -99,8 +106,8 @@ def function_options(
         raise TypeError(f"depends_on={depends_on!r} is no list. Write depends_on=[{depends_on!r}].")
     return FunctionOptions(
         ignore=ignore if isinstance(ignore, str) else tuple(ignore),  # type: ignore[arg-type]  # refused later
-        ttl=own.ttl if ttl is None else parse_seconds(ttl),
-        stale_while_revalidate=parse_seconds(stale_while_revalidate),
+        ttl=lifetime,
+        stale_while_revalidate=stale,
         tags=tags if callable(tags) else checked_tags(tags),
         mmap_mode=mode,
         validate=validate,
