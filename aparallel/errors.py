@@ -28,6 +28,7 @@
     │   └── NewerVersionError     a later aparallel wrote it
     ├── UnstableValueError        no key can be made of a value              (TypeError)
     ├── UntrustedDirectoryError   others may have written cached results     (PermissionError)
+    ├── StoreError                cached results cannot be told or removed   (OSError)
     ├── RecursiveCallError        a memoized call awaits itself              (RecursionError)
     └── MissingResultError        a stored result is not there any more      (KeyError)
 
@@ -59,6 +60,7 @@ __all__ = [
     "SharedMemoryError",
     "SharingError",
     "SignatureError",
+    "StoreError",
     "TruncatedFileError",
     "UnpicklableCallError",
     "UnpicklableObjectError",
@@ -279,6 +281,20 @@ class UntrustedDirectoryError(AparallelError, PermissionError):
         super().__init__(message)
         self.path = path
         self.reason = reason
+
+
+class StoreError(AparallelError, OSError):
+    """What was asked of a memory cannot be done, because its store cannot be read or written. The cause says why.
+
+    Calls of memoized functions never raise it: they compute what they cannot find, and return what they cannot store.
+
+    Attributes:
+        location: the memory's directory, or what stands for its store, as text.
+    """
+
+    def __init__(self, message: str = "", *, location: str = "") -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class RecursiveCallError(AparallelError, RecursionError):

@@ -25,7 +25,9 @@ from memory_support import files_of, temporary_files, until
 from aparallel import Memory, errors, expires_after
 from aparallel._memory.disk import evicted, files, recency, store
 from aparallel._memory.disk.bounds import Bounds
+from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
+from aparallel._memory.disk.slots import Slots
 from aparallel._memory.disk.store import DiskStore
 
 
@@ -123,6 +125,34 @@ async def test_what_has_no_stable_content_names_the_argument(memory: Memory) -> 
 
 
 # Validity
+
+
+async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
+    memory: Memory, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = memory.cache(len)
+    assert await cached("abc") == 3
+
+    def refuse(path: str, *args: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(Directory, "create", lambda self, path: refuse(path))
+    monkeypatch.setattr(Slots, "numbers", lambda self: refuse(location))
+    asked = {
+        "forget a result": cached.forget("abc"),
+        "clear results": cached.clear(),
+        "invalidate tags": memory.invalidate("tag"),
+        "remove results": memory.reduce_size(items_limit=0),
+        "list its results": anext(memory.entries()),
+    }
+    for what, asking in asked.items():
+        with pytest.raises(errors.StoreError, match="Do it as a user who may write there") as caught:
+            await asking
+        assert f"The memory in {location} cannot {what}: [Errno 13] Permission denied" in str(caught.value)
+        assert caught.value.location == location
+        assert isinstance(caught.value.__cause__, PermissionError)
+        assert pickle.loads(pickle.dumps(caught.value)).location == location
+    assert await cached("abc") == 3
 
 
 def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,9 @@ class MemorizedFunction(Generic[P, T]):
         """Remove the result of this one call, and return whether it was stored.
 
         If it is being computed, that result goes to those who asked for it and is not stored.
+
+        Raises:
+            StoreError: the store cannot be written.
         """
         if self._shelf.store is None:
             return False
@@ -129,6 +132,9 @@ class MemorizedFunction(Generic[P, T]):
         """Remove all results of this function, of every version of its code. Return how many there were.
 
         What is being computed meanwhile goes to those who asked for it and is not stored.
+
+        Raises:
+            StoreError: the store cannot be written.
         """
         return await self._shelf.clear(self._lookup.identifier)
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from aparallel._ground.hop import in_thread
 from aparallel._ground.store import Limits, Store
 from aparallel._ground.units import parse_bytes, parse_seconds
 from aparallel._memory import notes
@@ -227,6 +226,10 @@ class Memory:
         """Remove all results of all functions. Return how many there were.
 
         What is being computed meanwhile, in whichever process, goes to those who asked for it and is not stored.
+
+        Raises:
+            StoreError: the store cannot be written; so do :meth:`reduce_size` and :meth:`invalidate`, and
+                :meth:`statistics` and :meth:`entries` if it cannot be read.
         """
         return await self._shelf.clear()
 
@@ -253,14 +256,14 @@ class Memory:
         if self._shelf.store is not None:
             chosen = [tags] if isinstance(tags, str) else checked_tags(tags)
             self._shelf.start_anew()
-            await in_thread(notes.invalidate, self._shelf.store, chosen)
+            await self._shelf.reach("invalidate tags", notes.invalidate, self._shelf.store, chosen)
             self._shelf.tier.clear()
 
     async def statistics(self) -> MemoryStatistics:
         """Return how much is stored. Of a directory it reads one small file, however much there is."""
         if self._shelf.store is None:
             return MemoryStatistics(0, 0, 0, 0)
-        totals = await in_thread(self._shelf.store.totals)
+        totals = await self._shelf.reach("count its results", self._shelf.store.totals)
         return MemoryStatistics(*totals, *self._shelf.tier.totals)
 
     async def entries(self) -> AsyncIterator[StoredCall]:
@@ -268,8 +271,8 @@ class Memory:
         store = self._shelf.store
         if store is None:
             return
-        listing = await in_thread(lambda: iter(store.entries()))
-        while batch := await in_thread(self._next_entries, listing):
+        listing = await self._shelf.reach("list its results", lambda: iter(store.entries()))
+        while batch := await self._shelf.reach("list its results", self._next_entries, listing):
             for entry in batch:
                 yield entry
 

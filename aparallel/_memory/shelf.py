@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sys
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aparallel._ground.hop import in_thread
 from aparallel._ground.store import Limits, Store
@@ -17,14 +18,22 @@ from aparallel._memory.entry import Body, Damaged, NotOurs
 from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.tier import Tier
-from aparallel.errors import MissingResultError, NotStoredWarning, UnsupportedPlatformError
+from aparallel.errors import (
+    MissingResultError,
+    NotStoredWarning,
+    StoreError,
+    UnsupportedPlatformError,
+    UntrustedDirectoryError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import FrameType
 
     from aparallel._ground.store import Listed, Place
     from aparallel._memory.options import MemoryOptions
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("aparallel.memory")
 
@@ -87,16 +96,34 @@ class Shelf:
         # Computations that no caller waits for; a loop forgets a task that nobody holds.
         self._background: set[asyncio.Task[None]] = set()
 
+    async def reach(self, what: str, ask: Callable[..., T], *args: object) -> T:
+        """Have a thread ask the store for something; *what* is for the error.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+            UntrustedDirectoryError: it is not to be believed.
+        """
+        try:
+            return await in_thread(ask, *args)
+        except UntrustedDirectoryError:
+            raise
+        except OSError as error:
+            where = self.home.location or repr(self.home.store)
+            is_denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            hint = "Do it as a user who may write there" if is_denied else "Try again when it can be reached"
+            raise StoreError(f"The memory in {where} cannot {what}: {error}. {hint}.", location=where) from error
+
     async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any:
         """Return a stored result of a function, by its name.
 
         Raises:
             MissingResultError: it is not there any more.
+            StoreError: it cannot be read.
         """
         problem = "it was cleared, evicted or replaced"
         if self.store is not None:
             try:
-                found = await in_thread(self._load, place, mmap_mode)
+                found = await self.reach("load a result", self._load, place, mmap_mode)
                 if found is not None:
                     is_error, value = found
                     if is_error:
@@ -119,7 +146,7 @@ class Shelf:
 
     async def has(self, place: Place) -> bool:
         """Whether a result is stored."""
-        return self.store is not None and await in_thread(self.store.version, place) is not None
+        return self.store is not None and await self.reach("find a result", self.store.version, place) is not None
 
     async def forget(self, place: Place) -> bool:
         """Remove one result, and return whether it was there."""
@@ -127,7 +154,7 @@ class Shelf:
             return False
         self._forgets[place.key[0]] += 1
         self.tier.drop(place.key)
-        removed = await in_thread(self._remove, self.store, place)
+        removed = await self.reach("forget a result", self._remove, self.store, place)
         self.tier.drop(place.key)  # somebody may have read it in the meantime
         return removed
 
@@ -140,7 +167,7 @@ class Shelf:
         if self.store is None:
             return 0
         self.start_anew()
-        removed = await in_thread(self._clear, self.store, function)
+        removed = await self.reach("clear results", self._clear, self.store, function)
         self.tier.clear()
         return removed
 
@@ -161,7 +188,7 @@ class Shelf:
         store = self.store
         if store is None:
             return 0
-        removed = await in_thread(lambda: store.reduce(limits, unused_for=unused_for))
+        removed = await self.reach("remove results", lambda: store.reduce(limits, unused_for=unused_for))
         if removed:
             self.tier.clear()
         return removed
