@@ -492,6 +492,20 @@ def test_classes_made_in_a_function_count_by_what_they_do() -> None:
     assert value_digest(make(1)()) != value_digest(make(2)())
 
 
+def test_what_pickle_knows_by_its_name_counts_by_more() -> None:
+    special = pytest.importorskip("scipy.special")
+
+    def cached_in(module: str, source: str) -> Any:
+        namespace: dict[str, Any] = {"__name__": module, "lru_cache": functools.lru_cache}
+        exec(f"@lru_cache\ndef f(x): {source}", namespace)
+        return namespace["f"]
+
+    values = [cached_in("a", "return x"), cached_in("b", "return x"), cached_in("a", "return -x")]
+    values += [np.log1p, special.log1p, np.expm1, special.expm1]
+    assert len(set(map(value_digest, values))) == len(values)
+    assert value_digest(cached_in("a", "return x")) == value_digest(values[0])
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -499,6 +513,7 @@ def test_classes_made_in_a_function_count_by_what_they_do() -> None:
         (threading.Lock, "_thread.lock"),
         (lambda: (x for x in ()), "generator"),
         (lambda: sys.stderr.buffer, "_io\\."),
+        (lambda: np.frompyfunc(len, 1, 1), "ufunc"),
         (lambda: Point(1, [threading.Lock()]), r"_thread.lock \(inside list, in dict, in Point, in list\)"),
     ],
 )

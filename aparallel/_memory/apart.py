@@ -18,7 +18,7 @@ from types import (
 from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._memory.parts import HOOK, Encode, Handler, Name, Pairs, Parts, Spend, encode_name
-from aparallel._memory.plain import Kind, combine, encode_content, encode_str, long_content
+from aparallel._memory.plain import Kind, combine, encode_content, long_content
 from aparallel.errors import UnstableValueError
 
 if TYPE_CHECKING:
@@ -175,7 +175,9 @@ def _by_reduce(value: Any, spend: Spend) -> Parts | bytes:
     except Exception as error:  # each class has its own way to say that it cannot be taken apart
         raise UnstableValueError.of(value) from error
     if isinstance(reduced, str):  # the name of a global
-        return combine(b"g", Kind.ORDERED, [encode_name(cls), encode_str(reduced)])
+        wrapped = getattr(value, "__wrapped__", None)  # by what lru_cache has made of it
+        of = [wrapped] if callable(wrapped) else []
+        return Parts(b"g", Kind.ORDERED, [Name(cls), reduced, str(getattr(value, "__module__", None)), *of])
     build, arguments, state, items, pairs = [*reduced, None, None, None][:5]
     children = [Name(build), *arguments, state]
     if items is not None:

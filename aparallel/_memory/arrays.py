@@ -14,6 +14,7 @@ import numpy as np
 from aparallel._memory.digest import Hasher
 from aparallel._memory.parts import Parts
 from aparallel._memory.plain import Kind
+from aparallel.errors import UnstableValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +36,8 @@ def find_handler(cls: type) -> Handler | None:
         return _scalar
     if issubclass(cls, np.dtype):
         return _dtype
+    if issubclass(cls, np.ufunc):
+        return _ufunc
     roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
     if "pandas" in roots:
         return _find_pandas_handler(cls)
@@ -108,6 +111,13 @@ def _dtype(value: np.dtype[Any], spend: Spend) -> Parts:
     else:
         content = [value.str, value.name if value.kind != "T" else repr(value)]
     return Parts(b"d", Kind.ORDERED, content)
+
+
+def _ufunc(value: np.ufunc, spend: Spend) -> Parts:
+    if value.__name__.endswith(" (vectorized)"):  # by frompyfunc, and the function cannot be seen
+        raise UnstableValueError.of(value)
+    # By the loops too: not all of them know their module, and SciPy has other ones by the names of NumPy's.
+    return Parts(b"U", Kind.ORDERED, [value.__name__, value.types])
 
 
 def _sparse(value: Any, spend: Spend) -> Parts:
