@@ -206,6 +206,43 @@ def test_a_change_that_can_matter_makes_another_key(package: Any, module: str, b
     assert key(package(**{**SOURCES, module: SOURCES[module].replace(before, after)}).f, 1) != old
 
 
+WRAPPED = """
+    import functools
+
+    cut = functools.partial(max, 3)
+    shift = functools.partial(lambda x, by: x + by, by=5)
+
+    class Shape:
+        class Corner:
+            angle = 90
+
+            def turn(self):
+                return 1
+
+        @functools.lru_cache
+        def area(self):
+            return 7
+
+        @property
+        @functools.lru_cache
+        def length(self):
+            return 11
+
+    def f(x):
+        return cut(x), shift(x), Shape.Corner().turn(), Shape().area(), Shape().length
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["max, 3", "max", "by=5", "x + by", "angle = 90", "return 1", "return 7", "return 11"]
+)
+def test_what_is_wrapped_or_nested_counts_too(before: str, package: Any) -> None:
+    after = "min" if before == "max" else before.replace("+", "-") if "+" in before else f"{before}0"
+    old = package(main=WRAPPED).f
+    assert key(package(main=WRAPPED.replace(before, after)).f, 1) != key(old, 1)
+    assert KeyMaker(old, name="f").fingerprint().unseen == ()
+
+
 @pytest.mark.parametrize(
     ("module", "before", "after"),
     [

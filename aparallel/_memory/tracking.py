@@ -125,7 +125,7 @@ def unbind(fn: Any) -> tuple[Any, list[Any]]:
             own.append(fn.__self__)
             fn = fn.__func__
         elif isinstance(fn, functools.partial):
-            own += [fn.args, fn.keywords]
+            own += [fn.args, tuple(sorted(fn.keywords.items()))]
             fn = fn.func
         elif isinstance(fn, FunctionType | type):
             return fn, own
@@ -281,11 +281,11 @@ class _Walk:
         namespace = vars(cls)
         for name in sorted(namespace):
             value = namespace[name]
-            functions = _functions_of(value)
-            if functions or (is_constant(value) and name not in _NOT_CONTENT):
+            code = [value] if isinstance(value, type) else _functions_of(value)
+            if code or (is_constant(value) and name not in _NOT_CONTENT):
                 self._note(namespace, name, value)
                 content.append(encode_str(name))
-                content += [self._refer_to(fn, name) for fn in functions] or [self._encode(value)]
+                content += [self._refer_to(part, name) for part in code] or [self._encode(value)]
         self._leave(number, f"{cls.__module__}.{cls.__qualname__}", combine(b"k", Kind.ORDERED, content))
         return self._reference(cls)
 
@@ -322,13 +322,23 @@ class _Walk:
 
     def _refer_to_callable(self, value: Any, path: str) -> bytes:
         inner, held = unbind(value)
-        if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers:
-            if held and not all(map(is_constant, held)):
-                self.unseen.add(path)
-            if not self._is_ours(inner):
-                wrapped = getattr(inner, "__wrapped__", None)
-                return self._refer_to(wrapped, path) if callable(wrapped) else encode_name(inner)
+        code = self._refer_to_code(inner, path)
+        return (
+            combine(b"h", Kind.ORDERED, [code, *(self._refer_to_held(part, path) for part in held)]) if held else code
+        )
+
+    def _refer_to_code(self, inner: Any, path: str) -> bytes:
+        if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers and not self._is_ours(inner):
+            wrapped = getattr(inner, "__wrapped__", None)
+            return self._refer_to(wrapped, path) if callable(wrapped) else encode_name(inner)
         return self.visit(inner)
+
+    def _refer_to_held(self, value: Any, path: str) -> bytes:
+        """Encode what a partial, or a method, at *path* brings along."""
+        if isinstance(value, type) or is_constant(value):
+            return self._refer_to(value, path)
+        self.unseen.add(path)
+        return b"n"
 
     def _is_ours(self, value: Any) -> bool:
         if self._track != "deep":
@@ -357,22 +367,24 @@ class _Walk:
 
 
 def _functions_of(value: Any) -> list[FunctionType]:
-    """The functions behind an attribute of a class."""
-    if isinstance(value, FunctionType):
-        return [value]
-    if isinstance(value, staticmethod | classmethod | functools.cached_property):
-        inner = value.func if isinstance(value, functools.cached_property) else value.__func__
-        return [inner] if isinstance(inner, FunctionType) else []
+    """The functions behind an attribute of a class that is not a class itself."""
     if isinstance(value, property):
-        return [fn for fn in (value.fget, value.fset, value.fdel) if isinstance(fn, FunctionType)]
-    return []
+        return [fn for part in (value.fget, value.fset, value.fdel) for fn in _functions_of(part)]
+    if isinstance(value, staticmethod | classmethod):
+        return _functions_of(value.__func__)
+    if isinstance(value, functools.cached_property | functools.partialmethod):
+        return _functions_of(value.func)
+    inner = unbind(value)[0] if callable(value) else None
+    return [inner] if isinstance(inner, FunctionType) else []
 
 
 def class_content(cls: type, encode: Encode) -> bytes:
     """Encode what a class made inside a function does, which its name does not tell: code and plain attributes."""
     content = [encode_name(base) for base in cls.__bases__]
     for name, value in sorted(vars(cls).items()):
-        functions = _functions_of(value)
+        functions = [] if isinstance(value, type) else _functions_of(value)
+        if isinstance(value, type) and value.__qualname__.startswith(f"{cls.__qualname__}."):
+            content += [encode_str(name), encode(value)]
         for fn in functions:
             content += [encode_str(name), encode_code(fn.__code__)]
             held = [*map(_content_of, fn.__closure__ or ()), *(fn.__defaults__ or ())]
