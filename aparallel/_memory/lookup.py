@@ -65,6 +65,7 @@ class PendingCall:
         "is_locked",
         "is_new",
         "is_refresh",
+        "is_told",
         "key",
         "kwargs",
         "mutex",
@@ -83,6 +84,7 @@ class PendingCall:
         self.removals: Hashable = None
         self.is_new = False
         self.is_refresh = False
+        self.is_told = False
         self.deadline = math.inf
         # Guarded by the mutex: a thread takes the lock while the task that asked for it may be cancelled.
         self.mutex = threading.Lock()
@@ -162,14 +164,15 @@ class Lookup:
                     self.store.touch(place)
                     return look
             tier.drop(place.key)
-            return self._read(place)
+            return self._read(call)
         except UntrustedDirectoryError:
             raise
         except OSError as error:
             self.shelf.log_trouble(f"Results of {self.name} cannot be read", error)
             return Look(State.MISSING)
 
-    def _read(self, place: Place) -> Look:
+    def _read(self, call: PendingCall) -> Look:
+        place = call.place
         try:
             found = self.shelf.sealed.read(place, mapped=self.options.mmap_mode is not None)
             if found is None:
@@ -177,11 +180,16 @@ class Lookup:
             with found:
                 return self._use(place, found)
         except Damaged as error:
-            _logger.warning("A stored result of %s is damaged and will be replaced: %s", self.name, str(error))
+            self._tell(call, "A stored result of %s is damaged and will be replaced: %s", error)
             return Look(State.DAMAGED)
         except NotOurs as error:
-            _logger.warning("A stored result of %s is not used: %s", self.name, str(error))
+            self._tell(call, "A stored result of %s is not used: %s", error)
             return Look(State.NOT_SIGNED)
+
+    def _tell(self, call: PendingCall, message: str, error: Exception) -> None:
+        """Log what is wrong with an entry, once for a call, which looks for it again under the lock of its key."""
+        _logger.log(logging.DEBUG if call.is_told else logging.WARNING, message, self.name, str(error))
+        call.is_told = True
 
     def _use(self, place: Place, found: Found) -> Look:
         """Return the value of an entry, if it is still good."""
