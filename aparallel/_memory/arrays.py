@@ -116,8 +116,9 @@ def _dtype(value: np.dtype[Any], spend: Spend) -> Parts:
 def _ufunc(value: np.ufunc, spend: Spend) -> Parts:
     if value.__name__.endswith(" (vectorized)"):  # by frompyfunc, and the function cannot be seen
         raise UnstableValueError.of(value)
-    # By the loops too: not all of them know their module, and SciPy has other ones by the names of NumPy's.
-    return Parts(b"U", Kind.ORDERED, [value.__name__, value.types])
+    # Others' by their loops too: they do not know their module, and some of SciPy's have the names of NumPy's.
+    is_numpys = getattr(np, value.__name__, None) is value
+    return Parts(b"U", Kind.ORDERED, [value.__name__, *([] if is_numpys else [value.types])])
 
 
 def _sparse(value: Any, spend: Spend) -> Parts:
