@@ -243,6 +243,68 @@ def test_what_is_wrapped_or_nested_counts_too(before: str, package: Any) -> None
     assert KeyMaker(old, name="f").fingerprint().unseen == ()
 
 
+CONSTANTS = """
+    from dataclasses import dataclass
+    from enum import Enum
+
+    import numpy as np
+
+    @dataclass(frozen=True)
+    class Settings:
+        depth: int
+        names: tuple = ("a", "b")
+
+        def twice(self):
+            return 2 * self.depth
+
+    class Unit(Enum):
+        METRE = 1
+
+        def symbol(self):
+            return "m"
+
+    def first(x):
+        return 4
+
+    SETTINGS = Settings(depth=3)
+    METRE = Unit.METRE
+    STEPS = (first, (lambda x: 5,))
+    PART = slice(6)
+    EPSILON = np.float64(7.5)
+    KIND = np.dtype("f8")
+
+    def f(x):
+        return SETTINGS.twice(), METRE.symbol(), STEPS[0](x), PART, EPSILON, KIND
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["depth=3", '"a"', "2 * self", "METRE = 1", '"m"', "return 4", "x: 5", "slice(6", "float64(7", '"f8']
+)
+def test_constants_of_any_kind_count(before: str, package: Any) -> None:
+    maker = KeyMaker(package(main=CONSTANTS).f, name="f")
+    assert maker.fingerprint().unseen == ()
+    after = '"f4' if before == '"f8' else before.replace('"', '"z', 1) if '"' in before else before + "0"
+    after = "3 * self" if before == "2 * self" else after
+    assert key(package(main=CONSTANTS.replace(before, after)).f, 1) != maker.make((1,), {}).digest
+    assert key(package(main=CONSTANTS).f, 1) == maker.make((1,), {}).digest
+
+
+def test_what_can_change_in_a_class_or_a_tuple_is_named_as_unseen(package: Any) -> None:
+    source = """
+        class Table:
+            rows = {}
+            limit = 3
+            _hidden = []
+
+        PAIRS = ([1], 2)
+
+        def f(x):
+            return Table.rows, PAIRS
+    """
+    assert KeyMaker(package(main=source).f, name="f").fingerprint().unseen == ("PAIRS", "Table.rows")
+
+
 @pytest.mark.parametrize(
     ("module", "before", "after"),
     [

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import builtins
 import functools
-import re
 import weakref
-from datetime import date, time, timedelta, tzinfo
-from decimal import Decimal
-from enum import Enum
-from fractions import Fraction
-from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
-from uuid import UUID
 
 from aparallel._memory.bytecode import cells_written, encode_code, globals_read, imports_made
+from aparallel._memory.constants import is_constant
 from aparallel._memory.digest import digest
 from aparallel._memory.parts import encode_name
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
 Track = Literal["deep", "own", "none"]
 
 _MISSING: Final = object()
-_CONSTANTS = (Enum, PurePath, Decimal, Fraction, date, time, timedelta, tzinfo, range, UUID, re.Pattern)
 _FIND_AT_RUN_TIME = frozenset({"__import__", "eval", "exec", "getattr", "globals", "vars"})
 _NOT_CONTENT = frozenset(
     {"__module__", "__qualname__", "__doc__", "__name__", "__firstlineno__", "__static_attributes__"}
@@ -158,16 +151,6 @@ def _content_of(cell: CellType) -> Any:
         return _MISSING
 
 
-def is_constant(value: Any) -> bool:
-    """Whether *value* cannot change in place, all the way down."""
-    kind = type(value)
-    if kind in ATOMS or isinstance(value, _CONSTANTS):
-        return True
-    return (kind is tuple or kind is frozenset or hasattr(kind, "_fields")) and (
-        isinstance(value, tuple | frozenset) and all(map(is_constant, value))
-    )
-
-
 class _Walk:
     """Follows what functions refer to. Each is visited once, in an order that the code alone decides."""
 
@@ -286,6 +269,8 @@ class _Walk:
                 self._note(namespace, name, value)
                 content.append(encode_str(name))
                 content += [self._refer_to(part, name) for part in code] or [self._encode(value)]
+            elif not name.startswith("_") and not hasattr(type(value), "__get__"):
+                self.unseen.add(f"{cls.__qualname__}.{name}")
         self._leave(number, f"{cls.__module__}.{cls.__qualname__}", combine(b"k", Kind.ORDERED, content))
         return self._reference(cls)
 
@@ -314,11 +299,19 @@ class _Walk:
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if is_constant(value):
-            return self._encode(value)
+            return self._encode_constant(value)
         if callable(value):
             return self._refer_to_callable(value, path)
+        if type(value) is tuple:  # of functions, for instance
+            return combine(b"(", Kind.ORDERED, [self._refer_to(part, path) for part in value])
         self.unseen.add(path)
         return b"n"
+
+    def _encode_constant(self, value: Any) -> bytes:
+        """Encode a constant, and visit its class if that has code of ours."""
+        cls = type(value)
+        encoding = self._encode(value)
+        return combine(b"K", Kind.ORDERED, [encoding, self.visit(cls)]) if self._is_ours(cls) else encoding
 
     def _refer_to_callable(self, value: Any, path: str) -> bytes:
         inner, held = unbind(value)
@@ -350,7 +343,7 @@ class _Walk:
         if type(value) is object:  # a sentinel: what matters is which name it has
             return b"."
         if is_constant(value):
-            return self._encode(value)
+            return self._encode_constant(value)
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if isinstance(value, FunctionType):
