@@ -38,9 +38,8 @@ _NESTED_PATIENCE = 30.0
 class _Begun(Enum):
     BUSY = 1
     """Another process, or another call of this one, computes it."""
-    LOCKED = 2
-    UNLOCKED = 3
-    """There are no locks here: compute without."""
+    READY = 2
+    """It is ours to compute: its lock is held, where there are locks."""
 
 
 class _Computed(NamedTuple):
@@ -143,26 +142,26 @@ class Computation:
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
         wait = _FIRST_WAIT
-        while True:
-            if self._is_for_loop:
-                begun = await self._compute_on_loop(flight, call)
-            else:
-                step = functools.partial(self._compute_in_thread, flight, call)
-                begun = await self._threads.run(step, is_nested=call.deadline != math.inf)
-            if begun is not _Begun.BUSY:
-                return
+        while not await self._try(flight, call):
             await asyncio.sleep(wait)
             wait = min(1.5 * wait, _LONGEST_WAIT)
 
-    def _compute_in_thread(self, flight: Flight, call: PendingCall) -> _Begun | Look:
+    async def _try(self, flight: Flight, call: PendingCall) -> bool:
+        """Return False if somebody else computes it."""
+        if self._is_for_loop:
+            return await self._compute_on_loop(flight, call)
+        step = functools.partial(self._compute_in_thread, flight, call)
+        return await self._threads.run(step, is_nested=call.deadline != math.inf)
+
+    def _compute_in_thread(self, flight: Flight, call: PendingCall) -> bool:
         """Look, lock, compute, store and unlock, all in this thread, which nobody can stop."""
         if not flight.enter_thread():
-            return _Begun.UNLOCKED
+            return True
         try:
             begun = self._begin(call)
             if begun is _Begun.BUSY:
                 flight.leave_thread()
-                return begun
+                return False
             if isinstance(begun, Look):
                 flight.end(Outcome(End.VALUE, _shared(begun)))
             elif not flight.is_wanted:
@@ -180,17 +179,17 @@ class Computation:
         except BaseException as error:
             self._unlock(call)
             flight.end(Outcome(End.ERROR, error))
-        return _Begun.UNLOCKED
+        return True
 
-    async def _compute_on_loop(self, flight: Flight, call: PendingCall) -> _Begun | Look:
+    async def _compute_on_loop(self, flight: Flight, call: PendingCall) -> bool:
         """Do the same on the loop, but for what touches the disk."""
         try:
             begun = await in_thread(self._begin, call)
             if begun is _Begun.BUSY:
-                return begun
+                return False
             if isinstance(begun, Look):
                 flight.end(Outcome(End.VALUE, _shared(begun)))
-                return begun
+                return True
             self._lookup.say(2, "computing")
             started = time.perf_counter()
             try:
@@ -199,7 +198,7 @@ class Computation:
                 flight.end(await in_thread(self._failed, call, error, time.perf_counter() - started))
             else:
                 flight.end(await in_thread(self._finish, call, value, time.perf_counter() - started))
-            return begun
+            return True
         except BaseException:
             self._abandon(call)
             raise
@@ -230,7 +229,7 @@ class Computation:
         if found is not None:
             self._unlock(call)
             return found
-        return _Begun.LOCKED if call.is_locked else _Begun.UNLOCKED
+        return _Begun.READY
 
     def _found(self, call: PendingCall) -> Look | None:
         """Return the result, if it is there."""
