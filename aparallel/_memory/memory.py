@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from aparallel._ground.store import Limits, Store
 from aparallel._ground.units import parse_bytes, parse_seconds
-from aparallel._memory import notes
 from aparallel._memory.function import MemorizedFunction
 from aparallel._memory.options import (
     FunctionOptions,
@@ -253,11 +252,7 @@ class Memory:
 
     async def invalidate(self, tags: str | Iterable[str]) -> None:
         """Make every result with one of these tags a miss from now on, also those being computed."""
-        if self._shelf.store is not None:
-            chosen = [tags] if isinstance(tags, str) else checked_tags(tags)
-            self._shelf.start_anew()
-            await self._shelf.reach("invalidate tags", notes.invalidate, self._shelf.store, chosen)
-            self._shelf.tier.clear()
+        await self._shelf.invalidate([tags] if isinstance(tags, str) else checked_tags(tags))
 
     async def statistics(self) -> MemoryStatistics:
         """Return how much is stored. Of a directory it reads one small file, however much there is."""

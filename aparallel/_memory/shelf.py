@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aparallel._ground.hop import in_thread
 from aparallel._ground.store import Limits, Store
+from aparallel._memory import notes
 from aparallel._memory.disk.store import DiskStore
 from aparallel._memory.entry import Body, Damaged, NotOurs
 from aparallel._memory.results import StoredCall
@@ -27,7 +28,7 @@ from aparallel.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from types import FrameType
 
     from aparallel._ground.store import Listed, Place
@@ -166,7 +167,7 @@ class Shelf:
         """Remove all results, or all of one function. Return how many there were."""
         if self.store is None:
             return 0
-        self.start_anew()
+        self._removals += 1  # who asks from now on shares no computation that is under way
         removed = await self.reach("clear results", self._clear, self.store, function)
         self.tier.clear()
         return removed
@@ -175,9 +176,12 @@ class Shelf:
         store.note_removal(None)
         return store.clear(function)
 
-    def start_anew(self) -> None:
-        """Have who asks from now on share no computation that is under way."""
-        self._removals += 1
+    async def invalidate(self, tags: Iterable[str]) -> None:
+        """Make all results with one of these tags misses."""
+        if self.store is not None:
+            self._removals += 1
+            await self.reach("invalidate tags", notes.invalidate, self.store, tags)
+            self.tier.clear()
 
     def generation(self, place: Place) -> tuple[int, int]:
         """What changes when results at *place* are removed or invalidated here: computations are shared within one."""
