@@ -237,11 +237,16 @@ class RawFunction:
         return self._function.__wrapped__(*args, **kwargs)
 
 
-def _named(fn: Any) -> Any:
-    """The function that gives a callable its name."""
+def _without_partials(fn: Any) -> Any:
     while isinstance(fn, functools.partial):
         fn = fn.func
-    return fn if getattr(fn, "__qualname__", None) else type(fn)
+    return fn
+
+
+def _named(fn: Any) -> Any:
+    """The function that gives a callable its name."""
+    inner = _without_partials(fn)
+    return inner if getattr(inner, "__qualname__", None) else type(inner)
 
 
 def _mark_as_coroutine_function(thing: Any) -> None:
@@ -257,10 +262,8 @@ def _refuse_generators(fn: Any) -> None:
         raise TypeError("Put @memory.cache below @staticmethod or @classmethod, next to the function.")
     if not callable(fn):
         raise TypeError(f"memory.cache() takes a function, got {fn!r} ({type(fn).__name__}).")
-    inner = fn
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    called = inner if inspect.isroutine(inner) or isinstance(inner, type) else getattr(inner, "__call__", inner)  # noqa: B004
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+    inner = _without_partials(fn)
+    code = inner if inspect.isroutine(inner) or isinstance(inner, type) else getattr(inner, "__call__", inner)  # noqa: B004
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         name = getattr(inner, "__qualname__", repr(inner))
         raise TypeError(f"{name} is a generator function: what it yields cannot be remembered. Return a list instead.")
