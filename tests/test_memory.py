@@ -20,8 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
+import importable
 import memory_support
 import numpy as np
 import pytest
@@ -1096,6 +1098,12 @@ async def test_it_pickles(location: str, monkeypatch: pytest.MonkeyPatch) -> Non
     named = memory.cache(memory_support.files_of)
     monkeypatch.setattr(memory_support, "files_of", named)
     assert pickle.loads(pickle.dumps(named)) is named
+    monkeypatch.setattr(importable.Scale, "method", memory.cache(importable.Scale.method))
+    bound: Any = importable.Scale(3).method
+    arrived = pickle.loads(pickle.dumps(bound))
+    assert await arrived(2) == 6
+    assert (arrived.__func__, type(arrived.__wrapped__)) == (bound.__func__, MethodType)
+    assert asyncio.iscoroutinefunction(arrived) == asyncio.iscoroutinefunction(bound)
 
 
 async def test_it_runs_in_the_workers_of_a_pool(location: str) -> None:

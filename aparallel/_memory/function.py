@@ -217,6 +217,9 @@ class BoundMemorizedFunction(Generic[P, T]):
         """See :meth:`MemorizedFunction.statistics`."""
         return self.__func__.statistics()
 
+    def __reduce__(self) -> Any:
+        return BoundMemorizedFunction, (self.__func__, self.__self__)
+
     def __aparallel_key__(self) -> Any:
         return self.__wrapped__
 
