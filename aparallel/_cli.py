@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,11 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what *arguments* say, those of the process by default. Returns the exit code.
 
     0: done; 1: ``verify`` found what is damaged and left it, or what it could not check, or ``show`` found nothing;
-    2: it could not be done.
+    2: it could not be done; 141: nobody read to the end what was told.
     """
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as of `| head`; the interpreter's last flush would complain too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (AparallelError, OSError, ValueError) as error:
         sys.stderr.write(f"aparallel: {error}\n")
         return 2
@@ -60,14 +66,36 @@ def _parser() -> argparse.ArgumentParser:
     show = action("show", _show, "show the entries of a function, or the one of a key")
     show.add_argument("what", nargs="?", help="a function's name, or the beginning of a key; everything by default")
     prune = action("prune", _prune, "remove entries, least recently used first")
-    prune.add_argument("--max-bytes", type=parse_bytes, metavar="SIZE", help="until no more is stored, such as 10GB")
-    prune.add_argument("--max-entries", type=int, metavar="N", help="until there are no more")
-    prune.add_argument("--unused-for", type=parse_seconds, metavar="AGE", help="what was not used for so long, as 7d")
+    prune.add_argument(
+        "--max-bytes", type=_read_by(parse_bytes), metavar="SIZE", help="until no more is stored, such as 10GB"
+    )
+    prune.add_argument("--max-entries", type=_read_by(_count), metavar="N", help="until there are no more")
+    prune.add_argument(
+        "--unused-for", type=_read_by(parse_seconds), metavar="AGE", help="what was not used for so long, as 7d"
+    )
     clear = action("clear", _clear, "remove all entries, or those of one function")
     clear.add_argument("function", nargs="?", help="its name")
     verify = action("verify", _verify, "check every entry against its checksum, or its signature")
     verify.add_argument("--remove", action="store_true", help="remove those that are damaged, and only those")
     return parser
+
+
+def _read_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Have argparse tell what *parse* says of a bad value."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number, 0 or more.")
+    return int(text)
 
 
 def _store(options: argparse.Namespace) -> DiskStore:

@@ -167,6 +167,34 @@ def test_what_cannot_be_done_says_why(filled: str, tmp_path: Path, capsys: pytes
     assert "everybody may write" in err
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (["--max-entries", "-1"], "'-1' is not a whole number, 0 or more"),
+        (["--max-entries", "many"], "'many' is not a whole number"),
+        (["--max-bytes", "1XB"], "'1XB' is not a number of bytes"),
+        (["--unused-for", "1y"], "'1y' is not a time span"),
+    ],
+)
+def test_a_bad_limit_removes_nothing(
+    limit: list[str], told: str, filled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        run(capsys, "prune", filled, *limit)
+    assert exited.value.code == 2
+    assert told in capsys.readouterr().err
+    assert len(files_of(filled)) == 6
+
+
+def test_who_reads_only_the_beginning_is_told_no_error(filled: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "aparallel", "cache", "show", filled]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_it_is_a_command_and_a_module(filled: str) -> None:
     module = [sys.executable, "-m", "aparallel"]
     command = [str(Path(sys.executable).parent / "aparallel")]
