@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aparallel._ground.hop import in_thread
 from aparallel._ground.store import Limits, Store
@@ -39,6 +39,12 @@ T = TypeVar("T")
 _logger = logging.getLogger("aparallel.memory")
 
 _SILENT_FOR = 60.0  # seconds
+
+_HINTS: Final[dict[int | None, str]] = {
+    errno.EACCES: "Do it as a user who may write there",
+    errno.EPERM: "Do it as a user who may write there",
+    errno.EROFS: "Do it where its file system is mounted for writing",
+}
 
 
 class Home(NamedTuple):
@@ -110,8 +116,7 @@ class Shelf:
             raise
         except OSError as error:
             where = self.home.location or repr(self.home.store)
-            is_denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-            hint = "Do it as a user who may write there" if is_denied else "Try again when it can be reached"
+            hint = _HINTS.get(error.errno, "Try again when it can be reached")
             raise StoreError(f"The memory in {where} cannot {what}: {error}. {hint}.", location=where) from error
 
     async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any:
