@@ -228,8 +228,16 @@ WRAPPED = """
         def length(self):
             return 11
 
+    @functools.singledispatch
+    def kind(x):
+        return 13
+
+    @kind.register
+    def _(x: int):
+        return 17
+
     def f(x):
-        return cut(x), shift(x), Shape.Corner().turn(), Shape().area(), Shape().length
+        return kind(x), cut(x), shift(x), Shape.Corner().turn(), Shape().area(), Shape().length
 """
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import functools
 import weakref
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from aparallel._memory.bytecode import cells_written, encode_code, globals_read, imports_made
@@ -322,9 +322,18 @@ class _Walk:
 
     def _refer_to_code(self, inner: Any, path: str) -> bytes:
         if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers and not self._is_ours(inner):
+            registry = getattr(inner, "registry", None)
+            if isinstance(registry, MappingProxyType):  # of singledispatch
+                return self._refer_to_registered(registry, path)
             wrapped = getattr(inner, "__wrapped__", None)
             return self._refer_to(wrapped, path) if callable(wrapped) else encode_name(inner)
         return self.visit(inner)
+
+    def _refer_to_registered(self, registry: Mapping[type, Any], path: str) -> bytes:
+        found: list[bytes] = []
+        for cls in sorted(registry, key=encode_name):
+            found += [encode_name(cls), self._refer_to(registry[cls], path)]
+        return combine(b"G", Kind.ORDERED, found)
 
     def _refer_to_held(self, value: Any, path: str) -> bytes:
         """Encode what a partial, or a method, at *path* brings along."""
