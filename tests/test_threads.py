@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 import uvloop
+from memory_support import until
 
 from aparallel._ground.hop import in_thread
 from aparallel._ground.threads import Threads
@@ -68,6 +69,16 @@ async def test_no_more_threads_than_the_limit_and_no_more_than_needed() -> None:
     barrier = threading.Barrier(3)
     await asyncio.gather(*(threads.start(barrier.wait) for _ in range(9)))
     assert own_threads() == before + 3
+
+
+async def test_no_more_threads_stay_idle_than_may() -> None:
+    threads = Threads(100, idle=2)
+    before = own_threads()
+    barrier = threading.Barrier(20)
+    await asyncio.gather(*(threads.start(barrier.wait) for _ in range(20)))
+    await until(lambda: own_threads() <= before + 2)
+    barrier = threading.Barrier(3)
+    await asyncio.gather(*(threads.start(barrier.wait) for _ in range(3)))
 
 
 async def test_native_cancellation_goes_on_at_once_and_the_place_is_free_when_the_thread_is() -> None:

@@ -15,6 +15,7 @@ import threading
 import weakref
 from _queue import SimpleQueue
 from contextvars import Context, copy_context
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aparallel._ground.loops import LoopEnd, running_loop
@@ -26,10 +27,11 @@ T = TypeVar("T")
 
 
 class Threads:
-    """At most *limit* threads for each event loop that uses them."""
+    """At most *limit* threads for each event loop that uses them, and at most *idle* of them with nothing to do."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, idle: int | None = None) -> None:
         self._limit = limit
+        self._idle = limit if idle is None else idle
         self._crews: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Crew] = weakref.WeakKeyDictionary()
         _all.add(self)
 
@@ -42,8 +44,8 @@ class Threads:
         loop = running_loop()
         crew = self._crews.get(loop)
         if crew is None:
-            crew = self._crews[loop] = _Crew(self._limit)
-            LoopEnd(loop, functools.partial(crew.jobs.put, None))
+            crew = self._crews[loop] = _Crew(self._limit, self._idle)
+            LoopEnd(loop, functools.partial(crew.jobs.put, _End.ALL))
         return crew.start(loop, fn, args)
 
     def has_free(self) -> bool:
@@ -103,15 +105,23 @@ def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | 
         future.set_exception(error)
 
 
+class _End(Enum):
+    """The last job of a thread."""
+
+    ALL = 1
+    """Who gets it puts it back for the others."""
+    ONE = 2
+
+
 class _Crew:
     """The threads of one loop, on which alone the methods are called and the counts change."""
 
-    __slots__ = ("_limit", "_threads", "_unfinished", "jobs")
+    __slots__ = ("_idle", "_limit", "_threads", "_unfinished", "jobs")
 
-    def __init__(self, limit: int) -> None:
-        # None is the last job: who gets it puts it back for the others, and ends.
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+    def __init__(self, limit: int, idle: int) -> None:
+        self.jobs: SimpleQueue[_Job | _End] = SimpleQueue()
         self._limit = limit
+        self._idle = idle
         self._threads = 0
         self._unfinished = 0
 
@@ -130,6 +140,9 @@ class _Crew:
 
     def _finished(self, future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
         self._unfinished -= 1
+        if self._threads - self._unfinished > self._idle:
+            self._threads -= 1
+            self.jobs.put(_End.ONE)
         _deliver(future, value, error)
 
     def _add_thread(self) -> None:
@@ -145,17 +158,18 @@ class _Crew:
             self._threads += 1
 
 
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
+def _serve(jobs: SimpleQueue[_Job | _End]) -> None:
+    while isinstance(job := jobs.get(), _Job):
         job.run()
         del job  # while we wait for the next
-    jobs.put(None)
+    if job is _End.ALL:
+        jobs.put(job)
     _serving.pop(threading.current_thread(), None)
 
 
 # Threads that have not ended, and what they take jobs from. They are daemons, so that one of a loop that was never
 # closed does not keep the interpreter from exiting, but what they are doing then is done to its end.
-_serving: dict[threading.Thread, SimpleQueue[_Job | None]] = {}
+_serving: dict[threading.Thread, SimpleQueue[_Job | _End]] = {}
 _all: weakref.WeakSet[Threads] = weakref.WeakSet()
 
 
@@ -163,7 +177,7 @@ _all: weakref.WeakSet[Threads] = weakref.WeakSet()
 def _end_all() -> None:
     serving = dict(_serving)
     for jobs in serving.values():
-        jobs.put(None)
+        jobs.put(_End.ALL)
     for thread in serving:
         thread.join()
 

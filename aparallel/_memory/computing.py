@@ -28,7 +28,7 @@ COMPUTING_THREADS: Final = 32
 """For each loop. Those of nested calls are not counted: they would wait for threads that wait for them."""
 
 _threads = Threads(COMPUTING_THREADS)
-_nested_threads = Threads(sys.maxsize)
+_nested_threads = Threads(sys.maxsize, idle=4)
 _limiters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = weakref.WeakKeyDictionary()
 
 
