@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -254,9 +255,9 @@ def _named(fn: Any) -> Any:
 
 def _mark_as_coroutine_function(thing: Any) -> None:
     """Answer frameworks that ask whether *thing* is to be awaited: from Python 3.12 on inspect, before it asyncio."""
-    mark = getattr(inspect, "_is_coroutine_mark", None)
-    if mark is not None:
-        thing._is_coroutine_marker = mark
+    if sys.version_info >= (3, 12):
+        # The mark has one name in 3.12 and another in 3.13; and inspect would put it on a bound method's function.
+        thing._is_coroutine_marker = inspect.markcoroutinefunction(lambda: None)._is_coroutine_marker  # type: ignore[attr-defined]
     thing._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
 
 
