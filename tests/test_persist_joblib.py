@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import zipfile
 from typing import Any
 
+import aiofiles
+import anyio
 import numpy as np
 import pytest
 from persisted import assert_same
@@ -149,6 +152,44 @@ async def test_several_in_one_open_file_are_read_one_by_one(tmp_path: pathlib.Pa
     with path.open("rb") as file:
         assert_is_content(await load(file))
         assert_is_content(await load(file))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+async def test_open_files_are_read_ahead_and_no_further_than_the_object(tmp_path: pathlib.Path, protocol: int) -> None:
+    import pickle
+
+    class Counting(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    rows = [{"id": number} for number in range(1_000)]
+    content = pickle.dumps(rows, protocol) + pickle.dumps("next", protocol) + b"tail"
+    file = Counting(content)
+    assert await load(file) == rows
+    assert file.reads < 10
+    assert await load(file) == "next"
+    assert file.getvalue()[file.tell() :] == b"tail"
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for opening in (aiofiles.open(path, "rb"), await anyio.open_file(path, "rb")):
+        async with opening as asynchronous:
+            assert await load(asynchronous) == rows
+            assert await load(asynchronous) == "next"
+            assert await asynchronous.read() == b"tail"
+
+
+async def test_of_a_pipe_no_more_is_read_than_the_object() -> None:
+    import pickle
+
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as target:
+        target.write(pickle.dumps([{"id": 1}], 2) + pickle.dumps("next", 2))
+        target.flush()
+        assert await load(source) == [{"id": 1}]
+        assert await load(source) == "next"
 
 
 async def test_a_plain_pickle_of_any_protocol_is_read() -> None:

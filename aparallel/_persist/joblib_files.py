@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._ground.hop import pause
+from aparallel._ground.hop import Pauses, pause
 from aparallel._persist.arrays import array
 from aparallel._persist.container import MAGIC
 from aparallel._persist.inspector import WRAPPERS, is_shape
@@ -165,7 +165,9 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
     """
     reader = PickleReader(source, stop, mapped)
     try:
-        return _Unpickler(reader, trust).load()
+        found = _Unpickler(reader, trust).load()
+        reader.finish()
+        return found
     except EOFError:
         raise TruncatedFileError("its pickle ends before it is complete") from None
     except UnpicklingError as error:
@@ -193,7 +195,7 @@ class _Unpickler(Unpickler):
 
 
 class PickleReader:
-    """A file for the C unpickler, which reads exactly what it needs and never ahead.
+    """A file for the C unpickler, which reads exactly what it needs and never ahead; this may do it.
 
     Invariant: ``_injected`` is served before anything else, and holds the opcodes that take ``_array``.
     """
@@ -202,7 +204,8 @@ class PickleReader:
         self._source = source
         self._stop = stop
         self._mapped = mapped
-        self._ahead = 0 if source.exact else _AHEAD
+        self._ahead = _AHEAD if source.reads_ahead else 0
+        self._pauses = Pauses()
         self._window = memoryview(b"")
         self._injected = b""
         self._array: Any = None
@@ -240,6 +243,10 @@ class PickleReader:
         self._window = self._window[at_hand:]
         self._source.skip(size - at_hand)
 
+    def finish(self) -> None:
+        """Give back what was read and not used."""
+        self._source.give_back(self._window)
+
     def readline(self) -> bytes:
         if self._injected:
             raise UnpicklingError("an opcode that was made here has no line")
@@ -257,7 +264,7 @@ class PickleReader:
 
     def _fill(self, size: int) -> None:
         self._stop.check()
-        pause()
+        self._pauses.when_due()  # if we may not read ahead, this is done for each opcode
         more = self._source.read_some(max(size - len(self._window), self._ahead))
         parts = [bytes(self._window), more]
         missing = size - len(self._window) - len(more)

@@ -13,7 +13,7 @@ from aparallel._ground.stoppable import Stop
 from aparallel._persist.dump import path_of
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter
-from aparallel._persist.threads import OnLoop, in_thread_with, reader_of, serve_thread
+from aparallel._persist.threads import OnLoop, in_thread_with, reader_back, reader_of, serve_thread
 from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
 
 if TYPE_CHECKING:
@@ -137,11 +137,14 @@ async def load(
         raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
     read = reader_of(source, "load")
     if isinstance(read, OnLoop):
+        exact, goes_back = read.exact, await read.goes_back()
         return await serve_thread(
-            read, lambda ask, stop, meter: _load_from_function(ask, options, stop, meter, exact=read.exact), progress
+            read,
+            lambda ask, stop, meter: _load_from_function(ask, options, stop, meter, exact=exact, goes_back=goes_back),
+            progress,
         )
     return await in_thread_with(
-        lambda stop, meter: _load_from_function(read, options, stop, meter, exact=True), progress, "load", file=source
+        lambda stop, meter: _load_from_users(source, read, options, stop, meter), progress, "load", file=source
     )
 
 
@@ -205,13 +208,19 @@ def load_from_bytes(
         )
 
 
+def _load_from_users(file: Any, read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter) -> Any:
+    back = reader_back(file)
+    return _load_from_function(back or read, options, stop, meter, exact=True, goes_back=back is not None)
+
+
 def _load_from_function(
-    read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter, *, exact: bool
+    read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter, *, exact: bool, goes_back: bool = False
 ) -> Any:
     from aparallel._persist.sources import StreamSource
 
     with named("the source"):
-        return _Loading(options, stop, meter).load(StreamSource(read, stop, exact=exact), whole=not exact)
+        source = StreamSource(read, stop, exact=exact, goes_back=goes_back)
+        return _Loading(options, stop, meter).load(source, whole=not exact)
 
 
 def _reopened(file: Any, stop: Stop) -> Source:

@@ -27,10 +27,10 @@ class Source(ABC):
         position: bytes read so far.
         size: bytes that there are, or None if nobody knows.
         signature: is given all that is read, if it is not None.
-        exact: nothing must be read that is not needed, as what follows is not ours.
+        reads_ahead: more may be read than is needed: nothing follows, or what is not used can be given back.
     """
 
-    exact = False
+    reads_ahead = True
 
     def __init__(self, size: int | None, stop: Stop) -> None:
         self.position = 0
@@ -70,6 +70,10 @@ class Source(ABC):
         data = self._read(size)
         self.position += len(data)
         return data
+
+    def give_back(self, data: bytes | memoryview) -> None:
+        """Take back that *data*, which was read last, was read: somebody else may want it."""
+        self.position -= len(data)
 
     @abstractmethod
     def peek(self, size: int) -> bytes:
@@ -201,13 +205,19 @@ class MemorySource(Source):
 
 
 class StreamSource(Source):
-    """A function that returns some bytes, about as many as it is asked for, or none at the end."""
+    """A function that returns some bytes, about as many as it is asked for, or none at the end.
 
-    def __init__(self, read: Callable[[int], Any], stop: Stop, *, exact: bool) -> None:
-        """*exact*: never ask for more bytes than are needed, as others may follow that are not ours."""
+    Args:
+        exact: others may follow that are not ours, so none must be taken that are not needed.
+        goes_back: the function, asked for fewer than none, goes back by so many.
+    """
+
+    def __init__(self, read: Callable[[int], Any], stop: Stop, *, exact: bool, goes_back: bool = False) -> None:
         super().__init__(None, stop)
         self._ask = read
-        self.exact = exact
+        self._exact = exact
+        self._goes_back = goes_back
+        self.reads_ahead = goes_back or not exact
         self._buffer = memoryview(b"")
 
     _AHEAD = 256 << 10
@@ -224,9 +234,16 @@ class StreamSource(Source):
             self._buffer = memoryview(bytes(self._buffer) + bytes(more))
         return bytes(self._buffer[:size])
 
+    def give_back(self, data: bytes | memoryview) -> None:
+        super().give_back(data)
+        unused = len(data) + len(self._buffer)
+        if self._goes_back and unused:
+            self._ask(-unused)
+            self._buffer = memoryview(b"")
+
     def _more(self, size: int) -> memoryview:
         # Not all at once: what a hostile file says that it holds is believed as far as it comes.
-        wanted = size if self.exact else max(size, self._AHEAD)
+        wanted = size if self._exact else max(size, self._AHEAD)
         data = self._ask(min(wanted, self._AT_ONCE))
         if data is None:
             raise BlockingIOError("The source has no data now. Give one that waits until it has.")

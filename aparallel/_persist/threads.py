@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.awaiting import is_coroutine_function
@@ -24,12 +26,45 @@ class OnLoop:
 
     Attributes:
         read: returns about as many bytes as asked for, none at the end.
-        exact: it is a file, of which others may read what follows.
+        file: the file that is read, if it is one: others may read what follows.
     """
 
-    def __init__(self, read: Callable[[int], Awaitable[Any]], *, exact: bool) -> None:
+    def __init__(self, read: Callable[[int], Awaitable[Any]], file: Any = None) -> None:
         self.read = read
-        self.exact = exact
+        self.file = file
+
+    @property
+    def exact(self) -> bool:
+        return self.file is not None
+
+    async def goes_back(self) -> bool:
+        """Whether it can go back to where it was before."""
+        seekable = getattr(self.file, "seekable", None)
+        if not (callable(seekable) and is_coroutine_function(getattr(self.file, "seek", None))):
+            return False
+        found = seekable()
+        return bool(await found if inspect.isawaitable(found) else found)
+
+    async def give(self, size: int) -> Any:
+        """Answer a request of :class:`~aparallel._persist.sources.StreamSource`'s."""
+        if size >= 0:
+            return await self.read(size)
+        await self.file.seek(size, os.SEEK_CUR)
+        return b""
+
+
+def reader_back(file: Any) -> Callable[[int], Any] | None:
+    """A reader of *file* that goes back when it is asked for fewer bytes than none, if that is cheap."""
+    if not (isinstance(file, (io.BytesIO, io.BufferedReader, io.BufferedRandom, io.FileIO)) and file.seekable()):
+        return None
+
+    def read(size: int) -> Any:
+        if size >= 0:
+            return file.read(size)
+        file.seek(size, os.SEEK_CUR)
+        return b""
+
+    return read
 
 
 def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
@@ -41,10 +76,10 @@ def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
     read = getattr(source, "read", None)
     if callable(read) and not isinstance(source, io.TextIOBase):
         if is_coroutine_function(read):
-            return OnLoop(read, exact=True)
+            return OnLoop(read, source)
         return read  # type: ignore[no-any-return]
     if hasattr(source, "__aiter__"):
-        return OnLoop(_next_chunk(source.__aiter__()), exact=False)
+        return OnLoop(_next_chunk(source.__aiter__()))
     hint = f" For bytes there is {what}s()." if isinstance(source, (bytes, bytearray, memoryview)) else ""
     raise TypeError(
         f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
@@ -93,7 +128,7 @@ async def serve_thread(
     inflow, stop, meter = Inflow(), Stop(), Meter()
 
     async def read(size: int) -> Any:
-        chunk = await source.read(size)
+        chunk = await source.give(size)
         reporter.advance(meter.done, meter.total)
         return chunk
 
