@@ -485,5 +485,8 @@ async def test_data_that_does_not_fit_together_is_damage_unless_something_else_m
         assert damaged != data
         with pytest.raises(CorruptFileError, match="its pickle is damaged"):
             await loads(damaged, trusted=[])
+    deep = b")" + b"\x85" * 50_000 + b"N"
+    with pytest.raises(CorruptFileError, match="recursion"):
+        await loads(b"\x80\x04}(" + deep + deep + b"u.", trusted=[])
     with pytest.raises(decimal.InvalidOperation):
         await loads(data.replace(b"1.5", b"1.x"), trusted=[os.getcwd])

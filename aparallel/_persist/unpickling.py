@@ -59,7 +59,7 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
         raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         if not is_data:
             raise
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
