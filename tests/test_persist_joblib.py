@@ -172,6 +172,10 @@ async def test_open_files_are_read_ahead_and_no_further_than_the_object(tmp_path
     assert file.reads < 10
     assert await load(file) == "next"
     assert file.getvalue()[file.tell() :] == b"tail"
+    file.seek(0)
+    assert await load(file, trusted=[]) == rows
+    assert await load(file, trusted=[]) == "next"
+    assert file.getvalue()[file.tell() :] == b"tail"
     path = tmp_path / "file"
     path.write_bytes(content)
     for opening in (aiofiles.open(path, "rb"), await anyio.open_file(path, "rb")):

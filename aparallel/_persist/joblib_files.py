@@ -245,7 +245,7 @@ class PickleReader:
 
     def finish(self) -> None:
         """Give back what was read and not used."""
-        self._source.give_back(self._window)
+        self._source.give_back(len(self._window))
 
     def readline(self) -> bytes:
         if self._injected:

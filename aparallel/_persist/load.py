@@ -105,7 +105,7 @@ async def load(
     Args:
         source: a path; a binary file, read in a thread; an asynchronous file (an ``async def read(n)``) or an
             asynchronous iterator of chunks, read on the loop. Of files, no more is read than the object, so several
-            may follow each other.
+            may follow each other; but a joblib file that is compressed is read on.
         mmap_mode: "r", "r+" or "c", as of ``numpy.memmap``: arrays are not read but mapped where they lie in the file,
             which takes no memory and next to no time. For paths of files that are not compressed. With "r+" the file
             is marked: the checksums of its arrays do not hold from then on.
@@ -312,8 +312,12 @@ class _Loading:
                 return opened(source)
 
             found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
+            last = from_start()
             with damage_named(is_data=found is Found.DATA or trust.is_of_data_only):
-                return load_pickle(from_start(), stop, trust, mapped)
+                result = load_pickle(last, stop, trust, mapped)
+            if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
+                source.give_back(source.position - last.position)
+            return result
 
 
 @contextlib.contextmanager

@@ -71,9 +71,9 @@ class Source(ABC):
         self.position += len(data)
         return data
 
-    def give_back(self, data: bytes | memoryview) -> None:
-        """Take back that *data*, which was read last, was read: somebody else may want it."""
-        self.position -= len(data)
+    def give_back(self, size: int) -> None:
+        """Take back that the last *size* bytes were read: somebody else may want them."""
+        self.position -= size
 
     @abstractmethod
     def peek(self, size: int) -> bytes:
@@ -234,9 +234,9 @@ class StreamSource(Source):
             self._buffer = memoryview(bytes(self._buffer) + bytes(more))
         return bytes(self._buffer[:size])
 
-    def give_back(self, data: bytes | memoryview) -> None:
-        super().give_back(data)
-        unused = len(data) + len(self._buffer)
+    def give_back(self, size: int) -> None:
+        super().give_back(size)
+        unused = size + len(self._buffer)
         if self._goes_back and unused:
             self._ask(-unused)
             self._buffer = memoryview(b"")
