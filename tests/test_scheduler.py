@@ -85,6 +85,34 @@ async def test_calls_behind_one_that_turns_slow_move_to_an_idle_worker() -> None
         assert await task == list(range(10))
 
 
+async def test_calls_that_are_on_their_way_are_not_taken_back_though_a_worker_is_idle() -> None:
+    class Looked(FakeWorker):
+        looks = 0
+
+        def look(self) -> None:
+            self.looks += 1
+
+    class LookedBackend(FakeBackend):
+        def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> FakeWorker:
+            worker = Looked(loop, events)
+            self.workers.append(worker)
+            loop.call_soon(worker.become_ready)
+            return worker
+
+    backend = LookedBackend()
+    async with Pool(2, backend) as pool:
+        await pool.warm_up()
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(10)], batch_size=10))
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        first = next(worker for worker in backend.workers if worker.waiting)
+        await until(lambda: cast(Looked, first).looks >= 3)
+        assert [worker.messages for worker in backend.workers if worker.messages] == [[10]]
+        first.begin()
+        await until(lambda: not first.waiting)
+        await finish_all(backend, task)
+        assert await task == list(range(10))
+
+
 async def test_a_gather_of_one_worker_does_not_wait_behind_anothers_slow_call() -> None:
     backend = FakeBackend()
     async with Pool(2, backend) as pool:

@@ -66,6 +66,10 @@ class Watch:
         self.plan()
 
     def _could_move(self, slot: Slot) -> bool:
+        # No call runs: they are on their way, and taken back they would be sent again, from the beginning. Where that
+        # takes longer than our patience, as large arguments do, no call of theirs would ever run.
+        if slot.worker.running_since() is None:
+            return False
         last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
         # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
         free = last.may_use(None) or last is not running
