@@ -367,6 +367,22 @@ class TestStaleness:
                 assert await pool.run(total, view) == value * SIZE
                 assert await pool.run(total, broadcast) == value * 2 * SIZE
 
+    async def test_a_writable_view_of_what_has_become_read_only(self) -> None:
+        base = np.zeros(SIZE)
+        view = base[:]
+        base.flags.writeable = False
+
+        def refill() -> Iterator[Any]:
+            for value in range(3, 6):
+                view[:] = value
+                yield delayed(total)(view)
+
+        async with Pool(1, max_nbytes=1000) as pool:
+            for value in range(3):
+                view[:] = value
+                assert await pool.run(total, view) == value * SIZE
+            assert await pool.gather(refill()) == [value * SIZE for value in range(3, 6)]
+
     async def test_an_array_over_memory_that_is_not_numpys(self) -> None:
         raw = bytearray(SIZE * 8)
         writable = np.frombuffer(raw)

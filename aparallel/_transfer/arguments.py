@@ -99,8 +99,9 @@ def _owner(exporter: Any) -> tuple[Any, bool]:
     if not isinstance(exporter, np.ndarray):
         return exporter, isinstance(exporter, bytes)
     owner = owner_of(exporter)
-    readonly = not owner.flags.writeable and (owner.base is None or isinstance(owner.base, bytes))
-    return owner, readonly
+    # A view that was made before its owner became read-only can still be written to.
+    is_locked = not (exporter.flags.writeable or owner.flags.writeable)
+    return owner, is_locked and (owner.base is None or isinstance(owner.base, bytes))
 
 
 class _Known:
