@@ -154,6 +154,46 @@ async def test_a_death_costs_the_running_call_and_nothing_else() -> None:
         assert pool.statistics().broken == 1
 
 
+async def test_a_call_that_no_worker_lives_to_begin_is_given_up_and_no_other() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        task = asyncio.ensure_future(
+            pool.gather([delayed(same)(x) for x in range(3)], batch_size=3, return_exceptions=True)
+        )
+        deaths = 0
+        while True:
+            await until(lambda: backend.workers[-1].alive and backend.workers[-1].waiting)
+            worker = backend.workers[-1]
+            if worker.waiting[0].args == (1,):
+                break
+            worker.become_ready()
+            worker.die(None, 9)
+            deaths += 1
+        assert deaths == 10
+        await finish_all(backend, task)
+        first, *others = await task
+        assert others == [1, 2]
+        assert isinstance(first, BrokenWorkerError)
+        assert first.signal == 9
+        assert "10 workers in a row died before they could begin call 0" in str(first)
+        assert pool.statistics().broken == 1
+
+
+async def test_deaths_between_which_calls_end_cost_no_call_that_had_not_begun() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(30)], batch_size=30))
+        for _ in range(25):
+            await until(lambda: backend.workers[-1].alive and backend.workers[-1].waiting)
+            backend.workers[-1].become_ready()
+            backend.workers[-1].finish()
+            backend.workers[-1].die(None, 9)
+        await finish_all(backend, task)
+        assert await task == list(range(30))
+
+
 async def test_retries_run_a_lost_call_again_and_no_other() -> None:
     backend = FakeBackend()
     async with Pool(1, backend) as pool:

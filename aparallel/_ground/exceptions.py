@@ -83,9 +83,9 @@ def wrap_bare(error: BaseException) -> BaseException:
 
 
 def format_error(error: BaseException, trace: Any) -> str:
-    import traceback
-
     try:
+        import traceback  # where no file can be opened any more, this is what fails
+
         return "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as broken:  # as in text_of
         return f"(the traceback could not be formatted: {type(broken).__name__})\n"

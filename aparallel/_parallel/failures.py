@@ -51,6 +51,17 @@ def worker_died(call: str, exit: Exit) -> BrokenWorkerError:
     )
 
 
+def never_begun(call: str, times: int, exit: Exit) -> BrokenWorkerError:
+    """Build the error for a call that so many workers in a row were sent and did not live to begin."""
+    return BrokenWorkerError(
+        f"{times} workers in a row died before they could begin {call}: {exit}. What they left is on stderr.\n"
+        f"Perhaps memory or file descriptors end when they take in its arguments.",
+        call=call,
+        exitcode=exit.exitcode,
+        signal=exit.signal,
+    )
+
+
 def initializer_failed(cause: BaseException) -> InitializerError:
     """Build the error for the calls that wait, from what the initializer raised in a worker."""
     error = InitializerError(f"The pool's initializer failed in a worker: {type(cause).__name__}: {cause}")

@@ -29,7 +29,7 @@ from aparallel._parallel.accounts import Accounts
 from aparallel._parallel.backlog import Backlog
 from aparallel._parallel.batching import MESSAGE_CALLS, MESSAGE_SECONDS, calls_per_message, fair_share
 from aparallel._parallel.delivery import Delivery
-from aparallel._parallel.failures import call_name, ran_too_long, worker_died
+from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
 from aparallel._parallel.patience import Patience
 from aparallel._parallel.queues import Tallies
 from aparallel._parallel.slots import Slot, State
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
     from aparallel.errors import AparallelError
+
+# A call is given up when so many workers in a row died with it before any call began. Those who kill at random rarely
+# hit so many.
+_BARREN_DEATHS = 10
 
 
 class Scheduler:
@@ -99,6 +103,8 @@ class Scheduler:
         self._watch = Watch(loop, workforce, stopping, clock=clock)
         # A dispatch at the end of this tick.
         self._soon: asyncio.Handle | None = None
+        # Workers in a row that died on calls of which they had begun none, with no outcome of any call in between.
+        self._barren = 0
         # What the pool asks of the parts goes straight to them.
         self.admit = backlog.admit
         self.start_missing = workforce.start_missing
@@ -272,6 +278,7 @@ class Scheduler:
         if each:
             accounts.learn(each, len(values))
         slot.progress_at = self._clock()
+        self._barren = 0
         accounts.completed += len(values) - len(failed)
         accounts.failed += len(failed)
         # A worker is marked idle before its outcomes are delivered, so that a call started by
@@ -289,7 +296,7 @@ class Scheduler:
 
     def on_exit(self, slot: Slot, exit: Exit) -> None:
         self.workforce.remove(slot)
-        self.backlog.put_back(slot.take_back(exit.unstarted))
+        self.backlog.put_back(self._without_deadly(slot, slot.take_back(exit.unstarted), exit))
         self._patience.refuse_overstayed(slot)
         for batch in slot.take_all():
             for index in range(batch.first, batch.first + len(batch)):
@@ -301,6 +308,25 @@ class Scheduler:
             self.backend.rest()
         self.workforce.tell_changed()
         self.dispatch()
+
+    def _without_deadly(self, slot: Slot, unstarted: list[Batch], exit: Exit) -> list[Batch]:
+        """Return what is to run elsewhere, newest batch first: not a call for which one worker dies after the other.
+
+        Memory may end, for instance, when a worker takes in what a call brings along.
+        """
+        if not (unstarted and exit.ready and slot.state is State.OPEN and not slot.calls):
+            return unstarted
+        self._barren += 1
+        if self._barren < _BARREN_DEATHS:
+            return unstarted
+        deadly, others = unstarted.pop().split(1)
+        if deadly.owner.wants(deadly.first):
+            self.accounts.broken += 1
+            self.accounts.failed += 1
+            error = never_begun(call_name(deadly, deadly.first), self._barren, exit)
+            deadly.owner.deliver(deadly.first, [error], [0])
+        self._barren = 0
+        return [*unstarted, others] if len(others) else unstarted
 
     def _lose(self, batch: Batch, index: int, slot: Slot, exit: Exit) -> None:
         """A call may have started and has no outcome: tell its owner, or run it again if that was allowed."""
