@@ -720,6 +720,30 @@ class TestShortage:
             assert (await pool.run(full, MB, 2.0) == 2).all()
             assert await pool.run(os.getpid) == pid
 
+    async def test_an_argument_that_found_no_descriptor_in_a_worker_arrives_once_there_is_one(self) -> None:
+        def take_all() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    os.open(os.devnull, os.O_RDONLY)
+
+        def give_back() -> None:
+            for fd in range(3, 100):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/self/fd/{fd}") == os.devnull:
+                        os.close(fd)
+
+        array = np.ones(50_000)
+        async with Pool(1, max_nbytes=1000) as pool, pool.share(array) as shared:
+            assert await pool.run(total, np.ones(1000)) == 1000
+            await pool.run(by_value(take_all))
+            for argument in (array, shared):
+                with pytest.raises(SharedMemoryError, match="descriptor"):
+                    await pool.run(total, argument)
+            await pool.run(by_value(give_back))
+            for argument in (array, shared, array):
+                assert await pool.run(total, argument) == 50_000
+
     async def test_a_limit_on_the_size_of_files_fails_the_call_clearly_and_the_pool_lives(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         async with Pool(1, max_nbytes=1000) as pool:
@@ -965,7 +989,7 @@ class TestBorrower:
         assert not borrower.released
         assert part.tobytes() == b"nt"
         del part
-        assert list(borrower.released) == [(7, 3, False)]
+        assert list(borrower.released) == [(7, 3, False, False)]
         assert told == [1]
         borrower.close()
 
@@ -994,7 +1018,7 @@ class TestBorrower:
             os._exit(0)
         os.waitpid(pid, 0)
         del loan
-        assert list(borrower.released) == [(1, 1, True)]
+        assert list(borrower.released) == [(1, 1, True, False)]
         borrower.close()
 
     def test_a_segment_whose_descriptor_was_lost_fails_its_users_clearly(self) -> None:
@@ -1003,6 +1027,8 @@ class TestBorrower:
             borrower.introduce(1, 5000, None, keep=keep)
             with pytest.raises(SharedMemoryError, match=r"5,000 bytes.*descriptor"):
                 borrower.lend(1).view(0, 10, "r+")
+            gc.collect()
+            assert list(borrower.released) == [(1, 1, False, True)]
             borrower.close()
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aparallel._backends.channel import Channel
-    from aparallel._transfer.borrowing import Loan
+    from aparallel._transfer.borrowing import GivenBack, Loan
     from aparallel._transfer.lending import Segment
 
 
@@ -31,6 +31,8 @@ class Loans:
         self.has_unused = False
         # Segments that the worker knows, by number, with the references to them that are out.
         self._lent: dict[int, tuple[Segment, int]] = {}
+        # Of these, those whose descriptor found no room there.
+        self._lost: set[int] = set()
         self._borrower = Borrower(self._on_given_back)
         # Whether the loop is about to tell the worker what is given back.
         self._telling = False
@@ -43,15 +45,18 @@ class Loans:
         Returns what the frame says of them.
         """
         for segment, count in references.items():
-            if segment.number not in self._lent:
-                self._channel.write(frames.SEGMENT, (segment.number, segment.size), fd=segment.fd)
-                self._lent[segment.number] = segment, 0
-            self._lent[segment.number] = segment, self._lent[segment.number][1] + count
+            number = segment.number
+            if number not in self._lent or number in self._lost:
+                self._channel.write(frames.SEGMENT, (number, segment.size), fd=segment.fd)
+                self._lost.discard(number)
+            out = self._lent[number][1] if number in self._lent else 0
+            self._lent[number] = segment, out + count
             segment.lend(count)
         return [(segment.number, count) for segment, count in references.items()]
 
     def discard(self, segments: Sequence[Segment]) -> None:
         """Have the worker unmap segments that are used no more."""
+        self._lost.difference_update(segment.number for segment in segments)
         numbers = [segment.number for segment in segments if self._lent.pop(segment.number, None) is not None]
         if numbers:
             self._tell(numbers)
@@ -70,14 +75,16 @@ class Loans:
         """
         return self._borrower.lend(number)
 
-    def update(self, discarded: list[int], given_back: list[tuple[int, int, bool]]) -> None:
+    def update(self, discarded: list[int], given_back: list[GivenBack]) -> None:
         """Take in what the worker tells: segments of its own that are gone, and references to ours that are."""
         for number in discarded:
             self._borrower.discard(number)
-        for number, count, spoiled in given_back:
+        for number, count, spoiled, lost in given_back:
             segment, out = self._lent[number]
             self._lent[number] = segment, out - count
             segment.take_back(count, spoiled)
+            if lost:
+                self._lost.add(number)
 
     def free_unused(self) -> None:
         """Have the worker free memory that it keeps for its next results."""

@@ -15,19 +15,32 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.shared_memory import Mode
 
+    # The segment's number, how many references to it are gone, and whether it is spoiled, and lost.
+    GivenBack = tuple[int, int, bool, bool]
+
 
 class _Segment:
-    """Another process's segment. Mappings stay for its next use, until it is discarded."""
+    """Another process's segment. Mappings stay for its next use, until it is discarded.
 
-    __slots__ = ("error", "fd", "maps", "number", "size", "spoiled")
+    Attributes:
+        spoiled: a fork of this process may have it mapped, too.
+    """
+
+    __slots__ = ("failure", "fd", "maps", "number", "size", "spoiled")
 
     def __init__(self, number: int, size: int, fd: int | None) -> None:
         self.number = number
         self.size = size
         self.fd = fd
         self.maps: dict[Mode, Mapping] = {}
-        self.error: Exception | None = None
+        # Why it could not be mapped when it came. Not the error: what that refers to would stay.
+        self.failure = ""
         self.spoiled = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of it is left here: its descriptor found no room, or it could not be mapped."""
+        return self.fd is None and not self.maps
 
     def mapping(self, mode: Mode) -> Mapping:
         if mode == "c":  # each has its own
@@ -91,11 +104,11 @@ class Borrower:
     """Segments lent by one other process.
 
     Attributes:
-        released: (number, references, spoiled) of loans that are gone and have not been reported yet.
+        released: loans that are gone and have not been reported yet.
     """
 
     def __init__(self, notify: Callable[[], object] | None = None) -> None:
-        self.released: deque[tuple[int, int, bool]] = deque()
+        self.released: deque[GivenBack] = deque()
         self._notify = notify
         self._segments: dict[int, _Segment] = {}
         _borrowers.add(self)
@@ -113,15 +126,20 @@ class Borrower:
             try:
                 segment.mapping("r+")
             except SharedMemoryError as error:
-                segment.error = error
+                segment.failure = str(error)
             segment.close()
 
     def lend(self, number: int, count: int = 1) -> Loan:
+        """Take in references to a segment.
+
+        Raises:
+            SharedMemoryError: it could not be mapped when it came. They count as gone.
+        """
         segment = self._segments[number]
-        loan = Loan(self, segment, count)
-        if segment.error is not None:
-            raise segment.error
-        return loan
+        if segment.failure:
+            self._on_gone(segment, count)
+            raise SharedMemoryError(segment.failure, nbytes=segment.size)
+        return Loan(self, segment, count)
 
     def discard(self, number: int) -> None:
         """Forget a segment: its owner does. What refers to it keeps it mapped."""
@@ -136,7 +154,7 @@ class Borrower:
             self.discard(number)
 
     def _on_gone(self, segment: _Segment, count: int) -> None:
-        self.released.append((segment.number, count, segment.spoiled))
+        self.released.append((segment.number, count, segment.spoiled, segment.is_lost))
         if self._notify is not None:
             self._notify()
 

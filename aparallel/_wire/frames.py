@@ -41,8 +41,9 @@ To the parent::
     busy     nanoseconds that the calls of this frame ran
 
 Segments are pieces of shared memory (``_transfer/lending.py``). Each direction numbers its own. A descriptor goes
-with the first byte of its frame. *Given back*: [(number, count, spoiled)]; of what was lent, so many references
-are gone, and *spoiled* says that a fork may still read it.
+with the first byte of its frame. *Given back*: [(number, count, spoiled, lost)]; of what was lent, so many references
+are gone; *spoiled* says that a fork may still read it, *lost* that the descriptor found no room, so that it has to be
+sent again.
 
 Who owns a call that was sent but may not have started? The worker claims each call before it starts
 it, by writing its number into shared memory (``outbox``), and then looks at a counter of recalls there.

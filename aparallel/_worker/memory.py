@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from aparallel._transfer.borrowing import Loan
+    from aparallel._transfer.borrowing import GivenBack, Loan
     from aparallel._transfer.lending import Segment
     from aparallel._transfer.shared_memory import Mapping
 
@@ -96,18 +96,18 @@ class WorkerMemory:
             self._introduced.discard(segment.number)
             self._discarded.append(segment.number)
 
-    def update(self, discarded: list[int], given_back: list[tuple[int, int, bool]], free_unused: bool) -> None:
+    def update(self, discarded: list[int], given_back: list[GivenBack], free_unused: bool) -> None:
         """Take in what the parent tells."""
         for number in discarded:
             self.borrower.discard(number)
-        for number, count, spoiled in given_back:
+        for number, count, spoiled, lost in given_back:
             segment = self._lender.segments.get(number)
             if segment is not None:
-                segment.take_back(count, spoiled)
+                segment.take_back(count, spoiled or lost)  # what is lost there is of no use again either
         segments = self._lender.segments.values()
         self._drop([segment for segment in segments if segment.is_free and (free_unused or segment.spoiled)])
 
-    def news(self) -> tuple[list[int], list[tuple[int, int, bool]]] | None:
+    def news(self) -> tuple[list[int], list[GivenBack]] | None:
         """Return what the parent does not know yet: segments discarded, and loans given back; None if nothing."""
         released = self.borrower.released
         if not released and not self._discarded:
