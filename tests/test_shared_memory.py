@@ -605,6 +605,11 @@ def where(array: Any) -> str:
     raise AssertionError("it is mapped nowhere")
 
 
+def _mapped_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
 @on_one_loop
 class TestShortage:
     @pytest.mark.parametrize("kind", ["refused", "missing", "full"])
@@ -757,12 +762,25 @@ class TestShortage:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             assert await pool.run(total, np.ones(50_000)) == 50_000
 
+    async def test_what_cannot_be_mapped_here_for_want_of_memory_is_not_shared_and_says_so(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        array = np.ones(40 * MB // 8)
+        async with Pool(1) as pool:
+            (await pool.share(np.ones(3))).close()  # its thread, which takes memory, is there
+            resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes() + 16 * MB, hard))
+            try:
+                with pytest.raises(SharedMemoryError, match=r"could not be mapped.*Free memory"):
+                    await pool.share(array)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+            async with pool.share(array) as shared:
+                assert await pool.run(total, shared) == len(array)
+
     async def test_a_limit_on_a_workers_memory_fails_the_call_clearly_and_the_worker_lives(self) -> None:
         def limit() -> None:
             import numpy as np  # noqa: F401
 
-            with open("/proc/self/statm") as file:
-                used = int(file.read().split()[0]) * resource.getpagesize()
+            used = _mapped_bytes()
             resource.setrlimit(resource.RLIMIT_AS, (used + 32 * (1 << 20), used + 32 * (1 << 20)))
 
         async with Pool(1, max_nbytes=1000, initializer=by_value(limit)) as pool:

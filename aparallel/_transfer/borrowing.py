@@ -6,14 +6,14 @@ import os
 import weakref
 from collections import deque
 
-from aparallel._transfer.shared_memory import Mapping
+from aparallel._transfer.shared_memory import mapped
 from aparallel.errors import SharedMemoryError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aparallel._transfer.shared_memory import Mode
+    from aparallel._transfer.shared_memory import Mapping, Mode
 
     # The segment's number, how many references to it are gone, and whether it is spoiled, and lost.
     GivenBack = tuple[int, int, bool, bool]
@@ -57,10 +57,7 @@ class _Segment:
                 f"Close what leaks them, or raise the limit (ulimit -n).",
                 nbytes=self.size,
             )
-        try:
-            return Mapping(self.fd, self.size, mode)
-        except OSError as error:
-            raise SharedMemoryError(f"{error.strerror}. Free memory or raise its limit.", nbytes=self.size) from error
+        return mapped(self.fd, self.size, mode)
 
     def close(self) -> None:
         fd, self.fd = self.fd, None

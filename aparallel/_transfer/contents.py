@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from aparallel._transfer.shared_memory import Mapping
+from aparallel._transfer.shared_memory import mapped
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ class Content:
         return self.hold.segment
 
     def digest(self) -> bytes:
+        """Return its hash.
+
+        Raises:
+            SharedMemoryError: it has to be mapped for that, and cannot be.
+        """
         if self._digest is None:
-            mapping = self.segment.mapping or Mapping(self.segment.fd, self.segment.size, "r")
+            mapping = self.segment.mapping or mapped(self.segment.fd, self.segment.size, "r")
             self._digest = xxhash.xxh3_128_digest(mapping.view(self.offset, self.nbytes, readonly=True))
         return self._digest
 
@@ -63,8 +68,12 @@ class SharedContent(Content):
         self.closed = False
 
     def map(self) -> Any:
-        """Map it here, as an array of bytes that keeps it."""
-        mapping = Mapping(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
+        """Map it here, as an array of bytes that keeps it.
+
+        Raises:
+            SharedMemoryError: it cannot be mapped.
+        """
+        mapping = mapped(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
         self.address = mapping.address + self.offset
         _mapped.add(self)
         return mapping.view(self.offset, self.nbytes, readonly=self.mode != "r+", keep=self)

@@ -158,6 +158,20 @@ class Mapping:
         return np.asarray(Window(self, offset, size, readonly, keep))
 
 
+def mapped(fd: int, size: int, mode: Mode) -> Mapping:
+    """Return a mapping.
+
+    Raises:
+        SharedMemoryError: no memory, or no more mappings.
+    """
+    try:
+        return Mapping(fd, size, mode)
+    except OSError as error:
+        from aparallel.errors import SharedMemoryError
+
+        raise SharedMemoryError(f"{error.strerror}. Free memory or raise its limit.", nbytes=size) from error
+
+
 class Window:
     """A part of a mapping, told to NumPy by its array interface: the base of all arrays that lie in it.
 
