@@ -56,6 +56,16 @@ def under_other_names(array: Any) -> Iterator[Any]:
     return (call(fn)(array, number, key=number) for number in NUMBERS)
 
 
+def with_variables(array: Any) -> Iterator[Any]:
+    step, offset = 3, 1.5
+    for number in range(3):
+        start = number * step
+        stop = start + step
+        yield delayed(total)(array, start, stop, start * offset)
+
+
+STEP = 4
+
 STILL: dict[str, Callable[[Any], Iterator[Any]]] = {
     "a generator": loop,
     "a range": lambda a: (delayed(total)(a, n) for n in range(3)),
@@ -69,6 +79,10 @@ STILL: dict[str, Callable[[Any], Iterator[Any]]] = {
     "without end": lambda a: (delayed(total)(a) for _ in itertools.repeat(None)),
     "the module": lambda a: (aparallel.delayed(total)(a) for _ in NUMBERS),
     "other names": under_other_names,
+    "computed": lambda a: (delayed(total)(a, n * 2, -1 - n, n / 3, (n + 1) % 2 << 3) for n in range(3)),
+    "parts": lambda a: (delayed(total)(a, slice(n, min(n + STEP, len(a)))) for n in range(0, len(a), STEP)),
+    "the rest": lambda a: (delayed(total)(a, slice(None, abs(n), None)) for n in range(3)),
+    "computed from variables": with_variables,
     "calls": lambda _: (call for call in CALLS),
     "an iterator of calls": lambda _: iter(CALLS),
 }
@@ -122,9 +136,34 @@ def filled(array: Any, value: int) -> Any:
     return array
 
 
+def adding_up(array: Any) -> Iterator[Any]:
+    total_of = array
+    for number in range(3):
+        yield delayed(total)(array, number)
+        total_of += number
+
+
+def least_by_anything(array: Any) -> Iterator[Any]:
+    def key(number: int) -> int:
+        array.fill(number)
+        return number
+
+    return (delayed(total)(array, min(number, 2, key=key)) for number in range(3))
+
+
 class Index:
     def __init__(self, array: Any) -> None:
         self.array = array
+
+    def __add__(self, number: int) -> Any:
+        return self.refilled
+
+    def __len__(self) -> int:
+        return len(self.refilled)
+
+    def __lt__(self, other: Any) -> bool:
+        self.array += 1
+        return True
 
     @property
     def refilled(self) -> Any:
@@ -172,6 +211,13 @@ CHANGING: dict[str, Callable[[Any], Iterator[Any]]] = {
     "taken apart": lambda a: (delayed(total)(b, n) for b, n in [Index(a), Index(a)]),
     "taken apart in pairs": lambda a: (delayed(total)(b, n) for _, (b, n) in enumerate([Index(a), Index(a)])),
     "taken apart later": taken_apart_later,
+    "adding up": adding_up,
+    "an operator of anything": lambda a: (delayed(total)(a, index + 1) for index in [Index(a), Index(a)]),
+    "an operator of a variable": lambda a: (delayed(total)(a, index + n) for index in [Index(a)] for n in range(2)),
+    "an operator in pairs": lambda a: (delayed(total)(a, i + n) for n, i in enumerate([Index(a), Index(a)])),
+    "the length of anything": lambda a: (delayed(total)(a, len(index)) for index in [Index(a), Index(a)]),
+    "the least of anything": lambda a: (delayed(total)(a, min(i, i).array[0]) for i in [Index(a), Index(a)]),
+    "the least by anything": least_by_anything,
     "a sign": lambda a: (delayed(total)(+index) for index in [Index(a), Index(a)]),
     "spread out": lambda a: (delayed(total)(*index) for index in [Index(a), Index(a)]),
 }
@@ -280,7 +326,7 @@ class TestOneLook:
 
         def counted() -> Iterator[Any]:
             for _ in range(10):
-                yield delayed(total)(array, len(NUMBERS))
+                yield delayed(total)(array, sum(NUMBERS))
 
         async with Pool(2, max_nbytes=1000) as pool:
             assert await pool.gather(counted(), pre_dispatch="all") == [2000] * 10
