@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(header(plan, baseline), flush=True)
     turns = list(run_rounds(plan, say=lambda line: print(line, file=sys.stderr, flush=True)))
     report = Report.of(turns)
-    print(f"\n{report.text()}\n\ntook {time.monotonic() - started:.0f} s")
+    print(f"\n{report.text(baseline.seconds_per_mb)}\n\ntook {time.monotonic() - started:.0f} s")
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(plan, baseline, report, turns), indent=1, ensure_ascii=False))
     return int(any(turn.failed for turn in turns))
@@ -116,6 +116,7 @@ def as_json(plan: Plan, baseline: Baseline, report: Report, turns: Sequence[Turn
         "scale": plan.setting.scale.name,
         "versions": versions(plan),
         "baseline": asdict(baseline),
+        "floors": report.floors(baseline.seconds_per_mb),
         "rows": [{**asdict(row), "unit": row.unit.value} for row in report.rows],
         "targets": [asdict(verdict) for verdict in report.verdicts()],
         "losses": report.losses(),

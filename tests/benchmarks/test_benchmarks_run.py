@@ -233,7 +233,8 @@ def test_command_runs_at_full_scale_unless_told_otherwise(monkeypatch: pytest.Mo
         return []
 
     monkeypatch.setattr(run, "header", lambda plan, baseline: "")
-    monkeypatch.setattr(Baseline, "measure", lambda n_jobs: None)
+    nothing = Lag(0.0, 0.0, 0.0)
+    monkeypatch.setattr(Baseline, "measure", lambda n_jobs: Baseline(nothing, nothing, nothing, 0.0, 0.0))
     monkeypatch.setattr(run, "run_rounds", note)
 
     for arguments in ([], ["--quick"], ["--scale=tiny", "one_call", "--seconds=7"]):
@@ -324,6 +325,31 @@ class TestReport:
             "long_stream, per call: aparallel 5.00 µs/call; better: joblib 2.00, loky 2.00",
             "long_stream, peak memory: aparallel 5.00 MB; better: joblib 2.00",
         ]
+
+    def test_tells_how_many_times_the_floor_everybody_takes(self) -> None:
+        figures = {"20 calls": 0.3, "peak memory": 1.0, "peak memory, shared": 1.0}
+        report = Report.of(
+            [
+                Turn("shared_array", name, Measurement({**figures, "20 calls": value}, copied_mb={"20 calls": 200.0}))
+                for name, value in (("aparallel", 0.3), ("ray", 0.4))
+            ]
+        )
+        assert report.floors(0.001) == [["shared_array, 20 calls", "0.200 s", "aparallel 1.50, ray 2.00"]]
+        assert "shared_array, 20 calls  0.200 s  aparallel 1.50, ray 2.00" in report.text(0.001)
+        assert report.floors(0.0) == []
+
+    def test_the_shared_part_of_memory_is_told_and_is_no_loss(self) -> None:
+        turns = [
+            Turn(
+                "shared_array", name, Measurement({"20 calls": 1.0, "peak memory": 9.0, "peak memory, shared": shared})
+            )
+            for name, shared in (("aparallel", 8.0), ("ray", 2.0))
+        ]
+        report = Report.of(turns)
+        row = report.row("shared_array", "peak memory, shared", "ray")
+        assert row is not None
+        assert (row.value, row.ratio) == (2.0, None)
+        assert report.losses() == []
 
     def test_does_not_claim_to_win_unmeasured(self) -> None:
         text = Report.of([turn_of("one_call", "joblib", 1.0)]).text()

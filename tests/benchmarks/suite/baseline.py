@@ -21,6 +21,8 @@ SLICE = 0.0005
 
 COROUTINES = 5_000
 
+WRITTEN_MB = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -37,6 +39,11 @@ class Baseline:
     write_ms: float
     """ms to write 200 MB into new anonymous memory once: the floor under the works on arrays. 0 where there is none."""
 
+    @property
+    def seconds_per_mb(self) -> float:
+        """To write one into new memory."""
+        return self.write_ms / 1e3 / WRITTEN_MB
+
     @classmethod
     def measure(cls, n_jobs: int, seconds: float = 0.5) -> Self:
         idle = asyncio.run(_lag(asyncio.sleep(seconds)))
@@ -47,7 +54,7 @@ class Baseline:
         return cls(idle, idle_beside_busy, working_beside_busy, gather_us, _write_ms())
 
 
-def _write_ms(megabytes: int = 200, repetitions: int = 5) -> float:
+def _write_ms(repetitions: int = 5) -> float:
     if not hasattr(os, "memfd_create"):
         return 0.0
     block = bytes(1_000_000)
@@ -55,7 +62,7 @@ def _write_ms(megabytes: int = 200, repetitions: int = 5) -> float:
     for _ in range(repetitions):
         fd = os.memfd_create("baseline")
         started = time.perf_counter()
-        for _ in range(megabytes):
+        for _ in range(WRITTEN_MB):
             os.write(fd, block)
         runs.append(time.perf_counter() - started)
         os.close(fd)

@@ -46,6 +46,7 @@ class SystemMemory:
     def __enter__(self) -> Self:
         gc.collect()
         self._before = self._peak = _used_bytes()
+        self._shared_before = self._shared_peak = _shared_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -60,19 +61,33 @@ class SystemMemory:
         """MB (10^6 bytes), at its highest so far."""
         return max(self._peak - self._before, 0) / 1e6
 
+    @property
+    def shared_growth(self) -> float:
+        """The same of shared memory alone."""
+        return max(self._shared_peak - self._shared_before, 0) / 1e6
+
     def _watch(self) -> None:
         while not self._done.wait(self.period):
             self._peak = max(self._peak, _used_bytes())
+            self._shared_peak = max(self._shared_peak, _shared_bytes())
 
 
 def _used_bytes() -> int:
     """Bytes of anonymous and of shared memory in use."""
+    return _bytes_of("AnonPages", "Shmem")
+
+
+def _shared_bytes() -> int:
+    return _bytes_of("Shmem")
+
+
+def _bytes_of(*names: str) -> int:
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
         return 0
     fields = {line.partition(":")[0]: line.split()[1] for line in meminfo.splitlines()}
-    return 1024 * (int(fields["AnonPages"]) + int(fields["Shmem"]))
+    return 1024 * sum(int(fields[name]) for name in names)
 
 
 def _peak_bytes() -> int:

@@ -39,6 +39,8 @@ class Row:
     calls: int | None
     lag: Lag | None
     """The medians of the rounds' percentiles, and the worst of their maxima."""
+    copied_mb: float | None = None
+    """What has to be written into new memory once, at least; None where that is not what it is about."""
     ratio: float | None = None
     """To aparallel in the same run: above 1, aparallel is better. None where the two cannot be compared: time
     is told per call, but the memory for fewer calls is another matter."""
@@ -140,8 +142,22 @@ class Report:
         outcome = "not measured" if measured is None else "reached" if is_reached else "missed"
         return Verdict(target.text, outcome, measured)
 
-    def text(self) -> str:
+    def floors(self, seconds_per_mb: float) -> list[list[str]]:
+        """For every figure that is about copying: the time of one copy, and how many of those each contender took."""
+        lines = []
+        for ours in self.rows:
+            if ours.contender == OURS and ours.copied_mb is not None and seconds_per_mb > 0:
+                floor = ours.copied_mb * seconds_per_mb
+                each = [f"{row.contender} {number(row.value / floor)}" for row in (ours, *self._peers(ours))]
+                lines.append([f"{ours.work}, {ours.figure}", f"{number(floor)} s", ", ".join(each)])
+        return lines
+
+    def text(self, seconds_per_mb: float = 0.0) -> str:
+        """Everything. *seconds_per_mb*: what it takes to write a megabyte into new memory; 0 if that is not known."""
         sections = [_table(self.rows)]
+        if floors := self.floors(seconds_per_mb):
+            title = "the floor, one copy into new memory, and how many times as long it took"
+            sections.append(_section(title, _aligned(floors, right=(1,))))
         if self.not_measured:
             sections.append(_section("not measured", _reasons(self.not_measured)))
         targets = [[verdict.text, number(verdict.measured), verdict.outcome] for verdict in self.verdicts()]
@@ -169,7 +185,7 @@ def _rows(measured: dict[tuple[str, str], list[Turn]]) -> Iterator[Row]:
                 if (work.name, entry.name) in measured
             ]
             ours = next((row for row in rows if row.contender == OURS), None)
-            yield from (_with_ratio(row, ours) for row in rows)
+            yield from rows if figure.is_part else (_with_ratio(row, ours) for row in rows)
 
 
 def _row(figure: Figure, turns: Sequence[Turn]) -> Row:
@@ -188,6 +204,7 @@ def _row(figure: Figure, turns: Sequence[Turn]) -> Row:
         rounds=len(values),
         calls=min(calls, default=None),
         lag=_lag_of_rounds(lags) if lags else None,
+        copied_mb=measurements[0].copied_mb.get(figure.name),
     )
 
 

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Generic, TypeVar
 
@@ -80,6 +80,8 @@ class Measurement:
     """None where no loop ran."""
     calls: int | None = None
     """How many calls the figures rest on; None where calls are not what it is about."""
+    copied_mb: Mapping[str, float] = field(default_factory=dict)
+    """Of the figures under which lies a floor: how many MB have to be written into new memory once, at least."""
 
 
 class Unit(Enum):
@@ -101,6 +103,8 @@ class Figure:
 
     name: str
     unit: Unit
+    is_part: bool = False
+    """Of another figure: neither good nor bad by itself."""
 
 
 class Work(ABC, Generic[C]):

@@ -26,6 +26,18 @@ def numbers_in(megabytes: float, setting: Setting) -> int:
     return round(max(2.0, megabytes * setting.scale.share) * MEGABYTE) // 8
 
 
+MEMORY = (Figure("peak memory", Unit.MEGABYTES), Figure("peak memory, shared", Unit.MEGABYTES, is_part=True))
+
+
+def peaks(memory: SystemMemory) -> dict[str, float]:
+    """The figures of MEMORY."""
+    return dict(zip((figure.name for figure in MEMORY), (memory.growth, memory.shared_growth), strict=True))
+
+
+def megabytes(*arrays: Array) -> float:
+    return sum(array.nbytes for array in arrays) / MEGABYTE
+
+
 class ArrayWork(ParallelWork):
     contenders = ROSTER
 
@@ -45,7 +57,7 @@ class OneArray(ArrayWork):
         Figure("from a generator", Unit.SECONDS),
         Figure("from one that runs code", Unit.SECONDS),
         Figure("unchanged, again", Unit.SECONDS),
-        Figure("peak memory", Unit.MEGABYTES),
+        *MEMORY,
     )
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
@@ -63,8 +75,9 @@ class OneArray(ArrayWork):
                         taken["from a generator"].append(await self.do(contender, second, calls, as_list=False))
                         running = await self.do(contender, third, calls, as_list=False, running_code=True)
                         taken["from one that runs code"].append(running)
-            peak = memory.growth
-        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag, calls)
+            peak = peaks(memory)
+        copied = dict.fromkeys((name for name in taken if "again" not in name), megabytes(array))
+        return Measurement({**{name: median(taken[name]) for name in taken}, **peak}, meter.lag, calls, copied)
 
     async def do(
         self, contender: Contender, array: Array, calls: int, *, as_list: bool, running_code: bool = False
@@ -81,16 +94,18 @@ class OneArray(ArrayWork):
 class SharedArray(ArrayWork):
     name = "shared_array"
     title = "the same, put there once by name"
-    figures = (Figure("20 calls", Unit.SECONDS),)
+    figures = (Figure("20 calls", Unit.SECONDS), *MEMORY)
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         array = np.random.default_rng(0).random(numbers_in(200, setting))
         fresh = [array.copy() for _ in range(self.repetitions(setting))]
         async with warm(contender, setting.n_jobs):
             calls = await affordable(lambda calls: self.do(contender, array, calls), setting)
-            async with LagMeter() as meter:
-                taken = [await self.do(contender, one, calls) for one in fresh]
-        return Measurement({"20 calls": median(taken)}, meter.lag, calls)
+            with SystemMemory() as memory:
+                async with LagMeter() as meter:
+                    taken = [await self.do(contender, one, calls) for one in fresh]
+            peak = peaks(memory)
+        return Measurement({"20 calls": median(taken), **peak}, meter.lag, calls, {"20 calls": megabytes(array)})
 
     async def do(self, contender: Contender, array: Array, calls: int) -> float:
         async def share_and_map() -> Sequence[float]:
@@ -113,20 +128,22 @@ class ArrayResults(ArrayWork):
     figures = (
         Figure("8 of 50 MB", Unit.SECONDS),
         Figure("100 of 1 MB", Unit.SECONDS),
-        Figure("peak memory", Unit.MEGABYTES),
+        *MEMORY,
     )
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
         taken: dict[str, list[float]] = {"8 of 50 MB": [], "100 of 1 MB": []}
         async with warm(contender, setting.n_jobs):
             await self.do(contender, 8, 1_000)
+            sizes = {"8 of 50 MB": (8, numbers_in(50, setting)), "100 of 1 MB": (setting.scale.calls(100), 140_000)}
             with SystemMemory() as memory:
                 async with LagMeter() as meter:
                     for _ in range(self.repetitions(setting)):
-                        taken["8 of 50 MB"].append(await self.do(contender, 8, numbers_in(50, setting)))
-                        taken["100 of 1 MB"].append(await self.do(contender, setting.scale.calls(100), 140_000))
-            peak = memory.growth
-        return Measurement({**{name: median(taken[name]) for name in taken}, "peak memory": peak}, meter.lag)
+                        for name, (calls, size) in sizes.items():
+                            taken[name].append(await self.do(contender, calls, size))
+            peak = peaks(memory)
+        copied = {name: calls * size * 8 / MEGABYTE for name, (calls, size) in sizes.items()}
+        return Measurement({**{name: median(taken[name]) for name in taken}, **peak}, meter.lag, copied_mb=copied)
 
     async def do(self, contender: Contender, calls: int, size: int) -> float:
         seconds, results = await timed(contender.map_list(fill, [(size, float(number)) for number in range(calls)]))
@@ -142,7 +159,7 @@ class ArrayTraffic(ArrayWork):
     figures = (
         Figure("1,000 of 1 MB", Unit.SECONDS),
         Figure("100 MB, 10 times", Unit.SECONDS),
-        Figure("peak memory", Unit.MEGABYTES),
+        *MEMORY,
     )
 
     async def measure(self, contender: Contender, setting: Setting) -> Measurement:
@@ -155,11 +172,12 @@ class ArrayTraffic(ArrayWork):
                 async with LagMeter() as meter:
                     many, results = await timed(contender.map(probe, OwnArrays(own, calls)))
                     back = await self.there_and_back(contender, large, 10)
-            peak = memory.growth
+            peak = peaks(memory)
         for number, result in enumerate(results):
             if result != expected(own + number, number):
                 raise WrongResult(f"call {number} got another array than its own")
-        return Measurement({"1,000 of 1 MB": many, "100 MB, 10 times": back, "peak memory": peak}, meter.lag, calls)
+        copied = {"1,000 of 1 MB": calls * megabytes(own), "100 MB, 10 times": 10 * 2 * megabytes(large)}
+        return Measurement({"1,000 of 1 MB": many, "100 MB, 10 times": back, **peak}, meter.lag, calls, copied)
 
     async def there_and_back(self, contender: Contender, array: Array, times: int) -> float:
         async def go() -> Array:
