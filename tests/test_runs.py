@@ -143,8 +143,19 @@ async def test_cancelled_calls_do_not_pile_up_behind_one_that_waits(queue: RunQu
         queue.drop(*enter(queue, argument))
     del argument
     gc.collect()
-    assert sum(reference() is not None for reference in watched) <= MESSAGE_CALLS + 2
+    assert sum(reference() is not None for reference in watched) <= 1
     assert take_all(queue) == [None]
+
+
+async def test_what_cancelled_calls_bring_along_is_let_go_of_when_none_waits_any_more(queue: RunQueue) -> None:
+    argument = Argument()
+    watched = weakref.ref(argument)
+    first, second = enter(queue, argument), enter(queue, argument)
+    del argument
+    queue.drop(*first)
+    queue.drop(*second)
+    assert watched() is None
+    assert queue.head() is None
 
 
 async def test_an_outcome_is_told_to_its_own_call_and_then_forgotten(queue: RunQueue) -> None:

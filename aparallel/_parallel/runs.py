@@ -142,12 +142,15 @@ class RunQueue(Queue):
         return self.pending[0] if self.pending else None
 
     def drop(self, runs: Runs, index: int) -> None:
-        """Forget a pending call. It is passed over, not searched for, until there are many such."""
+        """Forget a pending call. It is passed over, not searched for, until as many are wanted no more as are.
+
+        So what it brings along, which may be large, is let go of soon, at a few steps for each call.
+        """
         runs.futures[index] = None
         self.count -= 1
         self.tally.calls -= 1
         self.holes += 1
-        if self.holes > self.count + MESSAGE_CALLS:
+        if self.holes > self.count:
             wanted = [part for batch in self.pending for part in still_wanted(batch)]
             self.pending.clear()
             self.pending.extend(wanted)
