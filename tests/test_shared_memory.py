@@ -77,6 +77,16 @@ def divide_by_first(array: Any) -> float:
 
 
 @by_value
+def refuse(array: Any) -> None:
+    try:
+        int(array)
+    except TypeError as reason:
+        cause = reason
+    error = ValueError("refused")
+    raise error from cause
+
+
+@by_value
 def worker_state() -> tuple[int, int]:
     """Our mappings and descriptors of shared memory in a worker."""
     with open("/proc/self/maps") as maps:
@@ -239,6 +249,15 @@ class TestResults:
             await assert_freed_without_collector(lambda: attempt(pool))
             memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
             assert all(segment.is_free for segment in memory.lender.segments.values())
+
+    async def test_a_worker_lets_go_of_the_arguments_of_failed_calls_without_its_garbage_collector(self) -> None:
+        async with Pool(1, max_nbytes=1000, initializer=gc.disable) as pool:
+            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
+            for _ in range(5):
+                with pytest.raises(ValueError, match="refused"):
+                    await pool.run(refuse, np.zeros(50_000))
+            await pool.run(same, 0)
+            assert all(segment.lent == 0 for segment in memory.lender.segments.values())
 
     async def test_gathers_of_ever_new_arrays_write_into_the_memory_of_the_last(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool:

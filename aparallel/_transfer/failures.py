@@ -39,13 +39,33 @@ _IN_STREAM = OutOfBand(NEVER, None)
 
 
 def describe_failure(error: BaseException, stage: str) -> bytes:
-    """Describe *error* for the parent. Never raises for what the error is."""
+    """Describe *error* for the parent, and part it from its frames. Never raises for what the error is."""
     # The first frame is the worker's own loop, which tells the user nothing.
     own = error.__traceback__
     shown = own.tb_next if own is not None and own.tb_next is not None and stage == RUNNING else own
-    return dumps(
-        (stage, qualified_name(type(error)), text_of(error), format_error(error, shown), pickle_chain(error)), 5
-    )
+    try:
+        return dumps(
+            (stage, qualified_name(type(error)), text_of(error), format_error(error, shown), pickle_chain(error)), 5
+        )
+    finally:
+        _part_from_frames(error)
+
+
+def _part_from_frames(error: BaseException) -> None:
+    """Drop the tracebacks of *error* and of what it came from.
+
+    A frame that has its own error in a variable is in a cycle with it, and the call's arrays with them: their memory
+    would wait for the garbage collector, which a worker rarely gives cause to run.
+    """
+    seen: list[BaseException] = []
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is None or any(link is other for other in seen) or len(seen) > _LONGEST_CHAIN:
+            continue
+        seen.append(link)
+        BaseException.with_traceback(link, None)
+        links += link.__cause__, link.__context__, *(link.exceptions if isinstance(link, BaseExceptionGroup) else ())
 
 
 def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
