@@ -18,7 +18,7 @@ from aparallel._ground.hop import pause
 from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import Reference, Strided, memmap_in, owner_of
-from aparallel._transfer.contents import Content, SharedContent
+from aparallel._transfer.contents import Content, SharedContent, digest
 from aparallel._transfer.lending import Lender, Raw, Segment, fits
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
@@ -45,7 +45,7 @@ _FORGOTTEN_COUNT = 4096
 
 def digest_of(source: Any) -> bytes:
     if isinstance(source, Raw):
-        return xxhash.xxh3_128_digest(source.view)
+        return digest(source.view)
     hasher = xxhash.xxh3_128()
     for piece in source.pieces():
         hasher.update(piece)

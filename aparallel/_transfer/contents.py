@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from aparallel._transfer.shared_memory import Mode
 
 
+def digest(data: Any) -> bytes:
+    """Return the hash of bytes in one piece, whatever their size without the GIL."""
+    hasher = xxhash.xxh3_128()  # xxh3_128_digest() lets go of the GIL only from xxhash 4.0 on
+    hasher.update(data)
+    return hasher.digest()
+
+
 class Content:
     """Bytes in a segment, as they were when they were written. Nobody changes them.
 
@@ -44,7 +51,7 @@ class Content:
         """
         if self._digest is None:
             mapping = self.segment.mapping or mapped(self.segment.fd, self.segment.size, "r")
-            self._digest = xxhash.xxh3_128_digest(mapping.view(self.offset, self.nbytes, readonly=True))
+            self._digest = digest(mapping.view(self.offset, self.nbytes, readonly=True))
         return self._digest
 
 
