@@ -26,6 +26,7 @@ from traveling import by_value
 
 from aparallel import Pool, delayed
 from aparallel._ground.room import Room, parse_available
+from aparallel._transfer import borrowing
 from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.lending import Hold, Lender, NoDescriptorError, Raw
@@ -295,6 +296,24 @@ class TestResults:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert [float(result[0]) for result in results] == list(range(600))
         assert all((result == i).all() for i, result in enumerate(results))
+
+    async def test_beyond_many_mappings_small_results_are_copied_and_their_memory_is_given_back_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with Pool(1, max_nbytes=1000) as pool:
+            mapped = [await pool.run(full, 8000, value) for value in range(3)]
+            monkeypatch.setattr(borrowing, "_MANY_MAPPINGS", len(Mapping.alive))
+            before = mapped_here()
+            copied = [await pool.run(full, 8000, value) for value in range(3, 20)]
+            assert mapped_here() == before
+            copied[-1] += 1
+            large = await pool.run(full, MB, 1.0)
+            assert mapped_here() == before + 1
+            monkeypatch.undo()
+            again = [await pool.run(full, 8000, value) for value in range(30, 35)]
+            assert [int(array[-1]) for array in [*mapped, *copied, *again]] == [*range(19), 20, *range(30, 35)]
+            assert large.sum() == MB // 8
+            assert (await pool.run(worker_state))[1] <= len(mapped) + len(again) + 4
 
 
 # Arguments that stay
@@ -1029,6 +1048,23 @@ class TestBorrower:
         assert list(borrower.released) == [(7, 3, False, False)]
         assert told == [1]
         borrower.close()
+
+    def test_what_cannot_be_mapped_is_copied_and_counts_as_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(fd: int, size: int, mode: object) -> Mapping:
+            raise SharedMemoryError("no more mappings, says the test", nbytes=size)
+
+        monkeypatch.setattr(borrowing, "mapped", refuse)
+        borrower = Borrower()
+        fd = create_in_memory(4096)
+        os.pwrite(fd, b"content", 0)
+        borrower.introduce(1, 4096, fd, keep=False)
+        array = np.frombuffer(borrower.lend(1).view(3, 4, "r+"), np.uint8)
+        assert list(borrower.released) == [(1, 1, False, True)]
+        borrower.close()
+        assert array.tobytes() == b"tent"
+        array[0] = 0
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
 
     def test_what_is_discarded_stays_mapped_while_it_is_referred_to(self) -> None:
         before = mapped_here()

@@ -6,17 +6,41 @@ import os
 import weakref
 from collections import deque
 
-from aparallel._transfer.shared_memory import mapped
+from aparallel._transfer.shared_memory import Mapping, mapped
 from aparallel.errors import SharedMemoryError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, TypeAlias
 
-    from aparallel._transfer.shared_memory import Mapping, Mode
+    from aparallel._transfer.shared_memory import Mode
 
     # The segment's number, how many references to it are gone, and whether it is spoiled, and lost.
     GivenBack = tuple[int, int, bool, bool]
+    Mapped: TypeAlias = "Mapping | _Copy"
+
+
+# With so many mappings here, what is small is copied instead: of the 65,000 that a process may have, the rest is needed
+# for what is large, and for its heap, its threads and its libraries.
+_MANY_MAPPINGS = 16_384
+_SMALL_BYTES = 256 * 1024
+
+
+class _Copy:
+    """What a segment held when it came, in memory of this process. In place of a mapping."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._data = bytearray(size)
+        filled = 0
+        while filled < size and (count := os.preadv(fd, [memoryview(self._data)[filled:]], filled)):
+            filled += count
+
+    def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:
+        """Return a part as an array of bytes. It is the caller's: the segment, and *keep*, may go."""
+        import numpy as np
+
+        return np.frombuffer(self._data, np.uint8)[offset : offset + size]
 
 
 class _Segment:
@@ -26,13 +50,14 @@ class _Segment:
         spoiled: a fork of this process may have it mapped, too.
     """
 
-    __slots__ = ("failure", "fd", "maps", "number", "size", "spoiled")
+    __slots__ = ("copy", "failure", "fd", "maps", "number", "size", "spoiled")
 
     def __init__(self, number: int, size: int, fd: int | None) -> None:
         self.number = number
         self.size = size
         self.fd = fd
         self.maps: dict[Mode, Mapping] = {}
+        self.copy: _Copy | None = None
         # Why it could not be mapped when it came. Not the error: what that refers to would stay.
         self.failure = ""
         self.spoiled = False
@@ -42,7 +67,30 @@ class _Segment:
         """Whether nothing of it is left here: its descriptor found no room, or it could not be mapped."""
         return self.fd is None and not self.maps
 
-    def mapping(self, mode: Mode) -> Mapping:
+    def take_over(self) -> None:
+        """Do without the descriptor from now on.
+
+        Raises:
+            SharedMemoryError: that takes more memory than there is, or there is no descriptor.
+        """
+        try:
+            if self.fd is not None and self.size <= _SMALL_BYTES and len(Mapping.alive) >= _MANY_MAPPINGS:
+                self.copy = _Copy(self.fd, self.size)
+            else:
+                self.mapping("r+")
+        except SharedMemoryError as error:
+            if self.fd is None:
+                raise
+            try:
+                self.copy = _Copy(self.fd, self.size)
+            except MemoryError:
+                raise error from None
+        finally:
+            self.close()
+
+    def mapping(self, mode: Mode) -> Mapped:
+        if self.copy is not None:
+            return self.copy
         if mode == "c":  # each has its own
             return self._map(mode)
         mapping = self.maps.get(mode)
@@ -75,7 +123,7 @@ class Loan:
         self._segment = segment
         self._count = count
 
-    def mapping(self, mode: Mode) -> Mapping:
+    def mapping(self, mode: Mode) -> Mapped:
         """Return the segment's mapping; with "c", a new one.
 
         Raises:
@@ -83,7 +131,7 @@ class Loan:
         """
         return self._segment.mapping(mode)
 
-    def view(self, offset: int, size: int, mode: Mode, mapping: Mapping | None = None) -> memoryview:
+    def view(self, offset: int, size: int, mode: Mode, mapping: Mapped | None = None) -> memoryview:
         """Return bytes of the segment, as *mapping* has them if that is given. What is made from them keeps the loan.
 
         Raises:
@@ -121,10 +169,9 @@ class Borrower:
         segment = self._segments[number] = _Segment(number, size, fd)
         if not keep:
             try:
-                segment.mapping("r+")
+                segment.take_over()
             except SharedMemoryError as error:
                 segment.failure = str(error)
-            segment.close()
 
     def lend(self, number: int, count: int = 1) -> Loan:
         """Take in references to a segment.

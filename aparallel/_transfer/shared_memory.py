@@ -20,7 +20,7 @@ from time import monotonic
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Literal
+    from typing import Any, ClassVar, Literal
 
     # "r": read-only; "c": private, copied on write; "r+": shared both ways.
     Mode = Literal["r", "c", "r+"]
@@ -126,11 +126,16 @@ def _sized(fd: int, size: int, folder: str | None = None) -> int:
 class Mapping:
     """A descriptor's first *size* bytes in this process's memory, until the object goes. The descriptor may be closed.
 
+    Attributes:
+        alive: where those of this process lie. A system gives it some 65,000 mappings, for all that it does.
+
     Raises:
         OSError: no memory, or no more mappings.
     """
 
     __slots__ = ("__weakref__", "address", "size")
+
+    alive: ClassVar[dict[int, None]] = {}
 
     def __init__(self, fd: int, size: int, mode: Mode, populate: bool = False) -> None:
         import ctypes
@@ -144,11 +149,13 @@ class Mapping:
             raise OSError(code, f"{size:,} bytes of shared memory could not be mapped: {os.strerror(code)}")
         self.address: int = address
         self.size = size
+        self.alive[address] = None
         if populate and sys.platform == "linux":
             _in_pieces(_libc().madvise, address, size, _POPULATE_WRITE)
 
     def __del__(self) -> None:
         if self.size and _libc is not None:  # else the interpreter is ending, and with it all memory
+            self.alive.pop(self.address, None)
             in_background(self.size, _in_pieces, _libc().munmap, self.address, self.size)
 
     def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from aparallel._transfer.borrowing import GivenBack, Loan
+    from aparallel._transfer.borrowing import GivenBack, Loan, Mapped
     from aparallel._transfer.lending import Segment
-    from aparallel._transfer.shared_memory import Mapping
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
 # Each costs a descriptor here.
@@ -44,7 +43,7 @@ class WorkerMemory:
     def load(self, blob: bytes | memoryview, parts: list[tuple[int, int, int, Any]], loans: dict[int, Loan]) -> Any:
         """Unpickle a call whose large buffers are *parts*: (segment, offset, size, mode)."""
         # Of each segment, a call has one private copy: mappings are not free, and a system has not many.
-        private: dict[int, Mapping] = {}
+        private: dict[int, Mapped] = {}
         buffers = []
         for number, offset, size, mode in parts:
             loan = loans[number]
