@@ -146,6 +146,9 @@ class Calls:
         is awaited. For thousands of calls at once: ``asyncio.gather`` takes futures as they are, and makes a task of
         each coroutine, which takes as long as all that a pool does for a call.
 
+        Arguments are taken as they are now, but for large ones of process workers (more than some 64 KB), which are
+        pickled or copied in a thread: do not change these before the future is done.
+
         Cancellation of the future, or of whoever awaits it, cancels the call; a running one has been stopped, as
         *on_cancel* says, when the future is cancelled. Dropping the future cancels nothing.
 
