@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -460,6 +461,31 @@ async def test_a_worker_runs_functions_that_travel_by_value_without_importing_cl
     factor = 2
     async with Pool(1) as pool:
         assert await pool.run(lambda x: (factor * x, math.floor(0.5), "cloudpickle" in sys.modules), 3) == (6, 0, False)
+
+
+def test_each_single_call_of_a_script_has_its_closure_as_it_was_when_it_was_made(tmp_path: Path) -> None:
+    """The first one, too, for which cloudpickle has to be imported."""
+    body = """
+    async def main():
+        async with Pool(2) as pool:
+            made = [pool.submit(lambda: step) for step in range(4)]
+            print("cloudpickle" in sys.modules, [await call for call in made])
+
+    for name in [name for name in sys.modules if "cloudpickle" in name or name.endswith(".by_value")]:
+        del sys.modules[name]
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "True [0, 1, 2, 3]\n"
+
+
+async def test_importable_functions_are_drawn_while_cloudpickle_is_being_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Pool(1) as pool:
+        # As a thread leaves it while it imports it: there, and still empty.
+        monkeypatch.setitem(sys.modules, "cloudpickle", types.ModuleType("cloudpickle"))
+        assert await pool.run(double, 1) == 2
+        assert await pool.gather(delayed(double)(x) for x in range(3)) == [0, 2, 4]
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:

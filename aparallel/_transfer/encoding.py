@@ -20,7 +20,9 @@ from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
 from aparallel._transfer.pickling import (
     PROTOCOL,
+    NotLoaded,
     is_by_value_registered,
+    load_by_value,
     pickle,
     pickle_in_slices,
     pickle_within,
@@ -340,6 +342,11 @@ class ProcessEncoder(Encoder):
                 if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
                     plain = False
             return function, args if plain else self._pickle((args, keywords, self._values()))
+        except (
+            NotLoaded
+        ):  # single calls are made in a loop that goes on: what a closure refers to is another thing then
+            load_by_value()
+            return self.encode(call)
         except TooLarge:
             return None
         except Exception as reason:

@@ -25,6 +25,11 @@ PROTOCOL = 5
 # Writing less than this takes no time that anyone waits for. Picklers write frames of at least 64 KB, and a rest.
 _SLICE = 16 * 1024
 MAIN = b"__main__"
+_BY_VALUE = "aparallel._transfer.by_value"
+
+
+class NotLoaded(TooLarge):
+    """It has to travel by value, and to import what that takes would hold the loop for 5 ms."""
 
 
 def pickle(obj: object, buffers: OutOfBand | None = None) -> bytes:
@@ -41,6 +46,11 @@ def pickle(obj: object, buffers: OutOfBand | None = None) -> bytes:
     return pickle_by_value(obj)
 
 
+def load_by_value() -> None:
+    """Import what pickling by value takes, here and now."""
+    import aparallel._transfer.by_value  # noqa: F401
+
+
 def pickle_by_value(obj: object) -> bytes:
     from aparallel._transfer.by_value import dumps_by_value
 
@@ -51,8 +61,8 @@ def pickle_within(obj: object, limit: int, buffers: OutOfBand | None = None) -> 
     """Pickle *obj*, giving up after about *limit* bytes: what may run on the event loop.
 
     Raises:
-        TooLarge: the pickle is larger, or *buffers* meets a large one, or what is needed is still to be imported; use
-            :func:`pickle_in_slices` in a thread.
+        TooLarge: the pickle is larger, or *buffers* meets a large one; use :func:`pickle_in_slices` in a thread.
+        NotLoaded: the same helps, once in a process, and lets workers start meanwhile; or call :func:`load_by_value`.
     """
     return _pickle_through(obj, _Bounded(limit), buffers)
 
@@ -81,8 +91,8 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> byte
             data = sink.take()
             if MAIN not in data:
                 return data
-    if isinstance(sink, _Bounded) and "cloudpickle" not in sys.modules:  # that takes 5 ms, in which workers can start
-        raise TooLarge
+    if isinstance(sink, _Bounded) and not hasattr(sys.modules.get(_BY_VALUE), "ByValuePickler"):
+        raise NotLoaded
     from aparallel._transfer.by_value import ByValuePickler
 
     sink.take()
@@ -164,5 +174,6 @@ class _Pausing(_Sink):
 
 def is_by_value_registered() -> bool:
     """Whether the user asked cloudpickle to send some modules by value."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+    # While another thread imports it, it is there and has nothing in it.
+    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    return registered is not None and bool(registered())
