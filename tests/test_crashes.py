@@ -23,6 +23,7 @@ from aparallel._wire import frames
 from aparallel.errors import (
     BrokenWorkerError,
     InitializerError,
+    PoolSaturatedError,
     RemoteCallError,
     RemoteTraceback,
     UnpicklableCallError,
@@ -492,6 +493,38 @@ class FrozenError(Exception):
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"cannot assign to {name!r}")
+
+
+class FunctionThatCannotBeRead:
+    """Its pickle is harmless; reading it fails with a text of *length* letters."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fail_at_length, (self.length,)
+
+    def __call__(self, number: int) -> int:
+        return number
+
+
+def fail_at_length(length: int) -> None:
+    raise ValueError("x" * length)
+
+
+@on_one_loop
+async def test_functions_that_cannot_be_rebuilt_fail_alone_and_count_for_no_time(pool: Pool) -> None:
+    """However long the texts are, which fill the outbox or go without it."""
+    functions: list[Any] = [FunctionThatCannotBeRead(100_000), *[FunctionThatCannotBeRead(3_000)] * 100]
+    async with asyncio.timeout(10):
+        results = await pool.gather([delayed(fn)(1) for fn in functions], batch_size=20, return_exceptions=True)
+        assert {type(result) for result in results} == {UnpicklableCallError}
+        # Had these calls counted for hours, those that wait would be said to take as long.
+        waiting = [pool.submit(time.sleep, 0.1) for _ in range(3)]
+        with pytest.raises(PoolSaturatedError) as caught:
+            await pool.run(time.sleep, 0.1, queue_timeout=0)
+        assert caught.value.retry_after is None or caught.value.retry_after < 10
+        await asyncio.gather(*waiting)
 
 
 @on_one_loop

@@ -280,8 +280,10 @@ class _Worker:
             if isinstance(function, bytes):
                 # What it imports is not the call's to answer for: a replacement would have to import it again.
                 self.head[STARTED] = _NEVER
-                function = self.functions[number] = loads(function)
-                self.head[STARTED] = monotonic_ns()
+                try:
+                    function = self.functions[number] = loads(function)
+                finally:
+                    self.head[STARTED] = monotonic_ns()
             arguments, keywords, variables = loads(blob) if parts is None else self._memory().load(blob, parts, loans)
             context = self._context_of(variables) if variables is not None else None
         except BaseException as error:
