@@ -378,6 +378,38 @@ async def test_a_forked_copy_that_fails_in_the_call_does_not_speak_for_the_worke
 
 
 @on_one_loop
+async def test_a_forked_copy_that_returns_an_array_does_not_put_its_own_in_place_of_the_workers(
+    pool: Pool, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy may go on"
+    os.mkfifo(path)
+
+    @by_value
+    def forks() -> Any:
+        import numpy as np
+
+        if pid := os.fork():
+            return pid
+        path.read_bytes()
+        return np.zeros(1_000_000)
+
+    @by_value
+    def ones(copy: int) -> Any:
+        import numpy as np
+
+        if copy:
+            os.waitpid(copy, 0)
+        return np.ones(1_000_000)
+
+    copy = await pool.run(forks)
+    await pool.run(ones, 0)
+    for _ in range(5):  # that result's memory has been given back by then, and is the next one's
+        await pool.run(abs, 1)
+    path.write_bytes(b"go")
+    assert (await pool.run(ones, copy) == 1).all()
+
+
+@on_one_loop
 async def test_an_initializer_that_forks_leaves_one_worker() -> None:
     @by_value
     def forks() -> None:

@@ -308,6 +308,8 @@ class _Worker:
         kind = type(value)
         if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
             return PLAIN, value
+        if not self.original:  # before it says where in shared memory a result is
+            _leave_forked_copy()
         try:
             if "numpy" not in sys.modules and "pyarrow" not in sys.modules:  # nothing here makes buffers
                 return PICKLED, pickle(value)
