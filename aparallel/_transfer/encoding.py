@@ -214,7 +214,7 @@ class ProcessEncoder(Encoder):
         if not self._held:
             self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
         room = limit - drawn.count - 1
-        if drawn.large is not None and room > 0 and not self._at_once:
+        if drawn.large is not None and room > 0 and not self._at_once and self._is_pickled(drawn.large.func):
             from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
 
             if is_still(calls):
