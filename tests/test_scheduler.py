@@ -285,6 +285,22 @@ async def test_what_a_starting_worker_was_to_have_goes_at_once_to_one_that_is_fr
         assert await task == [0, 1]
 
 
+async def test_one_that_has_begun_before_it_was_known_to_be_ready_does_not_keep_others_calls_where_they_are() -> None:
+    backend = FakeBackend(ready=False)
+    async with Pool(3, backend) as pool:
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(3)]))
+        await until(lambda: len(backend.workers) == 3)
+        begun, starting, free = backend.workers
+        begun.begin()
+        free.become_ready()
+        free.finish()
+        assert [len(starting.waiting), len(free.waiting)] == [0, 1]
+        free.finish()
+        begun.become_ready()
+        begun.finish()
+        assert await task == [0, 1, 2]
+
+
 async def test_a_worker_that_becomes_ready_without_calls_takes_those_of_one_that_is_not() -> None:
     backend = FakeBackend(ready=False)
     async with Pool(2, backend) as pool:

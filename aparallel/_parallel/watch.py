@@ -39,10 +39,15 @@ class Watch:
     def plan(self) -> None:
         """Calls were given to workers, or one is free: look after them, if that is needed."""
         for slot in self._workforce.slots:
-            if slot.calls and not slot.ready and any(idle.ready for idle in self._workforce.idle):
+            if (
+                slot.calls
+                and not slot.ready
+                and slot.state is State.OPEN
+                and any(idle.ready for idle in self._workforce.idle)
+            ):
                 # Whoever was to have these calls leaves its place in its queue to the one that is ready.
                 self._stopping.recall(slot)
-                break  # what was taken back has been given out by now, and this was called again
+                break  # this is called again when they are back
         if self._timer is None and any(slot.calls > 1 for slot in self._workforce.slots):
             self._timer = self._loop.call_later(_WATCH_SECONDS, self._look)
 
