@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,16 @@ class Parent:
     def serve(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
         self.worker.serve()
+
+    def busy_seconds(self) -> list[float]:
+        """How long the calls of each frame of outcomes ran that the worker has sent."""
+        data, busy = self.socket.recv(1 << 16), []
+        while data:
+            _, count, _, nanoseconds, size = frames.TO_PARENT.unpack_from(data)
+            if count:
+                busy.append(nanoseconds / 1e9)
+            data = data[frames.TO_PARENT.size + size :]
+        return busy
 
 
 @pytest.fixture
@@ -107,3 +118,22 @@ def test_what_was_taken_back_does_not_run_after_a_second_recall_before_the_worke
     parent.send_verdict(1)
     parent.worker.serve()
     assert _ran == ["first", "third"]
+
+
+def take_back_what_is_not_there_after_a_while() -> None:
+    (parent,) = _parents
+    parent.raise_recalls()
+
+    def settle() -> None:
+        parent.send_verdict(parent.sent)
+        parent.socket.shutdown(socket.SHUT_WR)
+
+    threading.Timer(0.1, settle).start()
+
+
+def test_a_call_that_waits_for_a_verdict_counts_as_running_from_then_on(parent: Parent) -> None:
+    """Else a tiny call would count as one of milliseconds, and others like it travel alone."""
+    parent.send_calls(take_back_what_is_not_there_after_a_while, second)
+    parent.worker.serve()
+    assert _ran == ["second"]
+    assert sum(parent.busy_seconds()) < 0.1

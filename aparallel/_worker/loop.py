@@ -232,6 +232,7 @@ class _Worker:
                     # What an earlier verdict took back stays so: the parent has given it to someone else.
                     void_from = min(void_from, self._await_verdict())
                     verdicts = self.verdicts
+                    head[STARTED] = now = outgoing.begin()  # it is not this call that took so long
                 if call >= void_from:  # it was taken back, and so were all that follow it
                     outgoing.flush(now)
                     return
