@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import importlib
 import math
 import operator
@@ -14,7 +15,8 @@ import sys
 import textwrap
 import threading
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,45 @@ async def main():
 asyncio.run(main())
 """
     assert run_script(tmp_path, body) == "[1, 1] [2, 2]\n"
+
+
+class Ballast:
+    """Large, and counts how often it is pickled."""
+
+    def __init__(self) -> None:
+        self.texts = [str(number) for number in range(20_000)]
+        self.pickled = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled += 1
+        return self.__dict__
+
+
+@pytest.mark.parametrize("source", [list, iter])
+async def test_a_large_function_is_pickled_once_for_all_calls_of_a_gather(source: Callable[[Any], Any]) -> None:
+    one, two = Ballast(), Ballast()
+    functions = [lambda: len(one.texts), lambda: len(two.texts)]
+    async with Pool(2) as pool:
+        assert await pool.gather(source([delayed(functions[x % 2])() for x in range(20)])) == [20_000] * 20
+    assert max(one.pickled, two.pickled) <= 3  # that it is too large for the loop is found by trying
+
+
+async def test_of_large_functions_that_come_once_each_a_gather_keeps_one() -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def calls() -> Iterator[Any]:
+        for size in range(20_000_000, 20_000_004):
+            fn = functools.partial(len, "x" * size)
+            alive.add(made := lambda fn=fn: fn())
+            yield delayed(made)()
+            del fn, made
+            gc.collect()
+            kept.append(len(alive))
+
+    kept: list[int] = []
+    async with Pool(1) as pool:
+        assert len(await pool.gather(calls(), pre_dispatch=1)) == 4
+    assert kept == [1, 1, 1, 1]
 
 
 async def test_a_change_while_a_large_function_is_pickled_is_seen_by_the_next_gather() -> None:

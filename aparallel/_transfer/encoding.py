@@ -54,6 +54,7 @@ _CALLED = dumps(operator.call, PROTOCOL)
 
 _NAMED = (FunctionType, BuiltinFunctionType, type)
 _MANY_FUNCTIONS = 64
+_MANY_BYTES = 32 * 1024 * 1024
 
 # A large call is encoded in a thread. Other calls are drawn together with it for this long, at about 20 µs each.
 _HOLD_SECONDS = 0.001
@@ -198,8 +199,9 @@ class ProcessEncoder(Encoder):
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
         self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
-        # Functions pickled by value, newest last, each with itself, so that its id stays its own.
+        # Functions pickled by value, newest last, each with itself, so that its id stays its own; and their bytes.
         self._recent: dict[int, tuple[Any, PickledFunction]] = {}
+        self._recent_bytes = 0
 
     def close(self) -> None:
         self._user = None
@@ -334,7 +336,9 @@ class ProcessEncoder(Encoder):
         try:
             function = self._functions.known(call.func)
             if function is None:
-                self._recent.clear()  # what functions refer to may have changed since the call before
+                # What functions refer to may have changed since the call before.
+                self._recent.clear()
+                self._recent_bytes = 0
                 function = self._function(call.func)
             plain = not keywords and not self._variables
             for value in args:
@@ -367,6 +371,8 @@ class ProcessEncoder(Encoder):
                     args = call.func, *args
                 else:
                     size = len(function.blob)
+                    if self._user is not None:  # a single call has its function as it is when it is made
+                        self._remember(call.func, function)
             content = (args, call.keywords, self._values())
             payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
@@ -417,10 +423,15 @@ class ProcessEncoder(Encoder):
         if self._recalling.take():  # it refers to what is shared
             raise TooLarge
         function = self._functions.by_content(fn, blob)
-        self._recent[id(fn)] = fn, function
-        if len(self._recent) > _MANY_FUNCTIONS:
-            del self._recent[next(iter(self._recent))]
+        self._remember(fn, function)
         return function
+
+    def _remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
+        self._recent[id(fn)] = fn, function
+        self._recent_bytes += len(function.blob)
+        while len(self._recent) > (_MANY_FUNCTIONS if self._recent_bytes <= _MANY_BYTES else 1):
+            _, oldest = self._recent.pop(next(iter(self._recent)))
+            self._recent_bytes -= len(oldest.blob)
 
     def _is_pickled(self, fn: Callable[..., Any]) -> bool:
         """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""
