@@ -25,7 +25,6 @@ from aparallel.abc import Backend, WorkerEvents
 from aparallel.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
     from contextvars import ContextVar
 

@@ -75,7 +75,7 @@ class ProcessWorker(Worker):
 
         # What it was given before it was ready: it is sent then. Until then, to take it back takes no
         # handshake, and who is ready first has all that there is.
-        self._early: list[Sequence[Batch]] = []
+        self._early: list[Batch] = []
         # Calls sent whose outcomes have not arrived, and not been taken back.
         self._unfinished = 0
         # Calls are numbered as they are sent. Those below *_void_to* that the worker has not claimed were taken back.
@@ -110,7 +110,7 @@ class ProcessWorker(Worker):
 
     def send(self, batches: Sequence[Batch]) -> None:
         if not self._ready:
-            self._early.append(batches)
+            self._early.extend(batches)
             return
         if self._has_changed():
             self._channel.write(frames.SETUP, self._changing())
@@ -168,8 +168,8 @@ class ProcessWorker(Worker):
             self._notice_records()
             self._ready = True
             early, self._early = self._early, []
-            for batches in early:
-                self.send(batches)
+            if early:
+                self.send(early)
             self._events.on_ready()
         else:
             self._notice_records()
@@ -240,9 +240,8 @@ class ProcessWorker(Worker):
             return
         outbox = self.child.outbox
         if outbox is None or not self._ready or not self._unclaimed():
-            taken = self._early_calls()
-            self._early.clear()
-            self._events.on_recalled(taken)
+            early, self._early = self._early, []
+            self._events.on_recalled(sum(map(len, early)))
             return
         outbox.head[RECALLS] += 1
         self._settling = self._loop.call_later(frames.SETTLE_SECONDS, self._settle)
@@ -261,9 +260,6 @@ class ProcessWorker(Worker):
         outbox = self.child.outbox
         assert outbox is not None
         return self._sent - max(outbox.head[CLAIMED], self._void_to)
-
-    def _early_calls(self) -> int:
-        return sum(len(batch) for batches in self._early for batch in batches)
 
     def look(self) -> None:
         outbox = self.child.outbox
@@ -306,7 +302,7 @@ class ProcessWorker(Worker):
         self._channel.read_rest()
         self._channel.close()
         self.look()
-        unstarted = self._unclaimed() + self._early_calls()
+        unstarted = self._unclaimed() + sum(map(len, self._early))
         self.loans.close()
         if self._settling is not None:
             self._settling.cancel()

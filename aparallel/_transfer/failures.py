@@ -23,10 +23,6 @@ from aparallel._ground.exceptions import (
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
 from aparallel._transfer.pickling import MAIN, array_reducers
 
-TYPE_CHECKING = False  # as in aparallel/__init__.py
-if TYPE_CHECKING:
-    pass
-
 # Where a call failed.
 LOADING = "loading"  # while the worker rebuilt it
 RUNNING = "running"
