@@ -280,9 +280,32 @@ async def test_what_a_starting_worker_was_to_have_goes_at_once_to_one_that_is_fr
         assert [len(first.waiting), len(second.waiting)] == [1, 1]
         second.become_ready()
         second.finish()
-        assert [len(first.waiting), len(second.waiting)] == [0, 1]  # in the same moment: no timer had a turn
+        await asyncio.sleep(0)
+        assert [len(first.waiting), len(second.waiting)] == [0, 1]  # no timer had a turn
         second.finish()
         assert await task == [0, 1]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_many_calls_of_a_worker_that_are_cancelled_in_one_moment_are_taken_back_together(ready: bool) -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await finish_all(backend, asyncio.ensure_future(pool.run(same, 0)))  # it is known to be fast
+        backend.ready = ready
+        backend.workers[0].die()
+        ending = [pool.submit(same, x) for x in range(50)]
+        staying = [pool.submit(same, x) for x in range(50)]
+        (worker,) = (each for each in backend.workers if each.alive)
+        await until(lambda: len(worker.waiting) == 100)
+        before = len(worker.messages)
+        for call in ending:
+            call.cancel()
+        await until(lambda: len(worker.waiting) == 50)
+        assert len(worker.messages) - before < 10  # not once for each
+        await until(lambda: all(call.cancelled() for call in ending))
+        worker.become_ready()
+        worker.finish(50)
+        assert await asyncio.gather(*staying) == list(range(50))
 
 
 async def test_one_that_has_begun_before_it_was_known_to_be_ready_does_not_keep_others_calls_where_they_are() -> None:
@@ -294,6 +317,7 @@ async def test_one_that_has_begun_before_it_was_known_to_be_ready_does_not_keep_
         begun.begin()
         free.become_ready()
         free.finish()
+        await until(lambda: begun.messages and not starting.waiting)
         assert [len(starting.waiting), len(free.waiting)] == [0, 1]
         free.finish()
         begun.become_ready()
@@ -311,6 +335,7 @@ async def test_a_worker_that_becomes_ready_without_calls_takes_those_of_one_that
         (busy,) = (worker for worker in backend.workers if worker.waiting)
         (free,) = (worker for worker in backend.workers if not worker.waiting)
         free.become_ready()
+        await asyncio.sleep(0)
         assert [len(busy.waiting), len(free.waiting)] == [0, 1]
         free.finish()
         assert await task == 1

@@ -92,8 +92,14 @@ class Stopping:
 
     def recall(self, slot: Slot) -> None:
         """Begin to take back all that has not started there; the worker tells how many calls that is."""
-        if slot.state is State.OPEN:
-            slot.enter(State.RECALLING)
+        if slot.state is not State.OPEN:
+            return
+        slot.enter(State.RECALLING)
+        # Soon: what a worker gives back at once it may be given again at once, and many may be cancelled in one moment.
+        self._loop.call_soon(self._recall, slot)
+
+    def _recall(self, slot: Slot) -> None:
+        if slot.state is State.RECALLING and slot in self._workforce.slots:  # it has not ended meanwhile
             slot.worker.recall()
 
     def take_back(self, slot: Slot, count: int) -> None:
