@@ -313,11 +313,19 @@ async def test_without_a_location_nothing_is_cached_and_all_else_works() -> None
     assert not await cached.check_call_in_cache(1)
     assert (await cached.explain(1)).reason == "not cached"
     assert await (await cached.call_and_shelve(2)).get() == [2]
+    with pytest.raises(TypeError):
+        await cached("one", "too many")
+    assert cached.statistics().misses == 5
     assert await cached.clear() == await memory.clear() == await memory.reduce_size(items_limit=1) == 0
     assert [entry async for entry in memory.entries()] == []
     assert (await memory.statistics()).entries == 0
     await memory.invalidate(["a"])
     assert await memory.cache(lambda x: x)(threading.Lock()) is not None  # there are no keys
+
+
+async def test_no_parameter_is_ignored_if_none_is_named_as_in_joblib(memory: Memory) -> None:
+    cached = memory.cache(ignore=None)(abs)
+    assert [await cached(-1), await cached(-2)] == [1, 2]
 
 
 async def test_refresh_forget_and_clear(memory: Memory) -> None:

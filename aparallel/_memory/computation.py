@@ -131,6 +131,16 @@ class Computation:
             return await pool.run(Call(self.on_pool, *args, **kwargs))
         return await self._threads.run(functools.partial(self._call_here, args, kwargs), is_nested=is_nested())
 
+    async def only_compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same where nothing is remembered. It counts as a miss once it is done."""
+        try:
+            value = await self.compute(args, kwargs)
+        except Exception:
+            self._statistics.misses += 1
+            raise
+        self._statistics.misses += 1
+        return value
+
     def _call_here(self, args: Any, kwargs: Any) -> Any:
         value = self.fn(*args, **kwargs)
         if inspect.iscoroutine(value):

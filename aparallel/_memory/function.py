@@ -76,7 +76,7 @@ class MemorizedFunction(Generic[P, T]):
         """
         own = self._lookup
         if own.store is None:
-            return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
+            return await self._computation.only_compute(args, kwargs)  # type: ignore[no-any-return]
         try:
             key = own.keys.make(args, kwargs, LOOP_BUDGET)
         except TooLarge:  # it is made in a thread, and what is raised there has nothing to do with this
@@ -92,7 +92,7 @@ class MemorizedFunction(Generic[P, T]):
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Compute the result anew, whether it is stored or not, store it and return it."""
         if self._shelf.store is None:
-            return await self._computation.compute(args, kwargs)  # type: ignore[no-any-return]
+            return await self._computation.only_compute(args, kwargs)  # type: ignore[no-any-return]
         call = await in_thread(self._lookup.call_of, args, kwargs)
         call.is_refresh = True
         return await self._computation.fly(call)  # type: ignore[no-any-return]

@@ -68,7 +68,7 @@ class FunctionOptions:
 def function_options(
     own: MemoryOptions,
     *,
-    ignore: Sequence[str],
+    ignore: Sequence[str] | None,
     ttl: str | float | timedelta | None,
     stale_while_revalidate: str | float | timedelta,
     tags: Sequence[str] | Callable[..., Iterable[str]],
@@ -105,7 +105,7 @@ def function_options(
     if isinstance(depends_on, str) or not isinstance(depends_on, Iterable):
         raise TypeError(f"depends_on={depends_on!r} is no list. Write depends_on=[{depends_on!r}].")
     return FunctionOptions(
-        ignore=ignore if isinstance(ignore, str) else tuple(ignore),  # type: ignore[arg-type]  # refused later
+        ignore=ignore if isinstance(ignore, str) else tuple(ignore or ()),  # type: ignore[arg-type]  # refused later
         ttl=lifetime,
         stale_while_revalidate=stale,
         tags=tags if callable(tags) else checked_tags(tags),
