@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,11 +16,18 @@ from typing import Any
 import pytest
 
 # The tests start a thousand interpreters. Where Python is told to write no bytecode, each of them would compile the
-# package anew, which takes longer than the tests; so what they compile is kept in a folder that ends with the tests.
+# package anew, which takes longer than the tests; so what is compiled is kept in a folder that ends with the tests.
 if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
     _bytecode = tempfile.TemporaryDirectory(prefix="aparallel-bytecode-")
-    os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    # Our own workers only read it: they are started with the flags of this process. This program's write what they need.
+    subprocess.run(
+        [sys.executable, "-c", "import asyncio, aparallel as a; asyncio.run(a.gather_parallel([a.delayed(abs)(-1)]))"],
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        check=True,
+    )
 
 LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 try:
