@@ -22,7 +22,7 @@ if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
-    # Our own workers only read it: they are started with the flags of this process. This program's write what they need.
+    # Workers of this process only read it, as they have its flags. Those of this program write what they need.
     subprocess.run(
         [sys.executable, "-c", "import asyncio, aparallel as a; asyncio.run(a.gather_parallel([a.delayed(abs)(-1)]))"],
         cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),

@@ -9,10 +9,11 @@ import itertools
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pytest
 
@@ -23,6 +24,8 @@ INFO_STRINGS = {"python", "text", "shell"}  # what a block may be; only shell bl
 
 # What a document's code needs beyond the extra test.
 NEEDS = {"docs/how-to/servers.md": ("aiohttp", "fastapi", "httpx", "litestar")}
+
+Runs: TypeAlias = dict[Path, subprocess.CompletedProcess[str]]
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
@@ -84,6 +87,10 @@ def lacks_framework(text: str) -> bool:
     return any(find_spec(framework) is None for framework in frameworks)
 
 
+def python_blocks(document: Path) -> list[Block]:
+    return [block for block in blocks_of(document) if block.info == "python" and not lacks_framework(block.text)]
+
+
 def slug(heading: str) -> str:
     """The anchor that a heading gets on the usual code hosts."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -98,25 +105,45 @@ def name_of(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=name_of)
-def test_every_python_block_runs_and_prints_what_the_document_says(document: Path, tmp_path: Path) -> None:
-    for package in NEEDS.get(name_of(document), ()):
-        pytest.importorskip(package, reason=f"{package}, of the extra web-test, is not installed")
-    blocks = [block for block in blocks_of(document) if block.info == "python" and not lacks_framework(block.text)]
-    program = f"{RUN_DOCUMENT}\nrun_blocks({str(document)!r}, {[(b.line, b.text) for b in blocks]!r})\n"
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """What the programs of all documents that are asked for did: they run two at a time, the longest first."""
+    asked = [
+        item.callspec.params["document"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.function is test_every_python_block_runs_and_prints_what_the_document_says
+    ]
+    folders = {document: tmp_path_factory.mktemp(document.stem) for document in sorted(asked, key=python_lines)}
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(folders, threads.map(run_document, *zip(*folders.items(), strict=True)), strict=True))
 
-    run = subprocess.run(
-        [sys.executable, "-c", program],
+
+def python_lines(document: Path) -> int:
+    """Fewer for more, to sort by."""
+    return -sum(block.text.count("\n") for block in python_blocks(document))
+
+
+def run_document(document: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    blocks = [(block.line, block.text) for block in python_blocks(document)]
+    return subprocess.run(
+        [sys.executable, "-c", f"{RUN_DOCUMENT}\nrun_blocks({str(document)!r}, {blocks!r})\n"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=TIME_LIMIT,
-        cwd=tmp_path,
+        cwd=folder,
     )
 
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=name_of)
+def test_every_python_block_runs_and_prints_what_the_document_says(document: Path, runs: Runs) -> None:
+    for package in NEEDS.get(name_of(document), ()):
+        pytest.importorskip(package, reason=f"{package}, of the extra web-test, is not installed")
+    run = runs[document]
     assert run.returncode == 0, run.stdout + run.stderr
     stdout, stderr = by_block(run.stdout), by_block(run.stderr)
-    for block in blocks:
+    for block in python_blocks(document):
         if block.expected is not None:
             got = stdout[block.line] or stderr[block.line]
             assert doctest.OutputChecker().check_output(block.expected, got, doctest.ELLIPSIS), (

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,21 @@ def test_the_quickstart_says_that_a_folder_has_no_modules(tmp_path: Path) -> Non
     assert run.stderr == f"There are no Python modules in {tmp_path}. Name a folder that has some, or none at all.\n"
 
 
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What each example that is asked for did: they run two at a time."""
+    names = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.function is test_example_runs_and_tells
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(names, threads.map(lambda name: run_example(name, *SMALLER.get(name, [])), names), strict=True))
+
+
 @pytest.mark.parametrize("name", sorted(STDOUT))
-def test_example_runs_and_tells(name: str) -> None:
-    run = run_example(name, *SMALLER.get(name, []))
+def test_example_runs_and_tells(name: str, runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    run = runs[name]
 
     assert run.returncode == 0, run.stderr
     assert_in_order(STDOUT[name], run.stdout)

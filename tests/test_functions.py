@@ -7,6 +7,7 @@ import contextvars
 import functools
 import gc
 import importlib
+import json
 import math
 import operator
 import os
@@ -296,22 +297,36 @@ f, s = make(1)
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_a_function_refers_to_is_seen_as_it_is_now(tmp_path: Path, change: str) -> None:
-    before, after = CHANGES[change]
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a script with one pool sees of each function before its change and after it."""
     body = f"""
-{before}
+import json
+
+CHANGES = {CHANGES!r}
 
 async def main():
+    seen = {{}}
     async with Pool(1) as pool:
-        one = [await pool.run(f), *await pool.gather([delayed(f)()])]
-        exec({after!r}, globals())
-        two = [await pool.run(f), *await pool.gather([delayed(f)()])]
-        print(one, two)
+        for change, (before, after) in CHANGES.items():
+            clean = set(globals())
+            exec(before, globals())
+            seen[change] = [[await pool.run(f), *await pool.gather([delayed(f)()])]]
+            exec(after, globals())
+            seen[change] += [[await pool.run(f), *await pool.gather([delayed(f)()])]]
+            for name in set(globals()) - clean:
+                del globals()[name]
+    print(json.dumps(seen))
 
 asyncio.run(main())
 """
-    assert run_script(tmp_path, body) == "[1, 1] [2, 2]\n"
+    seen: dict[str, Any] = json.loads(run_script(tmp_path_factory.mktemp("changes"), body))
+    return seen
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_function_refers_to_is_seen_as_it_is_now(seen: dict[str, Any], change: str) -> None:
+    assert seen[change] == [[1, 1], [2, 2]]
 
 
 class Ballast:

@@ -1237,7 +1237,7 @@ async def test_a_slow_file_system_does_not_hold_the_loop(location: str, monkeypa
             if threading.get_ident() == loop_thread:
                 touched.append(name)
             else:
-                time.sleep(0.005)
+                time.sleep(0.001)
             return real(*args, **kwargs)
 
         return call
