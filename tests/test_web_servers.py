@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,11 +147,25 @@ def ask_and_leave(server: Server, path: str) -> None:
         wait_until(lambda: server.get("/")["running"])
 
 
+def assert_ends_well(server: Server, ask_to_end: Callable[[], None]) -> None:
+    """It lets a request finish that is under way, and leaves no process and no noise."""
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(server.get, "/nap/0.3")
+        time.sleep(0.1)  # it is under way, or about to be; either must do
+        server.look()
+        ask_to_end()
+        assert answer.result(SECONDS) == 0.3
+    server.wait_until_gone()
+    assert server.noise() == []
+
+
 KINDS = ["uvicorn", "uvicorn-workers", "granian", "hypercorn"]
 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "granian", "hypercorn"])
-def test_a_server_serves_and_a_client_that_leaves_stops_its_work_without_noise(kind: str, tmp_path: Path) -> None:
+def test_a_server_stops_work_for_a_client_that_leaves_and_ends_without_noise_when_it_alone_is_asked_to(
+    kind: str, tmp_path: Path
+) -> None:
     with running(kind, tmp_path) as server:
         serving, working = server.get("/pids")
         assert serving != working
@@ -164,9 +178,7 @@ def test_a_server_serves_and_a_client_that_leaves_stops_its_work_without_noise(k
         connection.request("POST", "/upload", body=(b"x" * 100_000 for _ in range(50)), encode_chunked=True)
         assert json.loads(connection.getresponse().read()) == 5_000_000
         connection.close()
-        server.process.terminate()
-        server.wait_until_gone()
-        assert server.noise() == []
+        assert_ends_well(server, server.process.terminate)
 
 
 # A SIGTERM to its whole group has hypercorn cut what runs, with and without a pool.
@@ -179,11 +191,10 @@ SIGNALS = [
 # Those that start processes of their own, and those that do not: one each in the suite, and all under soak.
 ONE_EACH = [pytest.param(kind, marks=[] if kind in ("uvicorn", "granian") else [pytest.mark.soak]) for kind in KINDS]
 
-# Each server in the suite, and each of them with each signal under soak.
+# Each server in the suite, and each of them with each signal under soak. Several processes of one get it further down.
 IN_SUITE = [
     ("uvicorn", signal.SIGINT),
     ("uvicorn", signal.SIGTERM),
-    ("uvicorn-workers", signal.SIGTERM),
     ("granian", signal.SIGTERM),
     ("hypercorn", signal.SIGINT),
 ]
@@ -196,31 +207,21 @@ IN_SUITE = [
 def test_a_signal_to_the_group_lets_a_request_finish_and_leaves_nothing(
     kind: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    with running(kind, tmp_path) as server, ThreadPoolExecutor() as threads:
+    with running(kind, tmp_path) as server:
         if kind == "uvicorn-workers":
-            both = {server.get("/")["pid"] for _ in range(20)}
-            wait_until(lambda: len(both) == 2 or both.add(server.get("/")["pid"]))
-        answer = threads.submit(server.get, "/nap/0.5")
-        time.sleep(0.1)  # it is under way, or about to be; either must do
-        server.look()
-        os.killpg(server.process.pid, number)
-        assert answer.result(SECONDS) == 0.5
-        server.wait_until_gone()
-        assert server.noise() == []
+            wait_until_both_serve(server)
+        assert_ends_well(server, lambda: os.killpg(server.process.pid, number))
 
 
-@pytest.mark.parametrize("kind", ONE_EACH)
-def test_a_supervisor_that_asks_the_server_alone_to_end_lets_a_request_finish_and_leaves_nothing(
-    kind: str, tmp_path: Path
-) -> None:
-    with running(kind, tmp_path) as server, ThreadPoolExecutor() as threads:
-        answer = threads.submit(server.get, "/nap/0.5")
-        time.sleep(0.1)  # as above
-        server.look()
-        server.process.terminate()
-        assert answer.result(SECONDS) == 0.5
-        server.wait_until_gone()
-        assert server.noise() == []
+def wait_until_both_serve(server: Server) -> None:
+    pids: set[int] = set()
+    wait_until(lambda: pids.add(server.get("/")["pid"]) or len(pids) == 2, server.said)
+
+
+@pytest.mark.soak
+def test_a_supervisor_that_asks_several_processes_parent_to_end_lets_a_request_finish(tmp_path: Path) -> None:
+    with running("uvicorn-workers", tmp_path) as server:
+        assert_ends_well(server, server.process.terminate)
 
 
 @pytest.mark.parametrize("kind", ONE_EACH)
@@ -285,14 +286,12 @@ def test_a_reload_replaces_the_pool_and_leaves_nothing_of_the_old_one(tmp_path: 
         assert noise == []
 
 
-def test_two_server_processes_on_one_cache_directory_compute_a_key_once(tmp_path: Path) -> None:
-    with running("uvicorn-workers", tmp_path) as server, ThreadPoolExecutor(8) as threads:
-        pids = set()
-        wait_until(lambda: pids.add(server.get("/")["pid"]) or len(pids) == 2)
-        for number in (1, 2, 3):
-            asked = [threads.submit(server.get, f"/features/{number}") for _ in range(8)]
-            assert [each.result(SECONDS) for each in asked] == [number * 2] * 8
+def test_two_server_processes_on_one_cache_directory_compute_a_key_once_and_end_well(tmp_path: Path) -> None:
+    with running("uvicorn-workers", tmp_path) as server:
+        wait_until_both_serve(server)
+        with ThreadPoolExecutor(8) as threads:
+            for number in (1, 2, 3):
+                asked = [threads.submit(server.get, f"/features/{number}") for _ in range(8)]
+                assert [each.result(SECONDS) for each in asked] == [number * 2] * 8
         assert len((tmp_path / "computed.txt").read_text().splitlines()) == 3
-        server.process.terminate()
-        server.wait_until_gone()
-        assert server.noise() == []
+        assert_ends_well(server, lambda: os.killpg(server.process.pid, signal.SIGTERM))
