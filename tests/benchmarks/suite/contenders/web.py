@@ -90,10 +90,11 @@ class Aparallel(WebContender):
 
         from aparallel.web import CancelOnDisconnect, add_error_handlers, lifespan
 
-        # Eight waiting calls per worker: nobody waits for more than eight others.
+        # Eight waiting calls per worker, and none that waits for so long that its visitor has given up. A second is in
+        # time: what is left of it is for the call itself.
         app = Starlette(
             routes=self.routes(),
-            lifespan=lifespan(n_jobs=n_jobs, max_queued=8 * n_jobs, nice=self.nice),
+            lifespan=lifespan(n_jobs=n_jobs, max_queued=8 * n_jobs, queue_timeout=0.7, nice=self.nice),
             middleware=[Middleware(CancelOnDisconnect)],
         )
         add_error_handlers(app)
