@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,11 +13,13 @@ from aparallel._parallel.batching import (
     AHEAD_BYTES,
     MESSAGE_CALLS,
     MESSAGE_SECONDS,
+    UNREAD_BYTES,
     calls_ahead,
     calls_per_message,
     fair_share,
     parse_batch_size,
     parse_pre_dispatch,
+    rough_bytes,
 )
 
 
@@ -39,13 +42,17 @@ def test_shares_shrink_so_that_every_worker_has_some_to_the_end(waiting: int, wo
     assert share == 1 or share * workers <= waiting + workers
 
 
-@given(st.one_of(st.none(), st.floats(0, 100)), st.one_of(st.just(0.0), st.floats(1, 1e9)), st.integers(1, 64))
+sizes = st.one_of(st.just(0.0), st.floats(1, 1e9))
+
+
+@given(st.one_of(st.none(), st.floats(0, 100)), sizes, sizes, st.integers(1, 64))
 def test_drawing_ahead_keeps_every_worker_fed_and_memory_bounded(
-    seconds: float | None, call_bytes: float, workers: int
+    seconds: float | None, call_bytes: float, result_bytes: float, workers: int
 ) -> None:
-    ahead = calls_ahead(None, seconds, call_bytes, workers)
+    ahead = calls_ahead(None, seconds, call_bytes, workers, result_bytes=result_bytes)
     assert ahead >= workers
     assert ahead == workers or ahead * call_bytes <= AHEAD_BYTES * 1.001
+    assert ahead == workers or ahead * result_bytes <= UNREAD_BYTES * 1.001
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,38 @@ def test_a_bad_pre_dispatch_is_refused(value: Any) -> None:
 def test_a_bad_batch_size_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="batch_size="):
         parse_batch_size(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        (b"x" * 1000, 1000, 1000),
+        (memoryview(np.zeros(100)), 800, 800),
+        (np.zeros(1000), 8000, 8000),
+        ({"data": [b"x" * 1000] * 50, "more": []}, 50_000, 110_000),
+        ([], 0, 0),
+        (5, 0, 0),
+    ],
+)
+def test_what_is_in_a_result_is_told_roughly(value: Any, least: int, most: int) -> None:
+    assert least <= rough_bytes(value) <= most
+
+
+def test_a_result_in_itself_is_told_roughly_too() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    assert rough_bytes(circle) < 1000
+
+
+def test_no_code_of_a_result_runs_to_tell_its_size() -> None:
+    class Frame:
+        @property
+        def nbytes(self) -> int:
+            raise AssertionError
+
+        def __sizeof__(self) -> int:
+            raise AssertionError
+
+        __len__ = __sizeof__
+
+    assert rough_bytes([Frame()]) < 100

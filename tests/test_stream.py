@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from traveling import by_value
 from work import double, fail
@@ -30,6 +31,14 @@ def wait_for(path: Path, value: int) -> int:
             raise TimeoutError(str(path))
         time.sleep(0.002)
     return value
+
+
+@by_value
+def of_size(kind: Any, size: int) -> Any:
+    """A value of about so many bytes."""
+    if kind is dict:
+        return dict.fromkeys(range(size // 1000), b"x" * 1000)
+    return kind(size) if kind is bytes else kind(size // 8)
 
 
 @each_backend
@@ -119,6 +128,32 @@ async def test_an_unread_stream_stops_drawing_by_itself() -> None:
                 before = drawn
                 await asyncio.sleep(0.002)
     assert drawn < 50_000
+
+
+@pytest.mark.parametrize("make", [bytes, dict, np.zeros], ids=["bytes", "dict", "array"])
+async def test_large_results_that_nobody_reads_take_little_memory(make: Any) -> None:
+    """Quick calls are drawn by the thousand; what they give must not be kept by the thousand."""
+    drawn = 0
+
+    def calls() -> Iterator[Any]:
+        nonlocal drawn
+        for _ in range(20_000):
+            drawn += 1
+            yield delayed(of_size)(make, 100_000)
+
+    async with stream_parallel(calls(), n_jobs=2) as results:
+        for _ in range(10):
+            await anext(results)
+        before, steady = -1, 0
+        async with asyncio.timeout(20):
+            while steady < 20:
+                steady = steady + 1 if drawn == before else 0
+                before = drawn
+                await asyncio.sleep(0.002)
+        assert drawn * 100_000 < 48_000_000
+        for _ in range(400):  # it goes on as they are read
+            await anext(results)
+    assert drawn > 400
 
 
 @each_backend

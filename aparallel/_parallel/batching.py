@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from math import ceil, inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from aparallel._ground.units import whole_number
 
@@ -25,6 +26,9 @@ PREFETCH_SECONDS = 0.002
 AHEAD_SECONDS = 0.05
 AHEAD_BYTES = 256 * 1024 * 1024
 _AHEAD_CALLS = 20_000
+
+# Results of a stream that nobody has read are as many as a client that does not read can make a server keep.
+UNREAD_BYTES = 32 * 1024 * 1024
 
 _EXPRESSION = r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?"
 
@@ -57,11 +61,13 @@ def calls_ahead(
     workers: int,
     batch_size: int = 1,
     large_bytes: int = 0,
+    result_bytes: float = 0.0,
 ) -> int:
     """How many calls may be drawn and not finished (in a stream: not consumed).
 
     *pre_dispatch*, if given, is that number. Else: what *workers* finish in 50 ms, at least two batches each,
-    and at most 256 MB of arguments, of which *large_bytes* are there and the others come to *call_bytes* a call.
+    and at most 256 MB of arguments, of which *large_bytes* are there and the others come to *call_bytes* a call,
+    and 32 MB of results that wait to be consumed, where one has *result_bytes*.
     """
     if pre_dispatch is not None:
         return pre_dispatch
@@ -72,7 +78,31 @@ def calls_ahead(
         ahead = max(ahead, int(min(workers * AHEAD_SECONDS / seconds, _AHEAD_CALLS)) if seconds > 0 else _AHEAD_CALLS)
     if call_bytes > 0:
         ahead = min(ahead, max(workers, int(AHEAD_BYTES / call_bytes)))
+    if result_bytes > 0:
+        ahead = min(ahead, max(workers, int(UNREAD_BYTES / result_bytes)))
     return ahead
+
+
+def rough_bytes(value: Any, depth: int = 0) -> int:
+    """Return about how many bytes of text, binary data or arrays are in *value*, as far as that is quickly told.
+
+    One item of a container stands for all of them, and no code of the value's own runs.
+    """
+    kind = type(value)
+    if kind in (bytes, str, bytearray):
+        return len(value)
+    if kind is memoryview:
+        return int(value.nbytes)
+    if kind in (list, tuple) and value and depth < _DEEPEST:
+        return len(value) * (8 + rough_bytes(value[0], depth + 1))
+    if kind is dict and value and depth < _DEEPEST:
+        return len(value) * (64 + rough_bytes(next(iter(value.values())), depth + 1))
+    numpy = sys.modules.get("numpy")
+    return int(value.nbytes) if numpy is not None and isinstance(value, numpy.ndarray) else 0
+
+
+# Of the containers in one another that are looked into.
+_DEEPEST = 4
 
 
 class DrawLimit(NamedTuple):

@@ -51,7 +51,10 @@ class Flow(Queue):
         done: outcomes delivered.
         error: why it stopped early, if it did.
         finished: done when every call drawn has an outcome and there are no more, or when it stopped.
+        result_bytes: about how many bytes a result has that waits to be consumed; 0 where none waits.
     """
+
+    result_bytes = 0.0
 
     def __init__(
         self,
@@ -195,7 +198,9 @@ class Flow(Queue):
         seconds = self._timing.seconds if self._timing is not None else None
         workers = self.most_workers(self._scheduler.limit)
         batch_size = self.batch_size or 1
-        return calls_ahead(self._pre_dispatch, seconds, call_bytes, workers, batch_size, self._large_bytes)
+        return calls_ahead(
+            self._pre_dispatch, seconds, call_bytes, workers, batch_size, self._large_bytes, self.result_bytes
+        )
 
     async def _wait_for_room(self) -> None:
         self._room = self._scheduler.loop.create_future()

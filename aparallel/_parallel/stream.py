@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from aparallel._parallel.batching import rough_bytes
 from aparallel._parallel.flow import Flow, prepare
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class StreamFlow(Flow):
         return self._consumed
 
     def collect(self, first: int, values: list[Any]) -> None:
+        self._weigh(values)
         if not self._ordered:
             self._ready.extend(enumerate(values, first))
         elif first == self._next:
@@ -57,6 +59,11 @@ class StreamFlow(Flow):
         else:
             self._early.update(enumerate(values, first))
         self._announce()
+
+    def _weigh(self, values: list[Any]) -> None:
+        # One of each delivery, and a mean that follows them.
+        share = 1.0 if self.done == len(values) else 0.25
+        self.result_bytes += share * (rough_bytes(values[-1]) - self.result_bytes)
 
     def stop(self, error: BaseException) -> None:
         super().stop(error)
