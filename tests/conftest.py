@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
+import compileall
 import contextlib
 import gc
 import os
-import subprocess
+import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 # The tests start a thousand interpreters. Where Python is told to write no bytecode, each of them would compile the
-# package anew, which takes longer than the tests; so what is compiled is kept in a folder that ends with the tests.
-if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
-    _bytecode = tempfile.TemporaryDirectory(prefix="aparallel-bytecode-")
-    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
-    # Workers of this process only read it, as they have its flags. Those of this program write what they need.
-    subprocess.run(
-        [sys.executable, "-c", "import asyncio, aparallel as a; asyncio.run(a.gather_parallel([a.delayed(abs)(-1)]))"],
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-        check=True,
-    )
+# package anew, which takes longer than the tests. So it is compiled once, and what is new of that goes at the end.
+if sys.dont_write_bytecode:
+    _tests = Path(__file__).parent
+    for _code in (_tests.parent / "aparallel", _tests / "benchmarks" / "suite"):
+        _there = set(_code.rglob("__pycache__"))
+        compileall.compile_dir(_code, quiet=2)
+        for _new in set(_code.rglob("__pycache__")) - _there:
+            atexit.register(shutil.rmtree, _new, ignore_errors=True)
 
 LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 try:
