@@ -22,6 +22,13 @@ from aparallel._persist.trees import shared_leaves
 MANY = trees._MANY
 
 
+@pytest.fixture(params=[2_000, pytest.param(MANY, marks=pytest.mark.soak)])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many parts make data large, here."""
+    monkeypatch.setattr(trees, "_MANY", request.param)
+    return int(request.param)
+
+
 def users(count: int) -> list[dict[str, Any]]:
     return [{"id": number, "name": f"user{number}", "tags": [f"t{number}"]} for number in range(count)]
 
@@ -110,8 +117,8 @@ def shares_a_bytearray(rows: Any) -> None:
 @pytest.mark.parametrize(
     "change", [shares_a_list, is_a_cycle, has_a_row_twice, shares_a_tuple_deep_down, shares_a_bytearray]
 )
-def test_what_is_shared_in_large_data_is_shared_when_loaded(change: Any) -> None:
-    rows = users(MANY)
+def test_what_is_shared_in_large_data_is_shared_when_loaded(change: Any, many: int) -> None:
+    rows = users(many)
     change(rows)
     assert shared_leaves(rows, Stop()) is None
     assert graph_of(pickle.loads(pickled(rows))) == graph_of(rows)
@@ -153,9 +160,9 @@ KINDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_of_each_kind_come_back(kind: str) -> None:
+def test_many_of_each_kind_come_back(kind: str, many: int) -> None:
     make = KINDS[kind]
-    obj: list[Any] = [make(number) for number in range(MANY)]
+    obj: list[Any] = [make(number) for number in range(many)]
     obj.append([make(number) for number in range(100)])
     data = dump_to_bytes(obj, DumpOptions())
     assert load_from_bytes(data, LoadOptions()) == load_from_bytes(data, LoadOptions(trusted=())) == obj
