@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from aparallel.errors import MissingPoolError
 from aparallel.web._finding import STATE_KEY, found_at, get_pool
-from aparallel.web._serving import PoolSettings, pool_source
+from aparallel.web._serving import PoolSettings, PoolSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class PoolMiddleware:
         **settings: Unpack[PoolSettings],
     ) -> None:
         self._app = app
-        self._source = pool_source(pool, shutdown_timeout, settings)
+        self._source = PoolSource(pool, shutdown_timeout, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Live with the app, or pass on what is not about its life."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["Lifespan", "PoolSettings", "lifespan", "pool_source"]
+__all__ = ["Lifespan", "PoolSettings", "PoolSource", "lifespan"]
 
 
 def lifespan(
@@ -54,22 +54,7 @@ def lifespan(
         raise TypeError(f"{inner!r} is no lifespan of the app. Hand a pool of your own over as lifespan(pool=...).")
     if inner is not None and not callable(inner):
         raise TypeError(f"The lifespan inside is {inner!r}, not a function of the app that gives a context manager.")
-    return Lifespan(inner, pool_source(pool, shutdown_timeout, settings))
-
-
-def pool_source(
-    pool: Pool | Callable[[], Pool] | None, shutdown_timeout: float | str | None, settings: PoolSettings
-) -> PoolSource:
-    """Return where the pool of an app comes from: the arguments are those of :func:`lifespan`, checked here."""
-    if pool is not None and settings:
-        raise TypeError(
-            f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
-        )
-    if pool is not None and not isinstance(pool, Pool) and not callable(pool):
-        raise TypeError(f"pool={pool!r} is neither a Pool nor a function that makes one.")
-    # Values are checked by each new pool; in a worker that imports the app's module a pool could not be made.
-    inspect.signature(Pool).bind(**settings)
-    return PoolSource(pool, settings, shutdown_timeout)
+    return Lifespan(inner, PoolSource(pool, shutdown_timeout, settings))
 
 
 class Lifespan:
@@ -92,11 +77,19 @@ class Lifespan:
 
 
 class PoolSource:
-    """Where the pool of an app comes from, and how it ends."""
+    """Where the pool of an app comes from, and how it ends. The arguments are those of :func:`lifespan`."""
 
     def __init__(
-        self, pool: Pool | Callable[[], Pool] | None, settings: PoolSettings, shutdown_timeout: float | str | None
+        self, pool: Pool | Callable[[], Pool] | None, shutdown_timeout: float | str | None, settings: PoolSettings
     ) -> None:
+        if pool is not None and settings:
+            raise TypeError(
+                f"pool= is given, so {', '.join(settings)} would be for no pool. Say it where the pool is made."
+            )
+        if pool is not None and not isinstance(pool, Pool) and not callable(pool):
+            raise TypeError(f"pool={pool!r} is neither a Pool nor a function that makes one.")
+        # Values are checked by each new pool; in a worker that imports the app's module a pool could not be made.
+        inspect.signature(Pool).bind(**settings)
         self._pool = pool
         self._settings = settings
         self._shutdown_timeout = None if shutdown_timeout is None else parse_seconds(shutdown_timeout)

@@ -14,7 +14,7 @@ from aparallel._parallel.pool import Pool
 from aparallel.errors import MissingPoolError
 from aparallel.web._errors import ANSWERED, problem_of
 from aparallel.web._finding import found_at
-from aparallel.web._serving import PoolSettings, pool_source
+from aparallel.web._serving import PoolSettings, PoolSource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,7 +44,7 @@ def pool_ctx(
     Arguments and what they promise are those of :func:`aparallel.web.lifespan`. Contexts that are appended
     later end earlier, and may use the pool until then.
     """
-    source = pool_source(pool, shutdown_timeout, settings)
+    source = PoolSource(pool, shutdown_timeout, settings)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         async with source.opened() as pool:
