@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -559,14 +559,16 @@ async def test_a_client_that_does_not_read_holds_the_calls_back_and_one_that_lea
     closed = asyncio.Event()
     size = 100_000
 
-    async def results() -> AsyncIterator[str]:
+    def calls() -> Iterator[Any]:
         nonlocal drawn
+        for _ in range(100_000):
+            drawn += 1
+            yield delayed(str.zfill)("0", size)
+
+    async def results() -> AsyncIterator[str]:
         try:
-            async with get_pool().stream(
-                (delayed(str.zfill)("0", size) for _ in range(100_000)), pre_dispatch=2
-            ) as them:
+            async with get_pool().stream(calls()) as them:
                 async for result in them:
-                    drawn += 1
                     yield result
         finally:
             closed.set()
@@ -580,11 +582,12 @@ async def test_a_client_that_does_not_read_holds_the_calls_back_and_one_that_lea
                 before = drawn
                 await asyncio.sleep(0.3)
             stuck_at = drawn
-            # What fits into the sockets' buffers, which the system sizes: some megabytes of 10 gigabytes.
-            assert 0 < stuck_at < 20_000_000 / size
-            for _ in range(100):
-                await reader.readexactly(size // 2)
-            await until(lambda: drawn > stuck_at)
+            # What fits into the sockets' buffers, which the system sizes to some megabytes, and the 32 that wait to be
+            # sent: little of 10 gigabytes.
+            assert 0 < stuck_at < 60_000_000 / size
+            async with asyncio.timeout(20):
+                while drawn == stuck_at:  # as it reads, it goes on
+                    await reader.readexactly(size // 2)
             assert not closed.is_set()
         await asyncio.wait_for(closed.wait(), 20)
         await until(lambda: not get_pool().statistics().running)
