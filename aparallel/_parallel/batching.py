@@ -89,6 +89,8 @@ def rough_bytes(value: Any, depth: int = 0) -> int:
     One item of a container stands for all of them, and no code of the value's own runs.
     """
     kind = type(value)
+    if kind in _NUMBERS:
+        return 0
     if kind in (bytes, str, bytearray):
         return len(value)
     if kind is memoryview:
@@ -100,6 +102,8 @@ def rough_bytes(value: Any, depth: int = 0) -> int:
     numpy = sys.modules.get("numpy")
     return int(value.nbytes) if numpy is not None and isinstance(value, numpy.ndarray) else 0
 
+
+_NUMBERS = frozenset({int, float, bool, type(None)})  # what most of the shortest calls give
 
 # Of the containers in one another that are looked into.
 _DEEPEST = 4
