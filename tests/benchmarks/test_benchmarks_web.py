@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 import run
+from suite.baseline import Baseline
 from suite.contenders import WEB, Entry
 from suite.http_load import GONE, Answer, Client, closed_loop, kept_busy, open_loop, percentile
+from suite.lag import Lag
 from suite.report import Report
 from suite.rounds import Plan, take_in_process
 from suite.turn import Turn
@@ -28,6 +30,7 @@ from suite.web_contender import Endpoint, WebContender, answer, steps_of
 from suite.web_process import HOST, ServerFailed, served
 
 TINY = Setting(SCALES["tiny"], n_jobs=2)
+NO_LAG = Lag(0.0, 0.0, 0.0)
 
 
 class Liar(WebContender):
@@ -216,7 +219,7 @@ class TestCommand:
             return []
 
         monkeypatch.setattr(run, "header", lambda plan, baseline: "")
-        monkeypatch.setattr(run.Baseline, "measure", lambda n_jobs: None)
+        monkeypatch.setattr(run.Baseline, "measure", lambda n_jobs: Baseline(NO_LAG, NO_LAG, NO_LAG, 0.0, 0.0))
         monkeypatch.setattr(run, "run_rounds", note)
         for arguments in (["web"], [], ["web", "web_left", "one_call"], ["web", "--seconds=9"]):
             assert run.main(arguments) == 0
