@@ -7,8 +7,12 @@ import socket
 import tempfile
 import threading
 
+import pytest
+
 from aparallel._wire import frames
 from aparallel._wire.outbox import RECALLS, SIZE, Outbox
+from aparallel._worker import arrival
+from aparallel._worker.arrival import Arrival
 from aparallel._worker.loop import _Worker
 
 ran: list[int] = []
@@ -59,3 +63,52 @@ def test_calls_that_a_first_verdict_took_do_not_run_after_a_second_one() -> None
         parent_end.close()
         ours.close()
         theirs.close()
+
+
+class Arriving:
+    """In place of a poll object: the next frame is there at a moment, in nanoseconds; a look takes a microsecond."""
+
+    def __init__(self) -> None:
+        self.now = self.due = 0
+        self.looks = self.sleeps = 0
+
+    def poll(self, timeout: int | None = None) -> bool:
+        if timeout is None:
+            self.sleeps += 1
+            self.now = max(self.now, self.due)
+        else:
+            self.looks += 1
+            self.now += 1_000
+        return self.now >= self.due
+
+
+def test_a_worker_stays_awake_only_where_frames_follow_each_other_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    line, frame_after = Arriving(), {"rare": 5_000_000, "soon": 100_000, "at once": 0}
+    monkeypatch.setattr(arrival, "monotonic_ns", lambda: line.now)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        waiting = Arrival(ours)
+        monkeypatch.setattr(waiting, "_poll", line)
+
+        def wait(when: str) -> tuple[bool, bool]:
+            """Whether the worker looked again and again, and whether it slept."""
+            line.looks = line.sleeps = 0
+            line.due = line.now + frame_after[when]
+            waiting.wait()
+            assert line.now >= line.due
+            return line.looks > 2, line.sleeps > 0
+
+        assert wait("at once") == (False, False)
+        assert [wait("rare"), wait("rare")] == [(False, True)] * 2
+        assert wait("soon") == (False, True)
+        assert [wait("soon"), wait("soon")] == [(True, False)] * 2
+        assert wait("at once") == (False, False)
+        assert wait("rare") == (True, True)  # for a moment, and then no more
+        assert wait("rare") == (False, True)
+
+
+def test_the_end_of_a_connection_is_something_to_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        Arrival(ours).wait()

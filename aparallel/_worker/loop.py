@@ -15,6 +15,7 @@ from aparallel._transfer.pickling import pickle
 from aparallel._wire import descriptors, frames
 from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
+from aparallel._worker.arrival import Arrival
 from aparallel._worker.outgoing import FAILURE, IN_SEGMENT, PATIENCE_NS, PICKLED, PLAIN, Outgoing
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
@@ -79,6 +80,7 @@ class _Frame:
 class _Worker:
     def __init__(self, connection: socket, outbox: Outbox, logs: int | None = None) -> None:
         self.connection = connection
+        self.arrival = Arrival(connection)
         self.outgoing = Outgoing(connection, outbox)
         self.head = outbox.head
         # Frames that were read while a verdict was awaited.
@@ -121,6 +123,7 @@ class _Worker:
         """Read a frame; take note of a verdict and of shared memory. Return None when the parent has hung up."""
         while True:
             header = bytearray(frames.TO_WORKER.size)
+            self.arrival.wait()
             received, ancillary, _, _ = self.connection.recvmsg_into([header], descriptors.ROOM, _HEADER_FLAGS)
             if not received or not self._receive_into(memoryview(header)[received:]):
                 return None
