@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from work import double, fail, fail_later, thread_of, touch_and_wait, wait_for_file
+from traveling import by_value
+from work import double, fail, fail_later, same, thread_of, touch_and_wait, wait_for_file
 
 from aparallel import Pool, cpu_count, delayed, errors, gather_parallel, parallel_config, stream_parallel
 
@@ -53,6 +55,47 @@ async def test_no_calls_give_an_empty_list(backend: Any) -> None:
     assert await gather_parallel(iter(()), backend=backend) == []
     assert await gather_parallel(nothing(), backend=backend) == []
     assert await gather_parallel(backend=backend) == []
+
+
+PLAIN: list[Any] = [
+    0,
+    -1,
+    10**400,
+    1.5,
+    float("inf"),
+    True,
+    None,
+    "",
+    "é\ud800",
+    "x" * 5000,
+    b"",
+    b"\x80\x05N.",
+    (1, 2),
+    (),
+]
+
+
+@pytest.mark.parametrize("fn", [same, by_value(lambda *values: values[0] if len(values) == 1 else values)])
+async def test_plain_arguments_arrive_as_they_are_alone_and_together(fn: Any) -> None:
+    async with Pool(1) as pool:
+        together = [(value, value) for value in PLAIN] if fn is not same else []
+        for _ in range(2):  # the worker does not know the function at first
+            assert repr(await pool.gather(delayed(fn)(value) for value in PLAIN)) == repr(PLAIN)
+            assert repr([await pool.run(fn, value) for value in PLAIN]) == repr(PLAIN)
+            assert await pool.gather(delayed(fn)(*values) for values in together) == together
+
+
+async def test_small_calls_give_the_garbage_collector_nothing_to_do() -> None:
+    async with Pool(2) as pool:
+        assert await pool.gather(delayed(same)(number) for number in range(2_000)) == list(range(2_000))
+        gc.collect()
+        collections: list[int] = []
+        gc.callbacks.append(note := lambda phase, info: collections.append(info["generation"]))
+        try:
+            await pool.gather(delayed(same)(number) for number in range(20_000))
+        finally:
+            gc.callbacks.remove(note)
+        assert len(collections) <= 4  # a tuple for each call would be 28 and more, twice each
 
 
 @each_backend

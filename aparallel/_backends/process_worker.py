@@ -36,9 +36,6 @@ _MANY_FUNCTIONS = 256
 # Pickles up to this size are read on the loop (a fraction of a millisecond); larger ones in a thread.
 _ON_LOOP_BYTES = 32 * 1024
 
-# What is larger than this is sent from where it lies, not copied into a frame's pickle.
-_OUT_OF_LINE = 16 * 1024
-
 # A worker that was asked to leave has this long for its exit handlers.
 _FAREWELL_SECONDS = 2.0
 
@@ -314,30 +311,26 @@ class ProcessWorker(Worker):
 
 
 def _in_line(blob: bytes, tail: list[bytes]) -> bytes | int:
-    if len(blob) <= _OUT_OF_LINE:
+    if len(blob) <= frames.OUT_OF_LINE:
         return blob
     tail.append(blob)
     return len(blob)
 
 
 def _packed(payloads: list[Any], tail: list[bytes], references: dict[Segment, int]) -> list[Any]:
-    """Move what is large out of the frame's pickle, and count references to shared memory."""
-    if max(map(len, payloads)) <= _OUT_OF_LINE:  # tuples of arguments have a length too, a small one
+    """Have what is large leave the frame's pickle for *tail*, and count references to shared memory."""
+    if Shipment not in set(map(type, payloads)):
         return payloads
-    return [_packed_one(payload, tail, references) for payload in payloads]
+    return [_unloaded(payload, tail, references) if isinstance(payload, Shipment) else payload for payload in payloads]
 
 
-def _packed_one(payload: Any, tail: list[bytes], references: dict[Segment, int]) -> Any:
-    if type(payload) is bytes:
-        return _in_line(payload, tail)
-    if type(payload) is not Shipment:
-        return payload
+def _unloaded(shipment: Shipment, tail: list[bytes], references: dict[Segment, int]) -> list[Any]:
     parts = []
-    for content, mode in payload.parts:
+    for content, mode in shipment.parts:
         segment = content.segment
         references[segment] = references.get(segment, 0) + 1
         parts.append((segment.number, content.offset, content.nbytes, mode))
-    return [_in_line(payload.data, tail), parts]
+    return [_in_line(shipment.data, tail), parts]
 
 
 def _unpickled(data: bytes, is_failure: bool) -> tuple[Any, bool]:

@@ -30,6 +30,7 @@ from aparallel._transfer.pickling import (
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.unchanged import Witness
 from aparallel._transfer.users import User
+from aparallel._wire.frames import OUT_OF_LINE
 from aparallel.abc import Drawn, Encoder, Function
 from aparallel.errors import SharedMemoryError, SharingError
 
@@ -163,9 +164,18 @@ def _explained(call: Call[Any], index: int | None, reason: Exception) -> Excepti
     return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason)
 
 
+def _plain(args: tuple[Any, ...]) -> Any:
+    """Return the payload for arguments that are all plain: if it is one, that.
+
+    It saves both sides a tuple, of which thousands at a time would have the garbage collector look through the whole
+    program.
+    """
+    return args[0] if len(args) == 1 and type(args[0]) is not bytes else args
+
+
 def _with_references(data: bytes, references: list[Any]) -> bytes | Shipment:
     """Return the payload for a pickle that refers only to what is shared already."""
-    if not references:
+    if not references and len(data) <= OUT_OF_LINE:
         return data
     return Shipment(data, [(reference.content, reference.mode) for reference in references])
 
@@ -275,6 +285,7 @@ class ProcessEncoder(Encoder):
         """Draw until there are *limit* calls, or it is late. The path of tiny calls."""
         last: Any = None
         add: Any = None
+        kind: Any = None
         variables = self._variables
         index, end = first + drawn.count, first + limit
         while index < end and drawn.large is None and drawn.failed is None:
@@ -295,7 +306,12 @@ class ProcessEncoder(Encoder):
                             add(self._pickle_arguments(call, drawn))
                             break
                     else:
-                        add(self._pickle_arguments(call, drawn) if variables or call.keywords else args)
+                        if variables or call.keywords:
+                            add(self._pickle_arguments(call, drawn))
+                        elif len(args) == 1 and kind is not bytes:  # as _plain() does it, but here
+                            add(value)
+                        else:
+                            add(args)
                 except TooLarge:
                     self._begin_moment()
                     drawn.large = call
@@ -320,7 +336,7 @@ class ProcessEncoder(Encoder):
     def _pickle_arguments(self, call: Call[Any], drawn: Drawn) -> bytes | Shipment:
         self._begin_moment()
         pickled = self._pickle((call.args, call.keywords, self._values()))
-        drawn.size += len(pickled) if type(pickled) is bytes else 0
+        drawn.size += len(pickled if isinstance(pickled, bytes) else pickled.data)
         return pickled
 
     def _pickle(self, content: Any) -> bytes | Shipment:
@@ -345,7 +361,7 @@ class ProcessEncoder(Encoder):
                 kind = type(value)
                 if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
                     plain = False
-            return function, args if plain else self._pickle((args, keywords, self._values()))
+            return function, _plain(args) if plain else self._pickle((args, keywords, self._values()))
         except (
             NotLoaded
         ):  # single calls are made in a loop that goes on: what a closure refers to is another thing then
@@ -403,7 +419,7 @@ class ProcessEncoder(Encoder):
         finally:
             sources = buffers.take()
         if not sources:
-            return data, len(data)
+            return _with_references(data, []), len(data)
         try:
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
         except NoDescriptorError:  # through the socket, then

@@ -1,4 +1,4 @@
-"""A call's payload whose large buffers lie in shared memory."""
+"""A call's payload that is large, or whose large buffers lie in shared memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
 
-# A shipment is never put into a frame's pickle, however small.
-_NEVER_IN_LINE = 1 << 40
-
 
 class Shipment:
     """A pickle, and the contents that it refers to, in the order in which it does. They stay while it is there."""
@@ -27,9 +24,6 @@ class Shipment:
     def __init__(self, data: bytes, parts: list[tuple[Content, Mode]]) -> None:
         self.data = data
         self.parts = parts
-
-    def __len__(self) -> int:
-        return _NEVER_IN_LINE
 
 
 class LazyMemory:

@@ -18,11 +18,12 @@ To the worker::
                                        pickle, or an int, the size of one in the tail
     forget     [id]                    functions that it may drop
     batches    [(id, [payload], (largest, folder))]
-                                       payload: a tuple of plain arguments,
+                                       payload: a number, a str or None, the one plain argument,
+                                       or a tuple of plain arguments,
                                        or bytes, a pickle of (args, kwargs, variables),
-                                       or an int, the size of such a pickle in the tail,
                                        or [bytes or int, [(segment, offset, size, mode)]], such a
-                                       pickle and where its large buffers lie;
+                                       pickle, or the size of one in the tail, and where its large
+                                       buffers lie;
                                        results leave buffers of more than *largest* bytes in
                                        shared memory, or in a file in *folder*
     loans      [(segment, count)]      how often the payloads refer to which segments
@@ -79,6 +80,9 @@ LARGE_VALUE = 6
 LARGE_FAILURE = 7
 VALUE_IN_SEGMENT = 8
 PLAIN = 9
+
+# What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
+OUT_OF_LINE = 16 * 1024
 
 # At most this many calls wait in one worker.
 MAX_OUTSTANDING = 2048

@@ -35,6 +35,8 @@ _NEVER = 1 << 62
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
 _PLAIN_LENGTH = 4096
+# What arguments come as that need no unpickling of their own.
+_ARGUMENTS = _NUMBERS | {str, tuple}
 
 _HEADER_FLAGS = MSG_WAITALL | descriptors.RECEIVE_FLAGS
 
@@ -240,9 +242,9 @@ class _Worker:
                     outgoing.flush(now)
                     return
                 call += 1
-                if type(payload) is tuple and not isinstance(function, bytes):
+                if type(payload) in _ARGUMENTS and not isinstance(function, bytes):
                     try:
-                        outcome = function(*payload)
+                        outcome = function(*payload) if type(payload) is tuple else function(payload)
                     except BaseException as error:
                         kind, outcome = FAILURE, describe_failure(error, RUNNING)
                     else:
@@ -251,11 +253,11 @@ class _Worker:
                             kind, outcome = self._finish(outcome, None)
                 else:
                     blob, parts = payload if type(payload) is list else (payload, None)
-                    if type(blob) is int:
+                    if parts is not None and type(blob) is int:
                         end = offset + blob
                         blob, offset = tail[offset:end], end
-                    elif type(blob) is tuple:
-                        blob = dumps((blob, {}, None), 5)
+                    elif type(blob) is not bytes:
+                        blob = dumps((blob if type(blob) is tuple else (blob,), {}, None), 5)
                     kind, outcome = self._call_pickled(number, blob, parts, frame.loans)
                     function = self.functions[number]
                 if not original:
@@ -288,7 +290,7 @@ class _Worker:
                     function = self.functions[number] = loads(function)
                 finally:
                     self.head[STARTED] = monotonic_ns()
-            arguments, keywords, variables = loads(blob) if parts is None else self._memory().load(blob, parts, loans)
+            arguments, keywords, variables = self._memory().load(blob, parts, loans) if parts else loads(blob)
             context = self._context_of(variables) if variables is not None else None
         except BaseException as error:
             return FAILURE, describe_failure(error, LOADING)
