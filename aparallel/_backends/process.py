@@ -17,7 +17,8 @@ from aparallel._ground.call import name_of
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.diagnosis import unpicklable_call
-from aparallel._transfer.encoding import Functions, ProcessEncoder
+from aparallel._transfer.encoding import ProcessEncoder
+from aparallel._transfer.functions import Functions
 from aparallel._transfer.pickling import pickle
 from aparallel._transfer.shipment import LazyMemory
 from aparallel._wire.frames import MAX_OUTSTANDING

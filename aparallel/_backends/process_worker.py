@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from aparallel._backends.child import Child
     from aparallel._backends.logs import LogRelay, WorkerRecords
-    from aparallel._transfer.encoding import PickledFunction
+    from aparallel._transfer.functions import PickledFunction
     from aparallel._transfer.lending import Segment
     from aparallel.abc import Sharing
 

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import operator
-import sys
 import time
-from _blake2 import blake2b  # hashlib, whose it is, would delay a script's first result by 2 ms
 from collections import deque
 from itertools import chain, islice
-from pickle import dumps
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.call import Call, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
-from aparallel._ground.timings import Timings
 from aparallel._transfer.diagnosis import unpicklable_call
+from aparallel._transfer.functions import CALLED, MANY_FUNCTIONS, NAMED, Functions, PickledFunction
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
-from aparallel._transfer.pickling import (
-    PROTOCOL,
-    NotLoaded,
-    is_by_value_registered,
-    load_by_value,
-    pickle,
-    pickle_in_slices,
-    pickle_within,
-)
+from aparallel._transfer.pickling import NotLoaded, load_by_value, pickle_in_slices, pickle_within
 from aparallel._transfer.shipment import LazyMemory, Shipment
-from aparallel._transfer.unchanged import Witness
 from aparallel._transfer.users import User
 from aparallel._wire.frames import OUT_OF_LINE
-from aparallel.abc import Drawn, Encoder, Function
+from aparallel.abc import Drawn, Encoder
 from aparallel.errors import SharedMemoryError, SharingError
 
 if TYPE_CHECKING:
@@ -39,7 +26,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._transfer.out_of_band import Marker
-    from aparallel.abc import Sharing, Timing
+    from aparallel.abc import Sharing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
 # pickling nor unpickling them can run anyone's code or fail.
@@ -50,11 +37,7 @@ _SHORT = 1024
 # What is pickled on the loop at most, in bytes: about a quarter of a millisecond.
 ON_LOOP_BYTES = 64 * 1024
 
-# A function that calls its first argument.
-_CALLED = dumps(operator.call, PROTOCOL)
-
-_NAMED = (FunctionType, BuiltinFunctionType, type)
-_MANY_FUNCTIONS = 64
+# The pickles of functions that an encoder keeps take at most so many bytes together, unless there is only one.
 _MANY_BYTES = 32 * 1024 * 1024
 
 # A large call is encoded in a thread. Other calls are drawn together with it for this long, at about 20 µs each.
@@ -62,16 +45,6 @@ _HOLD_SECONDS = 0.001
 
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
-
-
-class PickledFunction(Function):
-    """A function, and the pickle that a worker makes it of."""
-
-    __slots__ = ("blob",)
-
-    def __init__(self, key: bytes, name: str, timing: Timing, blob: bytes) -> None:
-        super().__init__(key, name, timing)
-        self.blob = blob
 
 
 class _Held(NamedTuple):
@@ -87,69 +60,6 @@ class _Held(NamedTuple):
     data: bytes
     sources: list[memoryview | Marker]
     places: frozenset[Any]
-
-
-class Functions:
-    """What a pool knows of the functions that it runs."""
-
-    def __init__(self) -> None:
-        # Importable functions, by identity. Few: they live in modules.
-        self._importable: dict[Any, PickledFunction] = {}
-        self._timings = Timings()
-        # Functions that travel by value and can be seen to be unchanged; the oldest go first.
-        self._witnessed: dict[FunctionType, tuple[Witness, PickledFunction]] = {}
-
-    def known(self, fn: Any) -> PickledFunction | None:
-        """Return what is known of *fn* if its pickle is, too: its name, or what it was and would be now; else None."""
-        if is_by_value_registered():
-            return None
-        return self._by_name(fn) or self._unchanged(fn)
-
-    def importable(self, fn: Any) -> PickledFunction | None:
-        """Return what is known of *fn* if workers can import it by its name, else None."""
-        return None if is_by_value_registered() else self._by_name(fn)
-
-    def _by_name(self, fn: Any) -> PickledFunction | None:
-        if not isinstance(fn, _NAMED):
-            return None
-        module_name = fn.__module__
-        module = sys.modules.get(module_name) if module_name != "__main__" else None
-        if module is None or module.__dict__.get(fn.__qualname__) is not fn:
-            return None
-        known = self._importable.get(fn)
-        if known is None:
-            blob = pickle(fn)
-            known = self._importable[fn] = PickledFunction(blob, name_of(fn), self._timings.of(fn), blob)
-        return known
-
-    def _unchanged(self, fn: Any) -> PickledFunction | None:
-        known = self._witnessed.get(fn) if type(fn) is FunctionType else None
-        if known is None:
-            return None
-        if known[0].still_holds():
-            return known[1]
-        del self._witnessed[fn]
-        return None
-
-    def by_content(self, fn: Any, blob: bytes, witnessed: bool = True) -> PickledFunction:
-        """Describe a function by its pickle: equal pickles are one function to a worker.
-
-        *witnessed*: nothing else ran since it was pickled, so what it refers to now is what was pickled.
-        """
-        key = blob if len(blob) <= 64 else blake2b(blob, digest_size=24).digest()
-        function = PickledFunction(key, name_of(fn), self._timings.of(fn), blob)
-        if witnessed and type(fn) is FunctionType and (witness := Witness.of(fn)) is not None:
-            self._witnessed[fn] = witness, function
-            if len(self._witnessed) > _MANY_FUNCTIONS:
-                del self._witnessed[next(iter(self._witnessed))]
-        return function
-
-    def as_argument(self, fn: Any) -> PickledFunction:
-        """Describe a function that travels as the first argument of ``operator.call``.
-
-        So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
-        """
-        return PickledFunction(_CALLED, name_of(fn), self._timings.of(fn), _CALLED)
 
 
 def _popped(calls: deque[Call[Any]]) -> Iterator[Call[Any]]:
@@ -383,7 +293,7 @@ class ProcessEncoder(Encoder):
                 function = self._function(call.func)
             except TooLarge:
                 function = await in_thread(self._large_function, call.func)
-                if function.key == _CALLED:
+                if function.key == CALLED:
                     args = call.func, *args
                 else:
                     size = len(function.blob)
@@ -445,13 +355,13 @@ class ProcessEncoder(Encoder):
     def _remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
         self._recent[id(fn)] = fn, function
         self._recent_bytes += len(function.blob)
-        while len(self._recent) > (_MANY_FUNCTIONS if self._recent_bytes <= _MANY_BYTES else 1):
+        while len(self._recent) > (MANY_FUNCTIONS if self._recent_bytes <= _MANY_BYTES else 1):
             _, oldest = self._recent.pop(next(iter(self._recent)))
             self._recent_bytes -= len(oldest.blob)
 
     def _is_pickled(self, fn: Callable[..., Any]) -> bool:
         """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""
-        if type(fn) not in _NAMED:
+        if type(fn) not in NAMED:
             return False
         return (type(fn) is FunctionType and id(fn) in self._recent) or self._functions.known(fn) is not None
 
