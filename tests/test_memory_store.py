@@ -23,7 +23,7 @@ import pytest
 from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
-from aparallel._memory.disk import evicted, files, recency, store
+from aparallel._memory.disk import files, recency, removed, store
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
@@ -156,10 +156,10 @@ async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
 
 
 def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evicted, "_LIMIT", 100 * 16)
+    monkeypatch.setattr(removed, "_LIMIT", 100 * 16)
     kept = DiskStore(os.fspath(tmp_path / "cache"))
     kept.directory.prepare()
-    noted = evicted.Evicted(kept.directory)
+    noted = removed.Removed(kept.directory, "evicted")
     keys = [bytes([n]) * 8 + bytes([n + 1]) * 24 for n in range(101)]
     assert not noted.has(keys[0])
     noted.note(keys[:100])
@@ -180,6 +180,21 @@ async def test_results_expire(location: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "time", lambda: clock)
     assert (await cached.explain(0)).reason == "expired"
     assert [await cached(0), await longer(0, 0)] == [3, 2]
+
+
+async def test_what_was_swept_because_it_had_expired_is_explained_so(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounds, "sweep_soon", lambda self: None)
+    memory = Memory(location)
+    cached, lasting = memory.cache(ttl="1h")(abs), memory.cache(round)
+    assert [await cached(-1), await cached(-2), await lasting(3)] == [1, 2, 3]
+    clock = time.time() + 5400
+    monkeypatch.setattr(time, "time", lambda: clock)
+    assert await memory.reduce_size(age_limit="2h") == 2  # it looks at all, and finds what is over, too
+    assert [(await cached.explain(x)).reason for x in (-1, -2, -3)] == ["expired", "expired", "never computed"]
+    assert await memory.reduce_size(age_limit="1h") == 1
+    assert (await lasting.explain(3)).reason == "evicted"
 
 
 async def test_a_clock_that_jumps_makes_nothing_immortal(location: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,10 @@ class Store(ABC):
         """Whether an entry was removed lately to make room, as far as this store remembers."""
         return False
 
+    def was_expired(self, place: Place) -> bool:
+        """Whether an entry was removed lately because it had outlived its ``ttl``, as far as this store remembers."""
+        return False
+
 
 def _note_of_removals(place: Place | None) -> str:
     # One for all places, and one for each 256th part of them: a note per key would be many.

@@ -33,6 +33,8 @@ def explain_missing(
     """
     if store.was_evicted(place):
         return Explanation(hit=False, reason="evicted")
+    if store.was_expired(place):
+        return Explanation(hit=False, reason="expired")
     own = meta["code"]
     # What of the code is another now, by the version that a stored call was made with.
     changed: dict[str, tuple[str, ...]] = {own: ()}

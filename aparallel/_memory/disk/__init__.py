@@ -7,7 +7,7 @@
     functions/<function>.<code>.json    the digest of each part of its code, for explain()
     tags/<tag>                          changes whenever the tag is invalidated
     removals/all, removals/<xx>         change whenever results are removed by request
-    evicted                             the beginnings of the keys that were evicted lately, for explain()
+    evicted, expired                    the beginnings of the keys that were removed lately, for explain()
     counts, locks                       see counts.py and locks.py
     tmp/<xx>/                           what is being written; in many folders, see spread_over_disk
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from aparallel._memory.disk.directory import Directory
-    from aparallel._memory.disk.evicted import Evicted
     from aparallel._memory.disk.recency import Recency
+    from aparallel._memory.disk.removed import Removed
     from aparallel._memory.disk.slots import Slots
 
 _NEAR = 0.9  # of a limit: from there on, writers take turns
@@ -30,11 +30,20 @@ _SWEEP_EVERY = 5.0  # seconds
 class Bounds:
     """Removes what is too much, too old, or of no use any more."""
 
-    def __init__(self, directory: Directory, slots: Slots, recency: Recency, evicted: Evicted, limits: Limits) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        slots: Slots,
+        recency: Recency,
+        evicted: Removed,
+        expired: Removed,
+        limits: Limits,
+    ) -> None:
         self._directory = directory
         self._slots = slots
         self._recency = recency
         self._evicted = evicted
+        self._expired = expired
         self._limits = limits
         self._next_sweep = 0.0
         self.after_fork()
@@ -133,15 +142,25 @@ class Bounds:
     def _sweep(self, slots: Sequence[int], unused_for: float | None) -> int:
         """Remove from slots what has outlived its function's lifetime, or was not used for so many seconds."""
         lifetimes = self._lifetimes()
+        expired: list[str] = []
+        unused: list[str] = []
 
         def is_over(one: Candidate) -> bool:
             now = time.time()
             lifetime = lifetimes.get(one.function)
-            return (lifetime is not None and age(one.created, now) > lifetime) or (
-                unused_for is not None and age(one.used, now) > unused_for
-            )
+            if lifetime is not None and age(one.created, now) > lifetime:
+                expired.append(one.name)
+            elif unused_for is not None and age(one.used, now) > unused_for:
+                unused.append(one.name)
+            else:
+                return False
+            return True
 
-        return sum([self._slots.remove_if(slot, is_over) for slot in slots])
+        removed = sum([self._slots.remove_if(slot, is_over) for slot in slots])
+        for names, reason in ((expired, self._expired), (unused, self._evicted)):
+            if names:
+                reason.note(map(bytes.fromhex, names))
+        return removed
 
     def _lifetimes(self) -> dict[str, float | None]:
         """How long the entries of each function are of use, as its note says: see notes.py."""

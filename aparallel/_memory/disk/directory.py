@@ -77,7 +77,7 @@ class Directory:
             self.make(self.path(name))
         for name in ("entries", "tmp"):
             spread_over_disk(self.path(name))
-        for name in ("counts", "locks", "evicted") if self._trust_group else ():
+        for name in ("counts", "locks", "evicted", "expired") if self._trust_group else ():
             fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
             try:
                 self._give_to_group(fd, 0o660)

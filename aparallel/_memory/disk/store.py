@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
-from aparallel._memory.disk.evicted import Evicted
 from aparallel._memory.disk.files import names_in, read_all, read_file, remove, write_all
 from aparallel._memory.disk.recency import Recency
+from aparallel._memory.disk.removed import Removed
 from aparallel._memory.disk.slots import Slots, lock_of_key
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class DiskStore(Store):
         self.directory = Directory(location, is_signed=is_signed, trust_group=trust_group)
         self.slots = Slots(self.directory)
         self._recency = Recency(self.directory)
-        self._evicted = Evicted(self.directory)
-        self._bounds = Bounds(self.directory, self.slots, self._recency, self._evicted, self.limits)
+        self._evicted = Removed(self.directory, "evicted")
+        self._expired = Removed(self.directory, "expired")
+        self._bounds = Bounds(self.directory, self.slots, self._recency, self._evicted, self._expired, self.limits)
 
     # Entries
 
@@ -147,6 +148,9 @@ class DiskStore(Store):
 
     def was_evicted(self, place: Place) -> bool:
         return self._evicted.has(place.key)
+
+    def was_expired(self, place: Place) -> bool:
+        return self._expired.has(place.key)
 
     def flush(self) -> None:
         """Write down which entries were used lately."""

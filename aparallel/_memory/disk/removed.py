@@ -1,13 +1,13 @@
-"""Which entries were evicted lately, so that a miss can be explained: the beginnings of their keys, in one file.
+"""Which entries were removed lately, so that a miss can be explained: beginnings of keys, in a file for each reason.
 
-One, because to make a file where many were removed just now takes ext4 longer than to remove ten.
+Not one for each, because to make a file where many were removed just now takes ext4 longer than to remove ten.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aparallel._memory.disk.files import read_file
 
@@ -20,12 +20,12 @@ _BYTES = 16  # of a key
 _LIMIT = 1 << 22  # bytes of the file; then the older half is forgotten
 
 
-class Evicted:
-    """Notes and tells which keys were evicted."""
+class Removed:
+    """Notes and tells which keys were removed for one *reason*, which is also the file's name."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, reason: Literal["evicted", "expired"]) -> None:
         self._directory = directory
-        self._path = directory.path("evicted")
+        self._path = directory.path(reason)
 
     def note(self, keys: Iterable[bytes]) -> None:
         """Note keys. What goes wrong costs an explanation and is not told."""
@@ -40,7 +40,7 @@ class Evicted:
                 self._directory.write(self._path, newest[: len(newest) // _BYTES * _BYTES])
 
     def has(self, key: bytes) -> bool:
-        """Whether *key* was evicted lately."""
+        """Whether *key* was removed lately."""
         with contextlib.suppress(OSError):
             noted = read_file(self._path) or b""
             at = noted.find(key[:_BYTES])
