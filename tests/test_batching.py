@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,11 @@ def test_a_result_in_itself_is_told_roughly_too() -> None:
     circle: list[Any] = []
     circle.append(circle)
     assert rough_bytes(circle) < 1000
+
+
+def test_a_result_that_comes_while_numpy_is_being_imported_has_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", ModuleType("numpy"))
+    assert rough_bytes(object()) == 0
 
 
 def test_no_code_of_a_result_runs_to_tell_its_size() -> None:

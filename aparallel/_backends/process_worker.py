@@ -151,8 +151,8 @@ class ProcessWorker(Worker):
 
     def _take_frame(self, header: tuple[Any, ...], body: memoryview) -> None:
         kind, count, first, busy, _ = header
-        if kind in (frames.PLAIN, frames.OUTCOMES):
-            self._take_outcomes(first, read(body, count), kind == frames.PLAIN, busy / 1e9)
+        if kind in (frames.PLAIN_OUTCOMES, frames.OUTCOMES):
+            self._take_outcomes(first, read(body, count), kind == frames.PLAIN_OUTCOMES, busy / 1e9)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
             self._take_large(body, kind == frames.LARGE_FAILURE, busy / 1e9)
         elif kind == frames.VALUE_IN_SEGMENT:

@@ -30,6 +30,11 @@ _AHEAD_CALLS = 20_000
 # Results of a stream that nobody has read are as many as a client that does not read can make a server keep.
 UNREAD_BYTES = 32 * 1024 * 1024
 
+# What most of the shortest calls give.
+_NUMBERS = frozenset({int, float, bool, type(None)})
+# So many containers in one another are looked into.
+_DEEPEST = 4
+
 _EXPRESSION = r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?"
 
 
@@ -99,14 +104,9 @@ def rough_bytes(value: Any, depth: int = 0) -> int:
         return len(value) * (8 + rough_bytes(value[0], depth + 1))
     if kind is dict and value and depth < _DEEPEST:
         return len(value) * (64 + rough_bytes(next(iter(value.values())), depth + 1))
-    numpy = sys.modules.get("numpy")
-    return int(value.nbytes) if numpy is not None and isinstance(value, numpy.ndarray) else 0
-
-
-_NUMBERS = frozenset({int, float, bool, type(None)})  # what most of the shortest calls give
-
-# Of the containers in one another that are looked into.
-_DEEPEST = 4
+    # While another thread imports NumPy, it is there and has nothing in it.
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    return int(value.nbytes) if ndarray is not None and isinstance(value, ndarray) else 0
 
 
 class DrawLimit(NamedTuple):

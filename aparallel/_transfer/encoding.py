@@ -272,9 +272,8 @@ class ProcessEncoder(Encoder):
                 if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
                     plain = False
             return function, _plain(args) if plain else self._pickle((args, keywords, self._values()))
-        except (
-            NotLoaded
-        ):  # single calls are made in a loop that goes on: what a closure refers to is another thing then
+        except NotLoaded:
+            # Not in a thread: single calls are made in a loop that goes on, and closures refer to something else then.
             load_by_value()
             return self.encode(call)
         except TooLarge:

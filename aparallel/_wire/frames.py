@@ -31,7 +31,7 @@ To the worker::
 To the parent::
 
     header   kind u8, pad u8 u16, count u32, first u64, busy u64, size u64
-    body     PLAIN, OUTCOMES: *count* outcomes (see ``outbox``), of which PLAIN has only plain ones;
+    body     OUTCOMES, PLAIN_OUTCOMES: *count* outcomes (see ``outbox``), all plain in the latter;
              LARGE_VALUE, LARGE_FAILURE: the pickle of one outcome;
              VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
              READY: empty; NOT_READY: the initializer's failure;
@@ -79,7 +79,7 @@ OUTCOMES = 3
 LARGE_VALUE = 6
 LARGE_FAILURE = 7
 VALUE_IN_SEGMENT = 8
-PLAIN = 9
+PLAIN_OUTCOMES = 9
 
 # What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
 OUT_OF_LINE = 16 * 1024

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SIZE = 1 << 16
 _HEAD = 64
-ROOM = SIZE - _HEAD
+_ROOM = SIZE - _HEAD
 
 FIRST, COUNT, STARTED, CLAIMED, RECALLS, LOGGED = range(6)
 # ``marshalled(outcome, VERSION)`` gives an outcome's bytes: no function of ours, which would take as long again.
@@ -81,7 +81,7 @@ class Outbox:
         """
         first, count = self.head[FIRST], self.head[COUNT]
         skip = position - first
-        if not 0 <= skip < count <= ROOM:
+        if not 0 <= skip < count <= _ROOM:
             return []
         data = self._memory[_HEAD:]
         if self.head[FIRST] != first or self.head[COUNT] < count:

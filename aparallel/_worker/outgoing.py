@@ -35,7 +35,7 @@ class Outgoing:
 
     Attributes:
         count: outcomes in the outbox.
-        flushed_at: when that was looked through last.
+        flushed_at: when all that waited there had been sent, last.
     """
 
     def __init__(self, connection: socket, outbox: Outbox) -> None:
@@ -88,7 +88,7 @@ class Outgoing:
     def flush(self, until: int) -> int:
         """Send what waits, all of which had come at the moment *until*."""
         if self.count:
-            kind = frames.PLAIN if self._is_plain else frames.OUTCOMES
+            kind = frames.PLAIN_OUTCOMES if self._is_plain else frames.OUTCOMES
             self.send(kind, self.outbox.written(), self.count, until - self._busy_since)
             # The count falls before the position rises: a reader in between finds nothing, not garbage.
             self.head[COUNT] = 0
