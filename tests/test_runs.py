@@ -46,7 +46,7 @@ def enter(
     retries: int = 0,
 ) -> Place:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    return queue.enter(function, payload, future, context, timeout, on_cancel, retries)
+    return queue.enter(function, [payload], [future], context, timeout, on_cancel, retries)
 
 
 def take_all(queue: RunQueue, at_once: int = 1000) -> list[Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from aparallel._ground.awaiting import is_coroutine_function
+from aparallel._ground.awaiting import is_coroutine_function, mark_as_coroutine_function
 from aparallel._ground.hop import in_thread
 from aparallel._memory.canonical import TooLarge
 from aparallel._memory.computation import Computation
@@ -54,7 +52,7 @@ class MemorizedFunction(Generic[P, T]):
         self.__qualname__ = qualname = getattr(named, "__qualname__", None) or type(named).__qualname__
         self.__name__ = qualname.rpartition(".")[2]
         self.func = fn  # joblib's name
-        _mark_as_coroutine_function(self)
+        mark_as_coroutine_function(self)
         name = qualname if module in ("__main__", "None", "builtins") else f"{module}.{qualname}"
         identifier = digest(f"{module}\0{qualname}".encode("utf-8", "surrogatepass")).hex()[:24]
         self._lookup = Lookup(self._shelf, fn, self._options, name, identifier)
@@ -182,7 +180,7 @@ class BoundMemorizedFunction(Generic[P, T]):
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
         self.__doc__ = function.__doc__
-        _mark_as_coroutine_function(self)
+        mark_as_coroutine_function(self)
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """See :meth:`MemorizedFunction.__call__`."""
@@ -251,14 +249,6 @@ def _named(fn: Any) -> Any:
     """The function that gives a callable its name."""
     inner = _without_partials(fn)
     return inner if getattr(inner, "__qualname__", None) else type(inner)
-
-
-def _mark_as_coroutine_function(thing: Any) -> None:
-    """Answer frameworks that ask whether *thing* is to be awaited: from Python 3.12 on inspect, before it asyncio."""
-    if sys.version_info >= (3, 12):
-        # The mark has one name in 3.12 and another in 3.13; and inspect would put it on a bound method's function.
-        thing._is_coroutine_marker = inspect.markcoroutinefunction(lambda: None)._is_coroutine_marker  # type: ignore[attr-defined]
-    thing._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
 
 
 def _refuse_generators(fn: Any) -> None:

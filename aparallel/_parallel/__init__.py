@@ -5,9 +5,10 @@ From what users write down to what workers are given; each uses only those below
     gather, config                gather_parallel and stream_parallel, the pools that belong to loops; parallel_config
     pool, calls                   Pool and LimitedPool as users see them: fronts that hold a runner
     runner                        one call through a pool, or a gather, or a stream
+    singles                       begins single calls
     engine                        a pool but for its front: its settings, its loop, its life
     admission, admitted           which calls may wait; which are still owed an outcome
-    futures                       what stands for a single call that is on its way
+    futures                       what stands for a single call that is on its way, or is to begin
     stream, flow, progress        the calls of one gather or stream: drawn as workers free up, delivered as they end
     scheduler                     which call goes to which worker, when. It wires these:
     watch, patience, stopping         calls taken back, given up and stopped

@@ -86,6 +86,7 @@ class Engine:
         # Looked up once, as each single call asks.
         self.shares_context = self.backend.shares_memory
         self.runs_on_loop = self.backend.runs_on_loop
+        self.needs_context = self.shares_context or bool(settings.context_vars)
         self.patience = settings.queue_timeout
         # How many calls wait; the scheduler's queues keep it.
         self._waiting = Tallies()

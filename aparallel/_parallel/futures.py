@@ -1,18 +1,46 @@
-"""What stands for a single call that is on its way."""
+"""What stands for a single call that is on its way, or is to begin."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from aparallel._ground.shield import outlast
+from aparallel._parallel.options import Unset
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import FrameType
 
+    from aparallel._ground.call import Call
     from aparallel._parallel.runs import Runs
+    from aparallel.abc import OnCancel
 
 T = TypeVar("T")
+
+
+class RunOptions(NamedTuple):
+    """What the caller of a single call asks for."""
+
+    timeout: float | None = None
+    on_cancel: OnCancel | None = None
+    queue_timeout: float | Unset | None = Unset.UNSET
+    retries: int = 0
+
+
+# Nothing. Known by its identity, which is quicker than to look at each.
+USUAL = RunOptions()
+
+
+class Beginner(Protocol):
+    """Who begins calls."""
+
+    def begin(self, future: CallFuture[Any]) -> None:
+        """Begin the call that *future* requests."""
+
+    def begin_soon(self, future: CallFuture[Any]) -> None:
+        """Begin it when it has its turn, in the next ticks."""
 
 
 class Home(Protocol):
@@ -35,13 +63,15 @@ class CallFuture(asyncio.Future[T]):
         is_awaited: a task awaits it, is to be woken at once when it is cancelled, and then awaits :meth:`stopped`.
             There the scopes of anyio, which cancel again at every step, are shielded off.
         place: whose call it is, and its index there; None until it waits for a worker.
+        request: the call, and what is asked for; gone once it has begun.
     """
 
     # What is set for each call. The rest, which few need, is in the dict that a future has, and takes 0.3 µs to make.
-    __slots__ = ("home", "is_awaited", "place")
+    __slots__ = ("beginner", "home", "is_awaited", "place", "request")
 
     home: Home
     place: tuple[Runs, int] | None
+    request: tuple[Call[T], RunOptions]
     is_awaited: bool
     # What is waited for since it was cancelled; None before.
     _stopping: list[asyncio.Future[Any]] | None = None
@@ -90,3 +120,131 @@ class AwaitedFuture(CallFuture[T]):
             del self  # an error that it holds refers to this frame
 
     __iter__ = __await__
+
+
+class SteppedFuture(AwaitedFuture[T]):
+    """A call that has begun and is the coroutine of a task, which steps through it."""
+
+    __slots__ = ()
+
+    __name__ = "Pool.run"  # in the repr of such a task
+
+    # What waits for the outcome: a generator.
+    _steps: Any
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._steps.send(value)
+        finally:
+            del self  # an error that it holds refers to this frame
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._steps.throw(*error)
+        finally:
+            del self, error
+
+    def close(self) -> None:
+        self._steps.close()
+        self.cancel()
+
+    # Where it is, for those who look into a task.
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        frame: FrameType | None = self._steps.gi_frame
+        return frame
+
+    @property
+    def cr_running(self) -> bool:
+        return bool(self._steps.gi_running)
+
+    @property
+    def cr_suspended(self) -> bool:
+        return bool(self._steps.gi_suspended)
+
+
+class RunCoroutine(SteppedFuture[T]):
+    """A call of ``Pool.run`` that has not begun: a coroutine, which becomes a future when it is asked for one.
+
+    ``asyncio.gather``, ``wait_for`` and ``shield`` ask, and would make a task of what is no future: half of the time
+    that a small call takes. ``create_task`` and task groups do not ask, and take nothing but coroutines. So its class
+    says what it is. When somebody asks, or awaits it, it begins and is an :class:`AwaitedFuture` from then on, no
+    coroutine any more, for ``asyncio.wait`` refuses those. When a task takes a first step through it, it begins and is
+    a :class:`SteppedFuture`.
+
+    Attributes:
+        beginner: who begins the call.
+    """
+
+    __slots__ = ()
+
+    beginner: Beginner
+
+    @property
+    def _asyncio_future_blocking(self) -> bool:  # type: ignore[override]
+        """What tells asyncio whether something is a future: that it is there and not None."""
+        self._begin_soon()
+        return False  # as of any future that nobody awaits
+
+    def _begin_soon(self) -> None:
+        self.__class__ = AwaitedFuture  # type: ignore[assignment]
+        try:
+            self.beginner.begin_soon(self)
+        except BaseException:
+            asyncio.Future.cancel(self)
+            raise
+
+    def _begin(self, kind: type[AwaitedFuture[Any]]) -> None:
+        self.__class__ = kind  # type: ignore[assignment]
+        try:
+            self.beginner.begin(self)
+        except BaseException:
+            asyncio.Future.cancel(self)
+            raise
+        finally:
+            del self  # an error that it holds refers to this frame
+
+    def _become(self, kind: type[AwaitedFuture[Any]]) -> None:
+        self.__class__ = kind  # type: ignore[assignment]
+        del self.request
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._begin(AwaitedFuture)
+        try:
+            return (yield from self.__await__())  # of what it is now
+        finally:
+            del self
+
+    __iter__ = __await__
+
+    def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
+        self._begin_soon()
+        self.add_done_callback(*args, **kwargs)
+
+    def send(self, value: Any) -> Any:
+        self._begin(SteppedFuture)
+        self._steps = self.__await__()
+        try:
+            return self._steps.send(value)
+        finally:
+            del self
+
+    def throw(self, *error: Any) -> Any:
+        self._become(SteppedFuture)
+        asyncio.Future.cancel(self)
+        self._steps = self.__await__()
+        try:
+            return self._steps.throw(*error)
+        finally:
+            del self, error
+
+    def close(self) -> None:
+        self.cancel()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        self._become(AwaitedFuture)
+        return asyncio.Future.cancel(self, msg)
+
+    def __del__(self) -> None:
+        warnings.warn(f"coroutine {self.__name__!r} was never awaited", RuntimeWarning, source=self, stacklevel=2)

@@ -99,35 +99,35 @@ class RunQueue(Queue):
     def enter(
         self,
         function: Function,
-        payload: Any,
-        future: Any,
+        payloads: list[Any],
+        futures: list[Any],
         context: Context,
         timeout: float | None,
         on_cancel: OnCancel,
         retries: int = 0,
     ) -> tuple[Runs, int]:
-        """Add a call, to the last batch if it is alike; return its owner and its index there."""
+        """Add calls, to the last batch if they are like it; return their owner and the index of the first there."""
         if self.pending:
             last = self.pending[-1]
             runs: Runs = last.owner
             index = len(runs.futures)
             if (
                 index == last.first + len(last.payloads)
-                and index < MESSAGE_CALLS
+                and index + len(futures) <= MESSAGE_CALLS
                 and last.function.key == function.key
                 and runs.context is context
                 and runs.timeout == timeout
                 and runs.on_cancel == on_cancel
                 and runs.retries == retries
             ):
-                runs.futures.append(future)
-                last.payloads.append(payload)
-                self.count += 1
-                self.tally.calls += 1
+                runs.futures += futures
+                last.payloads += payloads
+                self.count += len(futures)
+                self.tally.calls += len(futures)
                 return runs, index
         runs = Runs(self, context, timeout, on_cancel, retries)
-        runs.futures.append(future)
-        self.push(Batch(runs, function, 0, [payload]))
+        runs.futures += futures
+        self.push(Batch(runs, function, 0, payloads))
         return runs, 0
 
     def head(self) -> Batch | None:

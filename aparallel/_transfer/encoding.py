@@ -131,12 +131,16 @@ class ProcessEncoder(Encoder):
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
+        if self._user is None:  # single calls: what functions refer to may have changed since the last ones
+            self._recent.clear()
+            self._recent_bytes = 0
         while self._held and drawn.count < limit and time.monotonic() < deadline:
             self._draw_held(min(limit - drawn.count, _CLOCK_EVERY), drawn)
         if not self._held:
             self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
         room = limit - drawn.count - 1
-        if drawn.large is not None and room > 0 and not self._at_once and self._is_pickled(drawn.large.func):
+        may_hold = self._user is not None and not self._at_once
+        if drawn.large is not None and room > 0 and may_hold and self._is_pickled(drawn.large.func):
             from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
 
             if is_still(calls):

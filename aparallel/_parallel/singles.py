@@ -1,0 +1,237 @@
+"""Begins single calls: what is behind ``Pool.run`` and ``Pool.submit``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from asyncio import get_running_loop
+from collections import deque
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from aparallel._ground.nesting import call_context
+from aparallel._parallel.futures import USUAL
+from aparallel._parallel.options import Unset
+from aparallel._parallel.parsing import parse_patience, parse_retries
+from aparallel.errors import AparallelError, WrongLoopError
+
+if TYPE_CHECKING:
+    from aparallel._ground.call import Call
+    from aparallel._parallel.engine import Bound, Engine
+    from aparallel._parallel.futures import CallFuture, RunOptions
+    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.scheduler import Scheduler
+    from aparallel.abc import Function, OnCancel
+
+    # The context that a call runs in, its timeout, what stops it, and how often it is run again.
+    _How = tuple[contextvars.Context, float | None, OnCancel, int]
+
+# Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
+_UNSET: Final = Unset.UNSET
+
+# How long a tick is spent on beginning single calls, and how many of them are begun between two looks at the clock.
+_BEGIN_SECONDS = 0.0005
+_BEGIN_CALLS = 128
+
+# Calls in other processes see none of the caller's context but what travels with them.
+_NO_CONTEXT = contextvars.Context()
+
+
+class _NotBegun:
+    """Answerable for calls that have not begun."""
+
+    def stop(self, future: CallFuture[Any]) -> list[asyncio.Future[Any]]:
+        return []
+
+    def forget(self, future: CallFuture[Any]) -> None:
+        """There is nothing that knows of it."""
+
+
+_NOT_BEGUN = _NotBegun()
+
+
+class Singles:
+    """Begins single calls on the workers of *engine*: all of a pool, or those of one key, whose *runs* these are."""
+
+    def __init__(self, engine: Engine, runs: RunQueue) -> None:
+        self._engine = engine
+        self._runs = runs
+        # Calls that were made into futures. They begin in the next ticks, a slice of time in each: thousands are made
+        # at once, and to begin them all takes tens of milliseconds.
+        self._to_begin: deque[CallFuture[Any]] = deque()
+
+    def begin(self, future: CallFuture[Any], *, is_large: bool = False) -> None:
+        """Begin the call that *future* requests: see :meth:`aparallel.Pool.submit`.
+
+        *is_large*: it is known that it must be encoded off the loop.
+        """
+        engine, runs = self._engine, self._runs
+        call, options = future.request
+        del future.request
+        try:
+            bound = engine.use()
+            if bound.loop is not future.get_loop():
+                raise _made_elsewhere()
+            policy, patience, retries = engine.policy.usual, engine.patience, 0
+            if options is not USUAL:
+                policy, patience, retries = self._parse(options)
+            if engine.admission.max_queued is not None or patience == 0 or runs.quota is not None:
+                engine.admission.check_room(bound.scheduler, runs, patience)
+            encoded = None if is_large else bound.encoder.encode(call)
+        except WrongLoopError:
+            raise
+        except Exception as error:
+            future.set_exception(error)
+            del future  # the error's traceback refers to this frame
+            return
+        future.home = admitted = engine.admitted
+        admitted.runs.add(future)
+        context = call_context() if engine.shares_context else _NO_CONTEXT
+        if engine.runs_on_loop:
+            place = engine.place_for_nested(context, runs.quota)
+            place.__enter__()
+            future.add_done_callback(lambda _: place.__exit__(None, None, None))
+        how = context, options.timeout, policy, retries
+        if encoded is not None:
+            self._enter(future, bound.scheduler, encoded, how, patience)
+            return
+        # Meanwhile it counts as waiting: many at a time would fill the memory.
+        runs.add_to_coming(1)
+        entering = self._enter_large(future, bound, call, how, patience)
+        admitted.encoding[future] = task = bound.loop.create_task(entering, name="aparallel-encode")
+        task.add_done_callback(lambda task: self._on_encoded(future, task))
+
+    def _parse(self, options: RunOptions) -> tuple[OnCancel, float | None, int]:
+        """Return what stops a call, how long it may wait, and how often it is run again."""
+        engine = self._engine
+        patience = engine.patience
+        if options.queue_timeout is not _UNSET:
+            patience = parse_patience("queue_timeout", options.queue_timeout)
+        policy = engine.policy.of_call(options.on_cancel, options.timeout)
+        return policy, patience, parse_retries(options.retries)
+
+    def begin_soon(self, future: CallFuture[Any]) -> None:
+        """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
+        loop = get_running_loop()
+        if loop is not future.get_loop():
+            raise _made_elsewhere()
+        if self._engine.needs_context:
+            self.begin(future)
+            return
+        future.home = _NOT_BEGUN
+        if not self._to_begin:
+            loop.call_soon(self._begin_some, loop)
+        self._to_begin.append(future)
+
+    def _begin_some(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._to_begin
+        until = monotonic() + _BEGIN_SECONDS
+        while waiting:
+            if waiting[0].done():  # it was cancelled meanwhile
+                del waiting[0]
+                continue
+            self._begin_alike()
+            if monotonic() >= until:
+                break
+        if waiting:
+            loop.call_soon(self._begin_some, loop)
+
+    def _begin_next(self, *, is_large: bool = False) -> None:
+        future = self._to_begin.popleft()
+        try:
+            self.begin(future, is_large=is_large)
+        except WrongLoopError as error:
+            future.set_exception(error)
+        finally:
+            del future  # an error that it holds refers to this frame
+
+    def _begin_alike(self) -> None:
+        """Begin the next calls as those of a gather are, as far as they ask for nothing, then one that is not so."""
+        futures = []
+        for future in islice(self._to_begin, _BEGIN_CALLS if self._takes_all() else 0):
+            if future.done() or future.request[1] is not USUAL:
+                break
+            futures.append(future)
+        if not futures:
+            self._begin_next()
+            return
+        engine, runs, bound = self._engine, self._runs, self._engine.use()
+        drawn = bound.encoder.draw((future.request[0] for future in futures), len(futures), 0, _BEGIN_SECONDS)
+        begun = 0
+        for function, payloads in drawn.runs:
+            part = futures[begun : begun + len(payloads)]
+            if not part:  # the first of them was not to be had
+                continue
+            if not runs.count:  # else it has its place
+                bound.scheduler.admit(runs)
+            owner, first = runs.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual)
+            for index, future in enumerate(part, first):
+                future.home, future.place = engine.admitted, (owner, index)
+                del future.request, self._to_begin[0]
+            engine.admitted.runs.update(part)
+            begun += len(part)
+        bound.scheduler.dispatch_soon()
+        if begun < len(futures) and (drawn.large is not None or drawn.failed is not None):
+            self._begin_next(is_large=drawn.large is not None)
+
+    def _takes_all(self) -> bool:
+        """Whether each call is taken that asks for nothing."""
+        engine = self._engine
+        if engine.admission.max_queued is not None or engine.patience is not None or self._runs.quota is not None:
+            return False
+        try:
+            engine.use()
+        except AparallelError:
+            return False
+        return True
+
+    def _enter(
+        self,
+        future: CallFuture[Any],
+        scheduler: Scheduler,
+        encoded: tuple[Function, Any],
+        how: _How,
+        patience: float | None,
+    ) -> None:
+        """Have a call wait for a worker, and send it if one is free."""
+        runs = self._runs
+        function, payload = encoded
+        context, timeout, policy, retries = how
+        if not runs.count:  # else it has its place
+            scheduler.admit(runs)
+        future.place = runs.enter(function, [payload], [future], context, timeout, policy, retries)
+        scheduler.dispatch_soon()
+        if patience is not None:
+            expiry = scheduler.withdraw_after(patience, *future.place)
+            future.add_done_callback(lambda _: expiry.cancel())
+
+    async def _enter_large(
+        self, future: CallFuture[Any], bound: Bound, call: Call[Any], how: _How, patience: float | None
+    ) -> None:
+        """Encode a call off the loop, then do the same."""
+        try:
+            function, payload, _ = await bound.encoder.encode_large(call, None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # nobody else awaits this task
+            self._end_encoding(future)
+            self._engine.admitted.tell([future], [error], [0])
+            del future  # an error that it holds refers to this frame
+            return
+        self._end_encoding(future)
+        if future.is_wanted:  # neither cancelled nor ended with the pool meanwhile
+            self._enter(future, bound.scheduler, (function, payload), how, patience)
+
+    def _end_encoding(self, future: CallFuture[Any]) -> None:
+        if self._engine.admitted.encoding.pop(future, None) is not None:
+            self._runs.add_to_coming(-1)
+
+    def _on_encoded(self, future: CallFuture[Any], task: asyncio.Task[None]) -> None:
+        self._end_encoding(future)  # it may have been cancelled before it had begun
+        if task.cancelled():  # perhaps by whoever cancels all tasks of the loop
+            future.cancel()
+
+
+def _made_elsewhere() -> WrongLoopError:
+    return WrongLoopError("A call that was made on one event loop was awaited on another. Make it where it is awaited.")
