@@ -36,7 +36,7 @@ asyncio.run(main())
         return await self._pool.run(fn, arg)
 
     async def separate(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
-        return await asyncio.gather(*(self._pool.submit(fn, arg) for arg in args))
+        return await asyncio.gather(*(self._pool.run(fn, arg) for arg in args))
 
     async def map(self, fn: Callable[[A], R], args: Sequence[A]) -> list[R]:
         return await self._pool.gather(delayed(fn)(arg) for arg in args)
