@@ -410,7 +410,7 @@ async def test_an_outcome_that_comes_with_the_cancellation_is_no_noise(monkeypat
     async with Pool(1, "thread") as pool:
         with monkeypatch.context() as patch:
             patch.setattr(Runs, "deliver", deliver_and_cancel)
-            task = asyncio.ensure_future(pool.run(divide_by_zero))
+            task = asyncio.create_task(pool.run(divide_by_zero))
             tasks.append(task)
             await asyncio.wait([task])
         assert task.cancelled()

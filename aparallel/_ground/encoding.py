@@ -102,6 +102,10 @@ class Encoder(ABC):
             UnpicklableCallError: it cannot be encoded.
         """
 
+    def encode_soon(self, call: Call[Any]) -> tuple[Function, Any] | None:
+        """Do the same for a call whose caller waits for it: it may be encoded later, if that would hold the loop."""
+        return self.encode(call)
+
     def close(self) -> None:  # noqa: B027
         """Let go of what is kept for further calls: there will be none."""
 

@@ -12,14 +12,15 @@ from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
 from aparallel._parallel.options import Options, Unset, resolve
+from aparallel._parallel.singles import When
 from aparallel._parallel.stream import ResultStream
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterable, Callable, Coroutine
 
-    from aparallel._parallel.futures import Beginner
     from aparallel._parallel.runner import Runner
+    from aparallel._parallel.singles import Singles
     from aparallel._parallel.typed import PoolOptions
     from aparallel.abc import OnCancel
 
@@ -167,7 +168,7 @@ class Calls:
             WrongLoopError: this is not the loop of the pool. All other errors are the future's.
         """
         request = _single_call(fn, args, "submit"), _run_options(timeout, on_cancel, queue_timeout, retries)
-        return _begun(self._runner.singles, request)
+        return _begun(self._runner.singles, request, When.NOW)
 
     @overload
     async def gather(
@@ -389,18 +390,18 @@ class Calls:
 mark_as_coroutine_function(Calls.run)
 
 
-async def _run_later(beginner: Beginner, request: tuple[Call[Any], RunOptions]) -> Any:
+async def _run_later(singles: Singles, request: tuple[Call[Any], RunOptions]) -> Any:
     """Run a call that was made where no loop runs, on the loop that this is awaited on."""
-    return await _begun(beginner, request)
+    return await _begun(singles, request, When.SOON)
 
 
-def _begun(beginner: Beginner, request: tuple[Call[Any], RunOptions]) -> AwaitedFuture[Any]:
+def _begun(singles: Singles, request: tuple[Call[Any], RunOptions], when: When) -> AwaitedFuture[Any]:
     future: AwaitedFuture[Any] = AwaitedFuture(loop=running_loop())
     future.request = request
     future.place = None
     future.is_awaited = False
     try:
-        beginner.begin(future)
+        singles.begin(future, when)
         return future
     finally:
         del future  # an error that it holds refers to this frame

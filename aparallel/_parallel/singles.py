@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 from asyncio import get_running_loop
 from collections import deque
 from itertools import islice
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
 
 # Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
 _UNSET: Final = Unset.UNSET
+
+
+class When(enum.Enum):
+    """When a call is encoded."""
+
+    # At once: its caller goes on, and may change what it refers to.
+    NOW = "now"
+    # At once, unless that holds the loop.
+    SOON = "soon"
+    # Off the loop, for it is known that it holds it.
+    LATER = "later"
+
+
+_NOW: Final = When.NOW
+_SOON: Final = When.SOON
 
 # How long a tick is spent on beginning single calls, and how many of them are begun between two looks at the clock.
 _BEGIN_SECONDS = 0.0005
@@ -61,11 +77,8 @@ class Singles:
         # at once, and to begin them all takes tens of milliseconds.
         self._to_begin: deque[CallFuture[Any]] = deque()
 
-    def begin(self, future: CallFuture[Any], *, is_large: bool = False) -> None:
-        """Begin the call that *future* requests: see :meth:`aparallel.Pool.submit`.
-
-        *is_large*: it is known that it must be encoded off the loop.
-        """
+    def begin(self, future: CallFuture[Any], when: When = When.SOON) -> None:
+        """Begin the call that *future* requests, and encode it *when* it is to be."""
         engine, runs = self._engine, self._runs
         call, options = future.request
         del future.request
@@ -78,7 +91,11 @@ class Singles:
                 policy, patience, retries = self._parse(options)
             if engine.admission.max_queued is not None or patience == 0 or runs.quota is not None:
                 engine.admission.check_room(bound.scheduler, runs, patience)
-            encoded = None if is_large else bound.encoder.encode(call)
+            encoded = None
+            if when is _SOON:
+                encoded = bound.encoder.encode_soon(call)
+            elif when is _NOW:
+                encoded = bound.encoder.encode(call)
         except WrongLoopError:
             raise
         except Exception as error:
@@ -137,10 +154,10 @@ class Singles:
         if waiting:
             loop.call_soon(self._begin_some, loop)
 
-    def _begin_next(self, *, is_large: bool = False) -> None:
+    def _begin_next(self, when: When = When.SOON) -> None:
         future = self._to_begin.popleft()
         try:
-            self.begin(future, is_large=is_large)
+            self.begin(future, when)
         except WrongLoopError as error:
             future.set_exception(error)
         finally:
@@ -172,8 +189,10 @@ class Singles:
             engine.admitted.runs.update(part)
             begun += len(part)
         bound.scheduler.dispatch_soon()
-        if begun < len(futures) and (drawn.large is not None or drawn.failed is not None):
-            self._begin_next(is_large=drawn.large is not None)
+        if drawn.large is not None:
+            self._begin_next(When.LATER)
+        elif drawn.failed is not None:
+            self._begin_next()
 
     def _takes_all(self) -> bool:
         """Whether each call is taken that asks for nothing."""

@@ -262,6 +262,20 @@ class ProcessEncoder(Encoder):
         return found
 
     def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
+        try:
+            return self._encode(call)
+        except NotLoaded:
+            # Not in a thread: single calls are made in a loop that goes on, and closures refer to something else then.
+            load_by_value()
+            return self.encode(call)
+
+    def encode_soon(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
+        try:
+            return self._encode(call)
+        except NotLoaded:
+            return None
+
+    def _encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
         args, keywords = call.args, call.keywords
         try:
             function = self._functions.known(call.func)
@@ -277,9 +291,7 @@ class ProcessEncoder(Encoder):
                     plain = False
             return function, _plain(args) if plain else self._pickle((args, keywords, self._values()))
         except NotLoaded:
-            # Not in a thread: single calls are made in a loop that goes on, and closures refer to something else then.
-            load_by_value()
-            return self.encode(call)
+            raise
         except TooLarge:
             return None
         except Exception as reason:
