@@ -73,6 +73,7 @@ class Singles:
     def __init__(self, engine: Engine, runs: RunQueue) -> None:
         self._engine = engine
         self._runs = runs
+        self._needs_context = engine.needs_context
         # Calls that were made into futures. They begin in the next ticks, a slice of time in each: thousands are made
         # at once, and to begin them all takes tens of milliseconds.
         self._to_begin: deque[CallFuture[Any]] = deque()
@@ -133,7 +134,7 @@ class Singles:
         loop = get_running_loop()
         if loop is not future.get_loop():
             raise _made_elsewhere()
-        if self._engine.needs_context:
+        if self._needs_context:
             self.begin(future)
             return
         future.home = _NOT_BEGUN
