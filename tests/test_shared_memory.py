@@ -29,8 +29,9 @@ from aparallel._ground.room import Room, parse_available
 from aparallel._transfer import borrowing
 from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.borrowing import Borrower
-from aparallel._transfer.lending import Hold, Lender, NoDescriptorError, Raw
-from aparallel._transfer.shared_memory import Mapping, _temporary_folder, create_in_file, create_in_memory
+from aparallel._transfer.lending import Hold, Lender, NoDescriptorError
+from aparallel._transfer.shared_memory import Mapping, Parts, _temporary_folder, create_in_file, create_in_memory
+from aparallel._transfer.writing import Raw
 from aparallel.errors import BrokenWorkerError, SharedMemoryError
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="there is no /proc to count in")
@@ -915,7 +916,7 @@ def raw(value: int, size: int = 10_000) -> Raw:
 
 
 def read(hold: Hold, offset: int, size: int) -> bytes:
-    return os.pread(hold.segment.fd, size, offset)
+    return bytes(hold.segment.parts.read()[offset : offset + size])
 
 
 @pytest.fixture
@@ -953,7 +954,7 @@ class TestLender:
         other, _, _ = lender.write([raw(2)])
         assert other.segment is not segment
         assert lender.trim(0.0) == [segment]
-        assert segment.fd == -1
+        assert segment.parts.fds == (-1,)
 
     def test_a_segment_is_not_used_for_what_is_much_smaller_or_larger(self, lender: Lender) -> None:
         hold, _, _ = lender.write([raw(1, 100_000)])
@@ -999,8 +1000,8 @@ class TestLender:
         assert calls[0] == calls[1]
         assert [read(hold, offset, 10_000)[::9999] for offset in offsets] == [b"\1\1", b"\2\2"]
         assert descriptors_here() == before + 1
-        assert "(deleted)" in os.readlink(f"/proc/self/fd/{hold.segment.fd}")
-        assert "memfd" not in os.readlink(f"/proc/self/fd/{hold.segment.fd}")
+        assert "(deleted)" in os.readlink(f"/proc/self/fd/{hold.segment.parts.fds[0]}")
+        assert "memfd" not in os.readlink(f"/proc/self/fd/{hold.segment.parts.fds[0]}")
 
     def test_a_lack_of_descriptors_has_an_error_of_its_own(self, lender: Lender) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -1036,7 +1037,7 @@ class TestBorrower:
         borrower = Borrower(lambda: told.append(1))
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
-        borrower.introduce(7, 4096, fd, keep=False)
+        borrower.introduce(7, [4096], [fd], keep=False)
         loan = borrower.lend(7, 3)
         view = np.frombuffer(loan.view(0, 7, "r+"), np.uint8)
         part = view[2:4]
@@ -1049,14 +1050,14 @@ class TestBorrower:
         borrower.close()
 
     def test_what_cannot_be_mapped_is_copied_and_counts_as_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(fd: int, size: int, mode: object) -> Mapping:
-            raise SharedMemoryError("no more mappings, says the test", nbytes=size)
+        def refuse(parts: Parts, mode: object) -> Mapping:
+            raise SharedMemoryError("no more mappings, says the test", nbytes=parts.size)
 
         monkeypatch.setattr(borrowing, "mapped", refuse)
         borrower = Borrower()
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
-        borrower.introduce(1, 4096, fd, keep=False)
+        borrower.introduce(1, [4096], [fd], keep=False)
         array = np.frombuffer(borrower.lend(1).view(3, 4, "r+"), np.uint8)
         assert list(borrower.released) == [(1, 1, False, True)]
         borrower.close()
@@ -1070,7 +1071,7 @@ class TestBorrower:
         borrower = Borrower()
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
-        borrower.introduce(1, 4096, fd, keep=True)
+        borrower.introduce(1, [4096], [fd], keep=True)
         views = [bytes(borrower.lend(1).view(0, 7, mode)) for mode in ("r", "c", "r+")]  # type: ignore[arg-type]
         kept = borrower.lend(1).view(3, 4, "r")
         borrower.discard(1)
@@ -1084,7 +1085,7 @@ class TestBorrower:
 
     def test_a_fork_spoils_what_is_lent_at_that_time(self) -> None:
         borrower = Borrower()
-        borrower.introduce(1, 4096, create_in_memory(4096), keep=False)
+        borrower.introduce(1, [4096], [create_in_memory(4096)], keep=False)
         loan = borrower.lend(1)
         if not (pid := os.fork()):
             os._exit(0)
@@ -1096,7 +1097,7 @@ class TestBorrower:
     def test_a_segment_whose_descriptor_was_lost_fails_its_users_clearly(self) -> None:
         for keep in (True, False):
             borrower = Borrower()
-            borrower.introduce(1, 5000, None, keep=keep)
+            borrower.introduce(1, [5000], [], keep=keep)
             with pytest.raises(SharedMemoryError, match=r"5,000 bytes.*descriptor"):
                 borrower.lend(1).view(0, 10, "r+")
             gc.collect()
@@ -1108,8 +1109,8 @@ class TestPieces:
     def test_a_private_mapping_is_private_and_a_read_only_one_is_not_writable(self) -> None:
         fd = create_in_memory(4096)
         try:
-            private, shared = Mapping(fd, 4096, "c"), Mapping(fd, 4096, "r+")
-            read_only = Mapping(fd, 4096, "r")
+            private, shared = Mapping(Parts([fd], [4096]), "c"), Mapping(Parts([fd], [4096]), "r+")
+            read_only = Mapping(Parts([fd], [4096]), "r")
         finally:
             os.close(fd)
         mine = private.view(0, 4096, readonly=False)
@@ -1124,7 +1125,7 @@ class TestPieces:
         fd = create_in_memory(4096)
         try:
             with pytest.raises(OSError, match="could not be mapped"):
-                Mapping(fd, 1 << 62, "r")
+                Mapping(Parts([fd], [1 << 62]), "r")
         finally:
             os.close(fd)
 
@@ -1155,7 +1156,8 @@ class TestPieces:
         """Nothing is imported, and no folder tried, when descriptors are what is short."""
         script = """
             import os, resource, sys
-            from aparallel._transfer.lending import Lender, Raw, NoDescriptorError
+            from aparallel._transfer.lending import Lender, NoDescriptorError
+            from aparallel._transfer.writing import Raw
             used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
             try:

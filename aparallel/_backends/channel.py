@@ -31,7 +31,8 @@ class Channel:
         on_defect: called when *on_frame* has raised, or what came is no frame. Nothing more is read then.
 
     Attributes:
-        descriptors: those that came with frames and have not been taken; None for one that found no room.
+        descriptors: those that came with each frame and have not been taken; fewer than were sent if some found no
+            room.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class Channel:
         self._on_frame = on_frame
         self._on_end = on_end
         self._on_defect = on_defect
-        self.descriptors: deque[int | None] = deque()
+        self.descriptors: deque[list[int]] = deque()
         self._unsent: deque[memoryview] = deque()
         # The descriptors that go with some of these.
-        self._passing: deque[tuple[memoryview, int]] = deque()
+        self._passing: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._filled = 0
         # Something came that is no frame of ours: nothing behind it makes sense.
@@ -66,8 +67,7 @@ class Channel:
         self._loop.remove_writer(self._fd)
         self._drop_unsent()
         while self.descriptors:
-            fd = self.descriptors.popleft()
-            if fd is not None:
+            for fd in self.descriptors.popleft():
                 os.close(fd)
 
     def hang_up(self) -> None:
@@ -81,16 +81,16 @@ class Channel:
     # Out
 
     def write(
-        self, kind: int, control: object, *, first: int = 0, tail: Sequence[bytes] = (), fd: int | None = None
+        self, kind: int, control: object, *, first: int = 0, tail: Sequence[bytes] = (), fds: Sequence[int] = ()
     ) -> None:
-        """Send a frame, and with its first byte the descriptor *fd*, which must stay open until the worker has it."""
+        """Send a frame, and with its first byte descriptors, which must stay open until the worker has them."""
         body = pickle.dumps(control, 5)
         header = frames.TO_WORKER.pack(kind, len(body), sum(map(len, tail)), first)
         idle = not self._unsent
         frame = memoryview(header + body)
         self._unsent.append(frame)
-        if fd is not None:
-            self._passing.append((frame, fd))
+        if fds:
+            self._passing.append((frame, fds))
         self._unsent.extend(map(memoryview, tail))
         if idle:
             self._flush()
@@ -125,9 +125,9 @@ class Channel:
         parts = list(islice(self._unsent, _SEND_PARTS))
         if not self._passing:
             return self._socket.sendmsg(parts)
-        frame, fd = self._passing[0]
+        frame, fds = self._passing[0]
         if parts[0] is frame:
-            sent = self._socket.sendmsg([frame], descriptors.outgoing(fd))
+            sent = self._socket.sendmsg([frame], descriptors.outgoing(fds))
             self._passing.popleft()
             return sent
         before = next((position for position, part in enumerate(parts) if part is frame), len(parts))

@@ -31,7 +31,7 @@ class Loans:
         self.has_unused = False
         # Segments that the worker knows, by number, with the references to them that are out.
         self._lent: dict[int, tuple[Segment, int]] = {}
-        # Of these, those whose descriptor found no room there.
+        # Of these, those of whose descriptors one found no room there.
         self._lost: set[int] = set()
         self._borrower = Borrower(self._on_given_back)
         # Whether the loop is about to tell the worker what is given back.
@@ -47,7 +47,7 @@ class Loans:
         for segment, count in references.items():
             number = segment.number
             if number not in self._lent or number in self._lost:
-                self._channel.write(frames.SEGMENT, (number, segment.size), fd=segment.fd)
+                self._channel.write(frames.SEGMENT, (number, segment.parts.sizes), fds=segment.parts.fds)
                 self._lost.discard(number)
             out = self._lent[number][1] if number in self._lent else 0
             self._lent[number] = segment, out + count
@@ -63,9 +63,9 @@ class Loans:
 
     # What it lends
 
-    def introduce(self, number: int, size: int) -> None:
-        """Take in a segment of the worker's, whose descriptor has come with the frame."""
-        self._borrower.introduce(number, size, self._channel.descriptors.popleft(), keep=False)
+    def introduce(self, number: int, sizes: Sequence[int]) -> None:
+        """Take in a segment of the worker's, whose descriptors have come with the frame."""
+        self._borrower.introduce(number, sizes, self._channel.descriptors.popleft(), keep=False)
 
     def borrow(self, number: int) -> Loan:
         """Take in a reference to one.

@@ -14,6 +14,7 @@ from aparallel._backends.child import Child, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
 from aparallel._ground.call import name_of
+from aparallel._ground.cpus import cpu_count
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.diagnosis import unpicklable_call
@@ -91,6 +92,7 @@ class ProcessBackend(Backend):
         self._spares: dict[Child, asyncio.Future[None]] = {}
         # Memory of arguments, and what was shared by name of the user.
         self._memory = LazyMemory()
+        self._memory.has_spare_core = self._has_spare_core
         self._shared: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
         self._tending: asyncio.TimerHandle | None = None
         self._closed = False
@@ -166,6 +168,11 @@ class ProcessBackend(Backend):
             self._relay.close_now()
 
     # Shared memory
+
+    def _has_spare_core(self) -> bool:
+        """Whether a core is left besides that of the thread that asks, any one, and those of workers with calls."""
+        busy = sum(not worker.is_idle() for worker in self._workers.copy())
+        return busy + 2 <= cpu_count()
 
     def _plan_tending(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._tending is None and not self._closed:

@@ -12,17 +12,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import xxhash
 
 from aparallel._ground.hop import pause
 from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import Reference, Strided, memmap_in, owner_of
-from aparallel._transfer.contents import Content, SharedContent, digest
-from aparallel._transfer.lending import Lender, Raw, Segment, fits
+from aparallel._transfer.contents import Content, Digest, SharedContent, digest_of
+from aparallel._transfer.lending import Lender, Segment, fits
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
 from aparallel._transfer.shared_memory import Window, aligned
+from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -41,15 +41,6 @@ _RECURRING_PART = 8
 
 # Arrays that were forgotten and are recognised as recurring if they come again.
 _FORGOTTEN_COUNT = 4096
-
-
-def digest_of(source: Any) -> bytes:
-    if isinstance(source, Raw):
-        return digest(source.view)
-    hasher = xxhash.xxh3_128()
-    for piece in source.pieces():
-        hasher.update(piece)
-    return hasher.digest()
 
 
 def _check_is_array(value: Any) -> None:
@@ -188,8 +179,8 @@ class _Pins:
 class ArgumentMemory:
     """The shared memory of a pool's arguments. Its methods are called in threads, several at a time."""
 
-    def __init__(self, on_unused: Callable[[], object]) -> None:
-        self.lender = Lender(on_unused)
+    def __init__(self, on_unused: Callable[[], object], has_spare_core: Callable[[], bool] = lambda: False) -> None:
+        self.lender = Lender(on_unused, has_spare_core)
         self._on_unused = on_unused
         # Least recently used first. Each step on it is atomic; at worst something is written twice.
         self._known: dict[tuple[Any, ...], _Known] = {}
@@ -248,7 +239,7 @@ class ArgumentMemory:
 
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
         self._reclaim(sum(aligned(source.nbytes) for source in sources))
-        hashers = [xxhash.xxh3_128() for _ in sources]
+        hashers = [Digest() for _ in sources]
         hold, offsets, fed = self.lender.write(sources, folder, hashers)
         return [
             Content(hold, offset, source.nbytes, hasher.digest() if fed else None)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from aparallel._ground.sharing import Shared
-from aparallel._transfer.lending import Raw
 from aparallel._transfer.out_of_band import Marker
 from aparallel._transfer.shared_memory import Window
+from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Strided(Marker):
     def nbytes(self) -> int:
         size: int = self.array.nbytes
         return size
+
+    def blocks(self) -> Iterator[Strided]:
+        yield self
 
     def pieces(self) -> Iterator[memoryview]:
         size = max(1, min(_CHUNK, (1 << 20) // self.array.itemsize))

@@ -6,12 +6,12 @@ import os
 import weakref
 from collections import deque
 
-from aparallel._transfer.shared_memory import Mapping, mapped
+from aparallel._transfer.shared_memory import Mapping, Parts, mapped
 from aparallel.errors import SharedMemoryError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
     from aparallel._transfer.shared_memory import Mode
@@ -30,11 +30,8 @@ _SMALL_BYTES = 256 * 1024
 class _Copy:
     """What a segment held when it came, in memory of this process. In place of a mapping."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._data = bytearray(size)
-        filled = 0
-        while filled < size and (count := os.preadv(fd, [memoryview(self._data)[filled:]], filled)):
-            filled += count
+    def __init__(self, parts: Parts) -> None:
+        self._data = parts.read()
 
     def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:
         """Return a part as an array of bytes. It is the caller's: the segment, and *keep*, may go."""
@@ -50,12 +47,12 @@ class _Segment:
         spoiled: a fork of this process may have it mapped, too.
     """
 
-    __slots__ = ("copy", "failure", "fd", "maps", "number", "size", "spoiled")
+    __slots__ = ("copy", "failure", "maps", "number", "parts", "size", "spoiled")
 
-    def __init__(self, number: int, size: int, fd: int | None) -> None:
+    def __init__(self, number: int, size: int, parts: Parts | None) -> None:
         self.number = number
         self.size = size
-        self.fd = fd
+        self.parts = parts
         self.maps: dict[Mode, Mapping] = {}
         self.copy: _Copy | None = None
         # Why it could not be mapped when it came. Not the error: what that refers to would stay.
@@ -64,25 +61,25 @@ class _Segment:
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing of it is left here: its descriptor found no room, or it could not be mapped."""
-        return self.fd is None and not self.maps
+        """Whether nothing of it is left here: a descriptor found no room, or it could not be mapped."""
+        return self.parts is None and not self.maps
 
     def take_over(self) -> None:
-        """Do without the descriptor from now on.
+        """Do without the descriptors from now on.
 
         Raises:
-            SharedMemoryError: that takes more memory than there is, or there is no descriptor.
+            SharedMemoryError: that takes more memory than there is, or there are no descriptors.
         """
         try:
-            if self.fd is not None and self.size <= _SMALL_BYTES and len(Mapping.alive) >= _MANY_MAPPINGS:
-                self.copy = _Copy(self.fd, self.size)
+            if self.parts is not None and self.size <= _SMALL_BYTES and len(Mapping.alive) >= _MANY_MAPPINGS:
+                self.copy = _Copy(self.parts)
             else:
                 self.mapping("r+")
         except SharedMemoryError as error:
-            if self.fd is None:
+            if self.parts is None:
                 raise
             try:
-                self.copy = _Copy(self.fd, self.size)
+                self.copy = _Copy(self.parts)
             except MemoryError:
                 raise error from None
         finally:
@@ -99,18 +96,18 @@ class _Segment:
         return mapping
 
     def _map(self, mode: Mode) -> Mapping:
-        if self.fd is None:
+        if self.parts is None:
             raise SharedMemoryError(
                 f"{self.size:,} bytes of shared memory could not be taken over: no file descriptor was left. "
                 f"Close what leaks them, or raise the limit (ulimit -n).",
                 nbytes=self.size,
             )
-        return mapped(self.fd, self.size, mode)
+        return mapped(self.parts, mode)
 
     def close(self) -> None:
-        fd, self.fd = self.fd, None
-        if fd is not None:
-            os.close(fd)
+        parts, self.parts = self.parts, None
+        if parts is not None:
+            parts.close()
 
 
 class Loan:
@@ -161,12 +158,16 @@ class Borrower:
     def __len__(self) -> int:
         return len(self._segments)
 
-    def introduce(self, number: int, size: int, fd: int | None, *, keep: bool) -> None:
-        """Take in a segment. Unless it is to *keep*, its descriptor is closed once it is mapped, writable.
+    def introduce(self, number: int, sizes: Sequence[int], fds: Sequence[int], *, keep: bool) -> None:
+        """Take in a segment of parts of *sizes*. Unless it is to *keep*, *fds* are closed once it is mapped, writable.
 
-        *fd* is None if it was lost for want of room for descriptors; who uses the segment gets the error.
+        *fds* are fewer if some were lost for want of room for descriptors; who uses the segment gets the error.
         """
-        segment = self._segments[number] = _Segment(number, size, fd)
+        parts: Parts | None = Parts(fds, sizes)
+        if len(fds) != len(sizes):
+            Parts(fds, sizes).close()
+            parts = None
+        segment = self._segments[number] = _Segment(number, sum(sizes), parts)
         if not keep:
             try:
                 segment.take_over()

@@ -8,19 +8,57 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from aparallel._transfer import writing
 from aparallel._transfer.shared_memory import mapped
+from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
     from aparallel._transfer.lending import Hold, Segment
     from aparallel._transfer.shared_memory import Mode
+    from aparallel._transfer.writing import Source
 
 
-def digest(data: Any) -> bytes:
-    """Return the hash of bytes in one piece, whatever their size without the GIL."""
-    hasher = xxhash.xxh3_128()  # xxh3_128_digest() lets go of the GIL only from xxhash 4.0 on
-    hasher.update(data)
-    return hasher.digest()
+class Digest:
+    """The hash of bytes (xxh3, 128 bits): that of the hashes of their blocks, which can be fed in any order."""
+
+    __slots__ = ("_blocks", "_fed")
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, Any] = {}
+        # How many bytes of the stream have come, if it is one.
+        self._fed = 0
+
+    def block(self, number: int) -> Any:
+        hasher = self._blocks[number] = xxhash.xxh3_128()
+        return hasher
+
+    def stream(self) -> Digest:
+        self._blocks.clear()
+        self._fed = 0
+        return self
+
+    def update(self, data: memoryview) -> None:
+        while data:
+            number, inside = divmod(self._fed, writing.BLOCK)
+            hasher = self._blocks[number] if inside else self.block(number)
+            head = data[: writing.BLOCK - inside]
+            hasher.update(head)  # without the GIL; xxh3_128_digest() lets go of it only from xxhash 4.0 on
+            self._fed += len(head)
+            data = data[len(head) :]
+
+    def digest(self) -> bytes:
+        blocks = (self._blocks[number].digest() for number in range(len(self._blocks)))
+        return xxhash.xxh3_128(b"".join(blocks)).digest()
+
+
+def digest_of(source: Source) -> bytes:
+    """Return the hash of what would be written."""
+    whole = Digest()
+    pieces = [source.view] if isinstance(source, Raw) else source.pieces()
+    for piece in pieces:
+        whole.update(piece)
+    return whole.digest()
 
 
 class Content:
@@ -50,8 +88,8 @@ class Content:
             SharedMemoryError: it has to be mapped for that, and cannot be.
         """
         if self._digest is None:
-            mapping = self.segment.mapping or mapped(self.segment.fd, self.segment.size, "r")
-            self._digest = digest(mapping.view(self.offset, self.nbytes, readonly=True))
+            mapping = self.segment.mapping or mapped(self.segment.parts, "r")
+            self._digest = digest_of(Raw(memoryview(mapping.view(self.offset, self.nbytes, readonly=True))))
         return self._digest
 
 
@@ -80,7 +118,7 @@ class SharedContent(Content):
         Raises:
             SharedMemoryError: it cannot be mapped.
         """
-        mapping = mapped(self.segment.fd, self.segment.size, "r+" if self.mode == "r+" else "r")
+        mapping = mapped(self.segment.parts, "r+" if self.mode == "r+" else "r")
         self.address = mapping.address + self.offset
         _mapped.add(self)
         return mapping.view(self.offset, self.nbytes, readonly=self.mode != "r+", keep=self)

@@ -11,55 +11,29 @@ import itertools
 import os
 from _thread import allocate_lock
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 
 from aparallel._ground.room import Room
-from aparallel._transfer.shared_memory import Mapping, aligned, create_in_file, create_in_memory, in_background
+from aparallel._transfer.shared_memory import Mapping, Parts, aligned, create_in_file, halves, in_background
+from aparallel._transfer.writing import cut, do_all
 from aparallel.errors import SharedMemoryError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Protocol
 
-    class Source(Protocol):
-        """What is written: bytes, in the order in which they are to lie."""
-
-        nbytes: int
-
-        def pieces(self) -> Iterable[memoryview]:
-            """Give it as contiguous pieces, each of which fits into a core's cache."""
-
-        def copy_to(self, target: Any) -> None:
-            """Copy it into an array of as many unsigned bytes."""
-
-    class Hasher(Protocol):
-        def update(self, data: memoryview, /) -> None: ...
+    from aparallel._transfer.writing import Hasher, Source, Write
 
 
 # A segment is not used for something much smaller: the rest of it would lie idle.
 _WASTE = 2
 
+# From so many bytes on, a second thread saves more time than it takes to start.
+_SHARED_BYTES = 16 * 1024 * 1024
 
-# What is hashed and then copied at a time: it stays in a core's cache in between, also if two share that.
-_PIECE = 256 * 1024
-
-
-class Raw:
-    """A buffer in one piece, to be written."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self.nbytes = view.nbytes
-
-    def pieces(self) -> Iterable[memoryview]:
-        for start in range(0, self.nbytes, _PIECE):
-            yield self.view[start : start + _PIECE]
-
-    def copy_to(self, target: Any) -> None:
-        import numpy as np
-
-        np.copyto(target, np.frombuffer(self.view, np.uint8))  # without the GIL
+# With so many segments here, further ones have one part: each costs a descriptor, here and in every worker.
+_MANY_SEGMENTS = 64
 
 
 class Segment:
@@ -74,19 +48,35 @@ class Segment:
         spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
     """
 
-    __slots__ = ("_note_free", "fd", "free_since", "held", "lent", "mapping", "number", "size", "spoiled", "written")
+    __slots__ = (
+        "_note_free",
+        "_populated",
+        "free_since",
+        "held",
+        "lent",
+        "mapping",
+        "number",
+        "parts",
+        "spoiled",
+        "written",
+    )
 
-    def __init__(self, number: int, fd: int, size: int, note_free: Callable[[Segment], object]) -> None:
+    def __init__(self, number: int, parts: Parts, note_free: Callable[[Segment], object]) -> None:
         self.number = number
-        self.fd = fd
-        self.size = size
+        self.parts = parts
         self._note_free = note_free
         self.written = 0
         self.mapping: Mapping | None = None
+        # Bytes, from the start, that were written through the mapping.
+        self._populated = 0
         self.held = True
         self.lent = 0
         self.spoiled = False
         self.free_since = 0.0
+
+    @property
+    def size(self) -> int:
+        return self.parts.size
 
     @property
     def is_free(self) -> bool:
@@ -111,37 +101,32 @@ class Segment:
             self.free_since = monotonic()
             self._note_free(self)
 
-    def write(self, offset: int, source: Source, hasher: Hasher | None = None) -> bool:
-        """Write *source* at *offset*; return whether *hasher* was fed with it."""
-        end = offset + source.nbytes
-        if end <= self.written and self._map():
-            assert self.mapping is not None
-            source.copy_to(self.mapping.view(offset, source.nbytes, readonly=False))
-            return False
-        for piece in source.pieces():
-            # Hashed before, so that a change in between makes the next comparison fail, not succeed.
-            if hasher is not None:
-                hasher.update(piece)
-            while piece:
-                written = os.pwrite(self.fd, piece, offset)
-                offset += written
-                piece = piece[written:]  # noqa: PLW2901
-        self.written = max(self.written, end)
-        return True
+    def write(self, writes: deque[Write], end: int, *, with_help: bool) -> bool:
+        """Do *writes*, the last of which ends at *end*; return whether their hashers were fed.
 
-    def _map(self) -> bool:
+        Raises:
+            OSError: there is no room. Any bytes may have been written, and none count as such.
+        """
+        mapping = self._mapped() if end <= self.written else None
+        if mapping is None:
+            do_all(lambda write, give_way: write.into(self.parts, give_way), writes, with_help=with_help)
+            self.written = max(self.written, end)
+            return True
+        is_new = end > self._populated
+        do_all(lambda write, give_way: write.onto(mapping, give_way, is_new=is_new), writes, with_help=with_help)
+        self._populated = max(self._populated, end)
+        return False
+
+    def _mapped(self) -> Mapping | None:
         if self.mapping is None:
-            try:
-                self.mapping = Mapping(self.fd, self.size, "r+", populate=self.written == self.size)
-            except OSError:  # pwrite will do
-                return False
-        return True
+            with suppress(OSError):  # pwrite will do
+                self.mapping = Mapping(self.parts, "r+")
+        return self.mapping
 
-    def take_apart(self) -> tuple[int, Mapping | None]:
-        """Give up its descriptor and mapping, which are to be closed and dropped."""
-        parts = self.fd, self.mapping
-        self.fd, self.mapping = -1, None
-        return parts
+    def take_apart(self) -> tuple[tuple[int, ...], Mapping | None]:
+        """Give up its descriptors, which are to be closed, and its mapping, which is to be dropped."""
+        mapping, self.mapping = self.mapping, None
+        return self.parts.give_up(), mapping
 
 
 class Hold:
@@ -163,15 +148,21 @@ class NoDescriptorError(SharedMemoryError):
 class Lender:
     """The segments of one worker, or of one pool. Threads may write at the same time.
 
-    *on_unused* is called when one becomes free, in any thread, by finalisers.
+    *on_unused* is called when one becomes free, in any thread, by finalisers. *has_spare_core* tells whether a second
+    thread may take part in what is large: where all cores compute, it would only take one from them.
     """
 
-    def __init__(self, on_unused: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        on_unused: Callable[[], object] | None = None,
+        has_spare_core: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.segments: dict[int, Segment] = {}
         # Segments that became free, and, sorted from there, those that may be taken, by size.
         # One may be there and be gone or taken since, or twice: who takes it looks.
         self._returned: deque[Segment] = deque()
         self._on_unused = on_unused
+        self._has_spare_core = has_spare_core
         self._free: dict[int, list[Segment]] = {}
         self._numbers = itertools.count()
         self._room = Room()
@@ -194,16 +185,16 @@ class Lender:
         offsets = list(itertools.accumulate((aligned(source.nbytes) for source in sources), initial=0))
         size = offsets.pop()
         errors: list[OSError] = []
-        feeds: Sequence[Hasher | None] = hashers or [None] * len(sources)
-        for segment in self._candidates(size, folder, errors):
+        with_help = size >= _SHARED_BYTES and self._has_spare_core()
+        for segment in self._candidates(size, folder, errors, halved=with_help):
             hold = Hold(segment)
             try:
-                fed = [segment.write(*write) for write in zip(offsets, sources, feeds, strict=True)]
+                fed = segment.write(cut(offsets, sources, hashers), size, with_help=with_help)
             except OSError as error:
                 errors.append(error)
             else:
                 self._finish(segment)
-                return hold, offsets, all(fed)
+                return hold, offsets, fed
             del hold
             self._being_written.discard(segment)
             self.drop([segment])
@@ -216,7 +207,7 @@ class Lender:
         if closed:  # while it was written: nobody wants it any more
             self.drop([segment])
 
-    def _candidates(self, size: int, folder: str | None, errors: list[OSError]) -> Iterable[Segment]:
+    def _candidates(self, size: int, folder: str | None, errors: list[OSError], *, halved: bool) -> Iterable[Segment]:
         """Yield segments to try, each held: one that is free, then new memory, then a file."""
         segment = self._take_free(size)
         if segment is not None:
@@ -224,11 +215,13 @@ class Lender:
         try:
             if not self._room.grant(size):
                 raise OSError(errno.ENOMEM, "it is more than what may be taken of the memory that is left")
-            yield self._add(create_in_memory(_capacity(size)), _capacity(size))
+            capacity = _capacity(size)
+            halved = halved and len(self.segments) < _MANY_SEGMENTS
+            yield self._add(Parts.in_memory(halves(capacity, size) if halved else [capacity]))
         except OSError as error:
             errors.append(error)
         try:
-            yield self._add(create_in_file(size, folder), size)
+            yield self._add(Parts([create_in_file(size, folder)], [size]))
         except OSError as error:
             errors.append(error)
 
@@ -260,9 +253,9 @@ class Lender:
                 del self._free[fitting]
         return None
 
-    def _add(self, fd: int, size: int) -> Segment:
+    def _add(self, parts: Parts) -> Segment:
         number = next(self._numbers)
-        segment = self.segments[number] = Segment(number, fd, size, self._note_free)
+        segment = self.segments[number] = Segment(number, parts, self._note_free)
         self._being_written.add(segment)
         return segment
 
@@ -281,13 +274,13 @@ class Lender:
 
     def drop(self, segments: Iterable[Segment]) -> None:
         """Close *segments*. Whoever has one mapped keeps its memory."""
-        parts, size = [], 0
+        taken_apart, size = [], 0
         for segment in segments:
             self.segments.pop(segment.number, None)
             size += segment.written
-            parts.append(segment.take_apart())
-        if parts:
-            in_background(size, _close, parts)
+            taken_apart.append(segment.take_apart())
+        if taken_apart:
+            in_background(size, _close, taken_apart)
 
     def close(self) -> None:
         """Close all segments; one that a thread is writing to, when that is done."""
@@ -297,12 +290,12 @@ class Lender:
         self.drop(idle)
 
 
-def _close(parts: list[tuple[int, Mapping | None]]) -> None:
+def _close(taken_apart: list[tuple[tuple[int, ...], Mapping | None]]) -> None:
     """Free memory, some 0.2 ms a megabyte."""
-    while parts:
-        fd, mapping = parts.pop()
+    while taken_apart:
+        fds, mapping = taken_apart.pop()
         del mapping
-        if fd >= 0:
+        for fd in fds:
             os.close(fd)
 
 

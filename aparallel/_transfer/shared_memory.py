@@ -3,8 +3,9 @@
 A piece of it is a descriptor: a memfd, or, where there is none or memory is short, a file in a temporary
 folder that lost its name when it was made. It is written through the descriptor while it is new: pages that do
 not exist yet cost half as much in ``pwrite`` as in page faults, and a lack of memory is an error there, not
-a SIGBUS. It is mapped by C's own ``mmap``: up to Python 3.12 the one of the standard library keeps a
-duplicate of the descriptor, so that a thousand live arrays would meet a common limit.
+a SIGBUS. What threads are to write at the same time is several descriptors, mapped one behind the other, because the
+kernel has one writer at a time in each. It is mapped by C's own ``mmap``: up to Python 3.12 the one of the standard
+library keeps a duplicate of the descriptor, so that a thousand live arrays would meet a common limit.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import os
 import sys
 from collections import deque
 from contextlib import suppress
+from mmap import PAGESIZE
 from time import monotonic
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, ClassVar, Literal
 
     # "r": read-only; "c": private, copied on write; "r+": shared both ways.
@@ -36,8 +38,11 @@ _PIECE = 2 * 1024 * 1024
 
 # From <sys/mman.h>; the same on Linux and macOS.
 _PROT_READ, _PROT_WRITE = 1, 2
-_MAP_SHARED, _MAP_PRIVATE = 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1, 2, 0x10
 _POPULATE_WRITE = 23  # Linux 5.14
+
+# All parts of a piece of memory but the last are multiples of this: no page, not even a huge one, belongs to two.
+_PART_UNIT = 2 * 1024 * 1024
 
 
 def aligned(size: int) -> int:
@@ -123,40 +128,129 @@ def _sized(fd: int, size: int, folder: str | None = None) -> int:
     return fd
 
 
+class Parts:
+    """The descriptors of one piece of memory, and how many bytes of it lie in each, one behind the other.
+
+    They are its owner's to close. Nobody copies it.
+    """
+
+    __slots__ = ("fds", "size", "sizes")
+
+    def __init__(self, fds: Sequence[int], sizes: Sequence[int]) -> None:
+        self.fds = tuple(fds)
+        self.sizes = tuple(sizes)
+        self.size = sum(sizes)
+
+    @classmethod
+    def in_memory(cls, sizes: Sequence[int]) -> Parts:
+        """Make anonymous memory; of one part, if there are not enough descriptors for all.
+
+        Raises:
+            OSError: there is none, or no descriptor.
+        """
+        fds: list[int] = []
+        try:
+            for size in sizes:
+                fds.append(create_in_memory(size))  # noqa: PERF401 (those that were made are to be closed)
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            if not fds:
+                raise
+            return cls.in_memory([sum(sizes)])
+        return cls(fds, sizes)
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Give each part: its descriptor, where it begins, and its size."""
+        start = 0
+        for fd, size in zip(self.fds, self.sizes, strict=True):
+            yield fd, start, size
+            start += size
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write *data* at *offset*. Threads may do that at the same time.
+
+        Raises:
+            OSError: there is no room. It may have been written in part.
+        """
+        while data:
+            for fd, start, size in self.spans():
+                if offset < start + size:
+                    written = os.pwrite(fd, data[: start + size - offset], offset - start)
+                    break
+            else:
+                raise ValueError("more bytes than there is memory")
+            offset += written
+            data = data[written:]
+
+    def read(self) -> bytearray:
+        """Return a copy of all that is there.
+
+        Raises:
+            MemoryError: there is no room for it.
+        """
+        data = bytearray(self.size)
+        for fd, start, size in self.spans():
+            filled = 0
+            while filled < size and (count := os.preadv(fd, [memoryview(data)[start + filled : start + size]], filled)):
+                filled += count
+        return data
+
+    def give_up(self) -> tuple[int, ...]:
+        """Return the descriptors, for the caller to close. They are none of this object's any more."""
+        fds, self.fds = self.fds, (-1,) * len(self.sizes)
+        return tuple(fd for fd in fds if fd >= 0)
+
+    def close(self) -> None:
+        for fd in self.give_up():
+            os.close(fd)
+
+
+def halves(size: int, used: int) -> list[int]:
+    """Return the sizes of two parts of *size* bytes so that of the first *used* each has about half; or of one."""
+    first = -(-used // (2 * _PART_UNIT)) * _PART_UNIT
+    return [first, size - first] if first < size else [size]
+
+
 class Mapping:
-    """A descriptor's first *size* bytes in this process's memory, until the object goes. The descriptor may be closed.
+    """All parts of a piece of memory in this process's own, until the object goes. The descriptors may be closed.
 
     Attributes:
-        alive: where those of this process lie. A system gives it some 65,000 mappings, for all that it does.
+        alive: where those of this process lie, part by part. A system gives it some 65,000, for all that it does.
 
     Raises:
         OSError: no memory, or no more mappings.
     """
 
-    __slots__ = ("__weakref__", "address", "size")
+    __slots__ = ("__weakref__", "_starts", "address", "size")
 
     alive: ClassVar[dict[int, None]] = {}
 
-    def __init__(self, fd: int, size: int, mode: Mode, populate: bool = False) -> None:
-        import ctypes
-
+    def __init__(self, parts: Parts, mode: Mode) -> None:
+        self.size = 0
         protection = _PROT_READ if mode == "r" else _PROT_READ | _PROT_WRITE
         flags = _MAP_PRIVATE if mode == "c" else _MAP_SHARED
-        self.size = 0
-        address = _libc().mmap(None, size, protection, flags, fd, 0)
-        if address is None or address == ctypes.c_void_p(-1).value:
-            code = ctypes.get_errno()
-            raise OSError(code, f"{size:,} bytes of shared memory could not be mapped: {os.strerror(code)}")
-        self.address: int = address
-        self.size = size
-        self.alive[address] = None
-        if populate and sys.platform == "linux":
-            _in_pieces(_libc().madvise, address, size, _POPULATE_WRITE)
+        # The first part as if it had all the bytes: so the others find their addresses free, and nobody else does.
+        self.address = _map(None, parts.size, protection, flags, parts.fds[0])
+        self.size = parts.size
+        self._starts = []
+        for fd, start, size in parts.spans():
+            if start:
+                _map(self.address + start, size, protection, flags | _MAP_FIXED, fd)
+            self._starts.append(self.address + start)
+            self.alive[self.address + start] = None
 
     def __del__(self) -> None:
         if self.size and _libc is not None:  # else the interpreter is ending, and with it all memory
-            self.alive.pop(self.address, None)
+            for start in self._starts:
+                self.alive.pop(start, None)
             in_background(self.size, _in_pieces, _libc().munmap, self.address, self.size)
+
+    def populate(self, offset: int, size: int) -> None:
+        """Have the page tables ready for writing there. Page by page, as each is touched, that takes longer."""
+        if sys.platform == "linux":
+            begin = (self.address + offset) // PAGESIZE * PAGESIZE
+            _in_pieces(_libc().madvise, begin, self.address + offset + size - begin, _POPULATE_WRITE)
 
     def view(self, offset: int, size: int, *, readonly: bool, keep: object = None) -> Any:
         """Return an array of *size* unsigned bytes from *offset* on. It keeps the mapping, and *keep*, alive."""
@@ -165,18 +259,28 @@ class Mapping:
         return np.asarray(Window(self, offset, size, readonly, keep))
 
 
-def mapped(fd: int, size: int, mode: Mode) -> Mapping:
+def _map(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
+    import ctypes
+
+    found: int | None = _libc().mmap(address, size, protection, flags, fd, 0)
+    if found is None or found == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{size:,} bytes of shared memory could not be mapped: {os.strerror(code)}")
+    return found
+
+
+def mapped(parts: Parts, mode: Mode) -> Mapping:
     """Return a mapping.
 
     Raises:
         SharedMemoryError: no memory, or no more mappings.
     """
     try:
-        return Mapping(fd, size, mode)
+        return Mapping(parts, mode)
     except OSError as error:
         from aparallel.errors import SharedMemoryError
 
-        raise SharedMemoryError(f"{error.strerror}. Free memory or raise its limit.", nbytes=size) from error
+        raise SharedMemoryError(f"{error.strerror}. Free memory or raise its limit.", nbytes=parts.size) from error
 
 
 class Window:

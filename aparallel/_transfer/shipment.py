@@ -31,10 +31,12 @@ class LazyMemory:
 
     Attributes:
         on_unused: called, in any thread, when some of it is used no more, or soon may be.
+        has_spare_core: asked, in any thread, whether a second one may help with what is large.
     """
 
     def __init__(self) -> None:
         self.on_unused: Callable[[], object] = bool
+        self.has_spare_core: Callable[[], bool] = bool
         self._made: ArgumentMemory | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -44,13 +46,16 @@ class LazyMemory:
             if self._made is None:
                 from aparallel._transfer.arguments import ArgumentMemory
 
-                self._made = ArgumentMemory(self._tell_unused)
+                self._made = ArgumentMemory(self._tell_unused, self._has_spare_core)
                 if self._is_closed:  # a call that was cancelled is still being written
                     self._made.close()
             return self._made
 
     def _tell_unused(self) -> None:
         self.on_unused()
+
+    def _has_spare_core(self) -> bool:
+        return self.has_spare_core()
 
     def recall(self, source: Any, mode: Mode, user: User | None) -> Any:
         """Return a reference to what was written of *source* if it surely is the same now, else None."""

@@ -8,7 +8,7 @@ To the worker::
     header   kind u8, pad u8 u16, control u32, tail u64, first u64          little-endian
     control  a pickle. SETUP: a dict; CALLS: (functions, forget, batches, loans);
              VERDICT: the number of the first call that was taken back;
-             SEGMENT: (number, size) of the shared memory whose descriptor comes along;
+             SEGMENT: (number, sizes) of the shared memory whose descriptors come along;
              MEMORY: (segments discarded, segments given back, whether to free the unused)
     tail     raw bytes, in the order in which they are mentioned: what is too large to be
              copied into the pickle
@@ -35,15 +35,16 @@ To the parent::
              LARGE_VALUE, LARGE_FAILURE: the pickle of one outcome;
              VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
              READY: empty; NOT_READY: the initializer's failure;
-             SEGMENT: a pickle of (number, size); the descriptor comes along;
+             SEGMENT: a pickle of (number, sizes); the descriptors come along;
              MEMORY: a pickle of (segments discarded, segments given back)
 
     first    the position of the first outcome in all that this worker ever gives
     busy     nanoseconds that the calls of this frame ran
 
-Segments are pieces of shared memory (``_transfer/lending.py``). Each direction numbers its own. A descriptor goes
-with the first byte of its frame. *Given back*: [(number, count, spoiled, lost)]; of what was lent, so many references
-are gone; *spoiled* says that a fork may still read it, *lost* that the descriptor found no room, so that it has to be
+Segments are pieces of shared memory (``_transfer/lending.py``). Each direction numbers its own. A segment has one or
+two parts, one behind the other, with a size and a descriptor each; the descriptors go with the first byte of its
+frame. *Given back*: [(number, count, spoiled, lost)]; of what was lent, so many references
+are gone; *spoiled* says that a fork may still read it, *lost* that a descriptor found no room, so that they have to be
 sent again.
 
 Who owns a call that was sent but may not have started? The worker claims each call before it starts

@@ -132,8 +132,8 @@ class _Worker:
             kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
             control = loads(self._receive(control_size))
             if kind == frames.SEGMENT:
-                number, size = control
-                self._memory().borrower.introduce(number, size, descriptors.incoming(ancillary), keep=True)
+                number, sizes = control
+                self._memory().borrower.introduce(number, sizes, descriptors.incoming(ancillary), keep=True)
             elif kind == frames.MEMORY:
                 self._memory().update(*control)
                 self._tell_memory()

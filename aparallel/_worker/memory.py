@@ -6,9 +6,10 @@ import sys
 from _pickle import dumps, loads
 
 from aparallel._transfer.borrowing import Borrower
-from aparallel._transfer.lending import Lender, NoDescriptorError, Raw
+from aparallel._transfer.lending import Lender, NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
 from aparallel._transfer.pickling import PROTOCOL, pickle
+from aparallel._transfer.writing import Raw
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:

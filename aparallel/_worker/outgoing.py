@@ -11,6 +11,7 @@ from aparallel._wire.outbox import COUNT, FIRST, STARTED, VERSION, marshalled
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Sequence
     from typing import Any
 
     from aparallel._transfer.lending import Segment
@@ -101,18 +102,18 @@ class Outgoing:
         self.flushed_at = now = monotonic_ns()
         return now
 
-    def tell(self, kind: int, news: object, fd: int | None = None) -> None:
-        """Send what is no outcome, and a descriptor with its first byte."""
+    def tell(self, kind: int, news: object, fds: Sequence[int] = ()) -> None:
+        """Send what is no outcome, and descriptors with its first byte."""
         body = dumps(news, 5)
         frame = frames.TO_PARENT.pack(kind, 0, 0, 0, len(body)) + body
-        if fd is None:
+        if not fds:
             self.connection.sendall(frame)
             return
-        sent = self.connection.sendmsg([frame], descriptors.outgoing(fd))
+        sent = self.connection.sendmsg([frame], descriptors.outgoing(fds))
         self.connection.sendall(frame[sent:])
 
     def introduce(self, segment: Segment) -> None:
-        self.tell(frames.SEGMENT, (segment.number, segment.size), segment.fd)
+        self.tell(frames.SEGMENT, (segment.number, segment.parts.sizes), segment.parts.fds)
 
     def send(self, kind: int, body: bytes, count: int = 0, busy: int = 0) -> None:
         """Send a frame, which has *count* outcomes that took *busy* nanoseconds."""
