@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._ground.hop import Pauses, pause
+from aparallel._ground.hop import Pauses
 from aparallel._persist.arrays import array
 from aparallel._persist.container import MAGIC
+from aparallel._persist.filling import Filling
 from aparallel._persist.inspector import WRAPPERS, is_shape
 from aparallel._persist.sources import Source, StreamSource
 from aparallel._persist.standins import Global
@@ -153,17 +154,18 @@ class _Inflating(io.RawIOBase):
         return len(data)
 
 
-def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = None) -> Any:
+def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = None, *, threads: int = 1) -> Any:
     """Unpickle a file of joblib's or pickle's from where *source* stands.
 
     Args:
         trust: None to trust everything; else what has been walked already.
         mapped: the whole file as a ``numpy.memmap`` of bytes, if arrays are to be mapped.
+        threads: that read at a time.
 
     Raises:
         CorruptFileError: it is no pickle, or one that ends too early.
     """
-    reader = PickleReader(source, stop, mapped)
+    reader = PickleReader(source, stop, mapped, threads)
     try:
         found = _Unpickler(reader, trust).load()
         reader.finish()
@@ -175,6 +177,8 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
         raise kind(f"its pickle is damaged: {error}") from error
     except (UnicodeDecodeError, struct.error, IndexError, OverflowError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
+    finally:
+        reader.close()
 
 
 class _Unpickler(Unpickler):
@@ -200,8 +204,9 @@ class PickleReader:
     Invariant: ``_injected`` is served before anything else, and holds the opcodes that take ``_array``.
     """
 
-    def __init__(self, source: Source, stop: Stop, mapped: Any = None) -> None:
+    def __init__(self, source: Source, stop: Stop, mapped: Any = None, threads: int = 1) -> None:
         self._source = source
+        self._filling = Filling(source, threads)
         self._stop = stop
         self._mapped = mapped
         self._ahead = _AHEAD if source.reads_ahead else 0
@@ -228,13 +233,10 @@ class PickleReader:
         at_hand = min(len(view), len(self._window))
         view[:at_hand] = self._window[:at_hand]
         self._window = self._window[at_hand:]
-        for start in range(at_hand, len(view), _SLICE):
-            part = view[start : start + _SLICE]
-            try:
-                self._source.read_into(part)
-            except TruncatedFileError:
-                raise EOFError from None
-            pause()
+        try:
+            self._filling.fill(view[at_hand:])
+        except TruncatedFileError:
+            raise EOFError from None
         return len(view)
 
     def skip(self, size: int) -> None:
@@ -246,6 +248,10 @@ class PickleReader:
     def finish(self) -> None:
         """Give back what was read and not used."""
         self._source.give_back(len(self._window))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._filling.close()
 
     def readline(self) -> bytes:
         if self._injected:

@@ -36,7 +36,7 @@ class LoadOptions:
         trusted: what the user trusts, or None for everything.
         signing_key: the secret, or None.
         verify: compare the checksums of mapped arrays too.
-        threads: that decompress at a time.
+        threads: that read or decompress at a time.
         compressors: of the user's own.
     """
 
@@ -114,7 +114,7 @@ async def load(
         signing_key: the secret that the file was signed with. Any other file is refused before it is unpickled.
         verify: also compare the checksums of mapped arrays, which reads them.
         compressors: :class:`aparallel.abc.Compressor` of your own that files may name.
-        n_jobs: threads that decompress, -1 for one per core.
+        n_jobs: threads that read large arrays or decompress, -1 for one per core.
         progress: True for tqdm's bar, or a function of (bytes read, total or None), called on the loop.
 
     Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for.
@@ -297,7 +297,7 @@ class _Loading:
             return decompressed(source, codec, stop) if codec else source
 
         if trust is None:
-            return load_pickle(opened(source), stop, None, mapped)
+            return load_pickle(opened(source), stop, None, mapped, threads=self._options.threads)
         # It is read more than once: checked, then built.
         with contextlib.ExitStack() as stack:
             from aparallel._persist.checking import Found, check
@@ -314,7 +314,7 @@ class _Loading:
             found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
             last = from_start()
             with damage_named(is_data=found is Found.DATA or trust.is_of_data_only):
-                result = load_pickle(last, stop, trust, mapped)
+                result = load_pickle(last, stop, trust, mapped, threads=self._options.threads)
             if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
                 source.give_back(source.position - last.position)
             return result

@@ -36,6 +36,7 @@ from aparallel._persist.container import (
     unpack_record_line,
     unpack_trailer,
 )
+from aparallel._persist.filling import Filling
 from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Keys(NamedTuple):
 
     Attributes:
         signing_key: None to take files without looking at their signature.
-        threads: that decompress at a time.
+        threads: that read or decompress at a time.
         compressors: of the user's own.
     """
 
@@ -127,6 +128,7 @@ class _Reading:
         self._signature = _signature(keys.signing_key)
         source.signature = self._signature
         self._base = source.position
+        self._filling = Filling(source, keys.threads)
 
     def read(self, *, whole: bool) -> Content:
         source = self._source
@@ -138,6 +140,7 @@ class _Reading:
             try:
                 self._read_records(content)
             finally:
+                self._filling.close()
                 if self._decoding is not None:
                     self._decoding.close()
             if whole and not source.at_end():
@@ -225,7 +228,11 @@ class _Reading:
             grown = self._decode(head, record.size, target)
         else:
             check = xxh3_64(head[RECORD_FIXED:], offset)
-            grown = self._fill(record.size, target, check)
+            grown = bytearray()
+            if target is None:
+                grown = self._grow(record.size, check)
+            else:
+                self._filling.fill(target, check.update)
             self._check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
         return split(np.frombuffer(grown, np.uint8) if memory is None else memory, record.lengths)
 
@@ -247,17 +254,12 @@ class _Reading:
             source.skip(stored)
         source.read(-(source.position - self._base) % LINE)
 
-    def _fill(self, size: int, target: memoryview | None, check: xxh3_64) -> bytearray:
-        """Read a payload to where it belongs; without *target*, return it."""
+    def _grow(self, size: int, check: xxh3_64) -> bytearray:
+        """Read and return a payload whose size may be a lie."""
         grown = bytearray()
         for start in range(0, size, _SLICE):
-            end = min(start + _SLICE, size)
-            if target is None:
-                part = self._source.read(end - start)
-                grown += part
-            else:
-                part = target[start:end]
-                self._source.read_into(part)
+            part = self._source.read(min(_SLICE, size - start))
+            grown += part
             check.update(part)
         return grown
 

@@ -7,6 +7,8 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from aparallel._ground.hop import pause
 from aparallel.errors import TruncatedFileError
 
@@ -28,9 +30,11 @@ class Source(ABC):
         size: bytes that there are, or None if nobody knows.
         signature: is given all that is read, if it is not None.
         reads_ahead: more may be read than is needed: nothing follows, or what is not used can be given back.
+        reads_anywhere: ``read_at`` can be used, by several threads at a time.
     """
 
     reads_ahead = True
+    reads_anywhere = False
 
     def __init__(self, size: int | None, stop: Stop) -> None:
         self.position = 0
@@ -114,6 +118,28 @@ class Source(ABC):
         if self.signature is not None:
             self.signature.update(view)
 
+    def read_at(self, view: memoryview, position: int) -> int:
+        """Read what is at *position*, up to so many bytes and at least one, without moving. Any thread may.
+
+        Raises:
+            TruncatedFileError: it ends before.
+            Stopped: the stop was set.
+        """
+        self._stop.check()
+        count = self._read_at(view, position)
+        if count == 0:
+            raise self._truncated()
+        return count
+
+    def _read_at(self, view: memoryview, position: int) -> int:
+        raise NotImplementedError
+
+    def go_past(self, data: memoryview) -> None:
+        """Move behind *data*, which ``read_at`` has read from where this stands."""
+        self.skip(len(data))
+        if self.signature is not None:
+            self.signature.update(data)
+
     def demand(self, size: int) -> None:
         """Make sure, before memory is taken for them, that so many bytes can follow.
 
@@ -144,9 +170,10 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 class FileSource(Source):
-    """A regular file, through a descriptor of which nobody else moves the position. It is read ahead in small steps."""
+    """A regular file, through a descriptor at its beginning that nobody else moves. It is read ahead in small steps."""
 
     _AHEAD = 64 << 10
+    reads_anywhere = hasattr(os, "preadv")
 
     def __init__(self, fd: int, stop: Stop, size: int | None = None) -> None:
         """*size*: bytes that are ours, from the file's beginning; None for all of them."""
@@ -174,6 +201,9 @@ class FileSource(Source):
         view[: len(data)] = data
         return len(data)
 
+    def _read_at(self, view: memoryview, position: int) -> int:
+        return os.preadv(self.fd, [view], position)
+
     def peek(self, size: int) -> bytes:
         if len(self._buffer) < size:
             self._buffer = memoryview(bytes(self._buffer) + os.read(self.fd, self._AHEAD))
@@ -190,6 +220,8 @@ class FileSource(Source):
 class MemorySource(Source):
     """Bytes that are in memory already. What is read is not copied."""
 
+    reads_anywhere = True
+
     def __init__(self, data: memoryview, stop: Stop) -> None:
         self._data = data
         self._at = 0
@@ -199,6 +231,21 @@ class MemorySource(Source):
         data = self._data[self._at : self._at + size]
         self._at += len(data)
         return data
+
+    def _read_into(self, view: memoryview) -> int:
+        count = self._read_at(view, self._at)
+        self._at += count
+        return count
+
+    def _read_at(self, view: memoryview, position: int) -> int:
+        data = self._data[position : position + len(view)]
+        # NumPy copies without the GIL, which the loop may be waiting for; a memoryview does not.
+        np.copyto(np.frombuffer(view[: len(data)], np.uint8), np.frombuffer(data, np.uint8))
+        return len(data)
+
+    def skip(self, size: int) -> None:
+        self._at += size
+        self.position += size
 
     def peek(self, size: int) -> bytes:
         return bytes(self._data[self._at : self._at + size])
