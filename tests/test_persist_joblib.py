@@ -23,10 +23,12 @@ from aparallel.errors import CorruptFileError, SignatureError, UnsupportedFormat
 
 DATA = pathlib.Path(__file__).parent / "data" / "joblib"
 WAYS = ("plain", "zlib", "gzip", "bz2", "lzma", "xz", "lz4")
+# Not compressed either, and without the mark with which later protocols of pickle begin.
+OLD = ("protocol-0", "protocol-1")
 CORPUS = [
     (archive.stem, way)
     for archive in sorted(DATA.glob("*.zip"))
-    for way in WAYS
+    for way in (*WAYS, *OLD)
     if way in zipfile.ZipFile(archive).namelist()
 ]
 
@@ -67,7 +69,8 @@ def test_the_corpus_is_of_releases_from_the_first_to_the_latest() -> None:
         "1.5.3",
         "1.6.0",
     } <= releases
-    assert len(CORPUS) > 90
+    assert len(CORPUS) > 100
+    assert len([way for _, way in CORPUS if way in OLD]) == 10
 
 
 @pytest.mark.parametrize(("release", "way"), CORPUS)
@@ -78,10 +81,10 @@ async def test_what_a_release_wrote_is_read(release: str, way: str, tmp_path: pa
     assert_is_content(await load(path, trusted=[]))
 
 
-@pytest.mark.parametrize("release", sorted({release for release, _ in CORPUS}))
-async def test_its_arrays_are_mapped_where_they_lie(release: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("release", "way"), [one for one in CORPUS if one[1] in ("plain", *OLD)])
+async def test_its_arrays_are_mapped_where_they_lie(release: str, way: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "file.pkl"
-    path.write_bytes(written(release, "plain"))
+    path.write_bytes(written(release, way))
     found = await load(path, mmap_mode="r")
     larger = found["larger"]
     assert isinstance(larger, np.memmap)
@@ -104,13 +107,13 @@ async def test_one_that_is_compressed_cannot_be_mapped(tmp_path: pathlib.Path) -
         await load(path, mmap_mode="r")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *OLD])
 async def test_inspect_tells_what_is_in_it(way: str) -> None:
     import io
 
     info = await inspect(io.BytesIO(written(CORPUS[-1][0], way)))
     assert info.format == "joblib"
-    assert info.compression == (None if way == "plain" else way)
+    assert info.compression == (None if way in ("plain", *OLD) else way)
     assert info.untrusted == ()
     assert info.array_count >= 18
     assert {(2, 3, 4), (), (0, 5)} <= {array.shape for array in info.arrays}
@@ -136,7 +139,7 @@ async def test_arrays_are_gone_past_where_nobody_wants_them(
     assert sum(sizes) < 2_000_000
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *OLD])
 async def test_cut_anywhere_it_is_an_error(way: str) -> None:
     data = written(CORPUS[-1][0], way)
     for length in sorted({*range(1, 40), *range(40, len(data) - 20, len(data) // 40)}):
@@ -148,13 +151,16 @@ async def test_cut_anywhere_it_is_an_error(way: str) -> None:
 
 async def test_several_in_one_open_file_are_read_one_by_one(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "file.pkl"
-    path.write_bytes(written(CORPUS[-1][0], "plain") + written(CORPUS[0][0], "plain"))
-    with path.open("rb") as file:
-        assert_is_content(await load(file))
-        assert_is_content(await load(file))
+    ways = ("plain", *OLD, "plain")
+    path.write_bytes(b"".join(written(CORPUS[-1][0], way) for way in ways) + b"tail")
+    for trusted in (None, []):
+        with path.open("rb") as file:
+            for _ in ways:
+                assert_is_content(await load(file, trusted=trusted))
+            assert file.read() == b"tail"
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 async def test_open_files_are_read_ahead_and_no_further_than_the_object(tmp_path: pathlib.Path, protocol: int) -> None:
     import pickle
 
@@ -189,17 +195,20 @@ async def test_of_a_pipe_no_more_is_read_than_the_object() -> None:
     import pickle
 
     reader, writer = os.pipe()
+    values = [[{"id": 1}], None, 5, "next"]
     with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as target:
-        target.write(pickle.dumps([{"id": 1}], 2) + pickle.dumps("next", 2))
-        target.flush()
-        assert await load(source) == [{"id": 1}]
-        assert await load(source) == "next"
+        for protocol in (0, 1, 2, 5):
+            # The writer stays: who reads one byte too many waits for ever.
+            target.write(b"".join(pickle.dumps(value, protocol) for value in values))
+            target.flush()
+            for value in values:
+                assert await load(source) == value
 
 
 async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
     import pickle
 
-    for protocol in (2, 3, 4, 5):
+    for protocol in range(6):
         data = pickle.dumps(content(), protocol)
         # NumPy itself gives big-endian arrays back as native ones.
         expected = pickle.loads(data)
@@ -210,6 +219,87 @@ async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
             assert_same(found, expected)
         with pytest.raises(SignatureError):
             await loads(data, signing_key="key")
+
+
+NO_PICKLES = [
+    b"name,age\nAnna,5\n",
+    b"Name,age\nAnna,5\n",
+    b"Id;Value\n1;2\n",
+    b"(c) Copyright\n",
+    b"Lines of text.\n",
+    b"Version 1.0\nof something\n",
+    b"Some text",
+    b"cat\ndog\nbird\n",
+    b"colour\nred, green\n",
+    b"import os\n",
+    b"I am a text\n",
+    b"F\n",
+    b"]])",
+    b"}{",
+    b"(1, 2)",
+    b"Title of a text that goes on and on, and ends.",
+    b"[1, 2]",
+    b'{"a": 1}',
+    b"PK\x03\x04" + bytes(30),
+    b"\x93NUMPY" + bytes(60),
+    b"\x89PNG\r\n\x1a\n",
+]
+
+
+@pytest.mark.parametrize("data", NO_PICKLES)
+async def test_what_only_begins_as_an_old_pickle_is_none(
+    data: bytes, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "cat.py").write_text("raise AssertionError('imported')")
+    with pytest.raises((UnsupportedFormatError, CorruptFileError)):
+        await loads(data)
+    with pytest.raises((UnsupportedFormatError, CorruptFileError)):
+        await loads(data, trusted=[])
+    with pytest.raises((UnsupportedFormatError, CorruptFileError)):
+        await inspect(io.BytesIO(data))
+
+
+class Kept:
+    """A class of the user's."""
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+async def test_what_an_old_protocol_makes_is_trusted_by_its_class(protocol: int) -> None:
+    import pickle
+
+    found = Kept()
+    found.__dict__ = {"a": [1, -5, 2**40, True, 0, 0.5, "ü\\"], "b": b"\xff"}
+    data = pickle.dumps(found, protocol)
+    with pytest.raises(UntrustedTypeError) as refused:
+        await loads(data, trusted=[])
+    assert refused.value.names == (f"{__name__}.Kept",)
+    for trusted in ([Kept], [f"{__name__}.Kept"], None):
+        assert (await loads(data, trusted=trusted)).__dict__ == found.__dict__
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ccopy_reg\n_reconstructor\n(c__builtin__\nint\nc__builtin__\nint\nI5\ntR.",
+        b"ccopy_reg\n_reconstructor\n(cbuiltins\nlist\nc__builtin__\nlist\n(I1\nltR.",
+        b"ccopyreg\n_reconstructor\n(cos\nsystem\nc__builtin__\nobject\nNtR.",
+        b"ccopy_reg\n_reconstructor\n(I1\nc__builtin__\nobject\nNtR.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+    ],
+)
+async def test_an_old_pickle_makes_nothing_that_is_not_trusted(data: bytes) -> None:
+    with pytest.raises(UntrustedTypeError):
+        await loads(data, trusted=[])
+
+
+@pytest.mark.parametrize("number", [b"010", b"0x10", b"1_0", b"+1", b" 1", b"-0", b"001", b"1 "])
+async def test_a_number_that_no_pickler_writes_is_refused(number: bytes) -> None:
+    # The unpickler reads some of them otherwise than they look.
+    for opcode in (b"I", b"L"):
+        with pytest.raises(CorruptFileError):
+            await loads(b"(lp0\n" + 500 * b"I1\na" + opcode + number + b"\na.", trusted=[])
 
 
 def test_joblib_is_not_needed() -> None:

@@ -102,7 +102,7 @@ def _inspect_function(
 def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
     from aparallel._persist.joblib_files import pickle_codec
 
-    codec = pickle_codec(source)
+    codec = pickle_codec(source, stop)
     if codec is None:
         return _inspect_container(source, compressors, stop, whole=whole)
     return _inspect_pickle(source, codec, stop)

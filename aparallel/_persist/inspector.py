@@ -36,8 +36,11 @@ _NUMPYS = frozenset(
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 )
+# What makes an object of a class in protocols 0 and 1.
+RECONSTRUCTORS = frozenset({Global("copy_reg", "_reconstructor"), Global("copyreg", "_reconstructor")})
+_OBJECT = frozenset({Global("__builtin__", "object"), Global("builtins", "object")})
 # Names whose calls and states tell of an array.
-_TELLING = frozenset({_DTYPE, _STRING_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS})
+_TELLING = frozenset({_DTYPE, _STRING_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS, *RECONSTRUCTORS})
 # So many arrays are described; a file may have millions.
 _MOST_ARRAYS = 100_000
 
@@ -83,6 +86,8 @@ class Inspector(Watcher):
         return name in _TELLING
 
     def on_call(self, made: Made) -> None:
+        if made.of in RECONSTRUCTORS:
+            _name_reconstructed(made)
         if made.of == _DTYPE:
             try:
                 made.known = named_dtype(made.args)
@@ -143,6 +148,14 @@ class Inspector(Watcher):
         if state.get("numpy_array_alignment_bytes") is not None:
             window.skip(window.take(1)[0])
         window.skip(math.prod(state["shape"]) * found.itemsize)
+
+
+def _name_reconstructed(made: Made) -> None:
+    """Have an object that protocol 0 or 1 makes look as one of a later protocol: made by its class, of nothing."""
+    if isinstance(made.args, tuple) and len(made.args) == 3:
+        kind, base, state = made.args
+        if isinstance(kind, Global) and base in _OBJECT and state is None:
+            made.of, made.args = kind, ()
 
 
 def known_dtype(value: Any) -> np.dtype[Any] | None:

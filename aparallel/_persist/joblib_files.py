@@ -30,6 +30,7 @@ from aparallel._persist.arrays import array
 from aparallel._persist.container import MAGIC
 from aparallel._persist.filling import Filling
 from aparallel._persist.inspector import WRAPPERS, is_shape
+from aparallel._persist.old_pickles import FIRST_OPCODES, is_old_pickle
 from aparallel._persist.sources import Source, StreamSource
 from aparallel._persist.standins import Global
 from aparallel.errors import CorruptFileError, EmptyFileError, TruncatedFileError, UnsupportedFormatError
@@ -48,16 +49,21 @@ _PREFIXES = {
     b"\xfd7zXZ": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
-# So many bytes tell what a file is.
+# So many bytes tell what a file is, and the first of them whether it is a pickle, which may have no more.
 _ENOUGH = 8
+_FEW = 2
 
 
-def pickle_codec(source: Source) -> str | None:
+def pickle_codec(source: Source, stop: Stop) -> str | None:
     """How the pickle in *source* is compressed: a codec, "" if it is not. None if it holds a container.
 
     Raises:
         UnsupportedFormatError: it holds neither.
     """
+    if (codec := _codec_of(source.peek(_FEW))) is not None:
+        return codec
+    if is_old_pickle(source, stop):
+        return ""
     start = source.peek(_ENOUGH)
     codec = _codec_of(start)
     if codec is None and not start.startswith(MAGIC[: len(start)]):
@@ -66,7 +72,7 @@ def pickle_codec(source: Source) -> str | None:
 
 
 def _codec_of(start: bytes) -> str | None:
-    if len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
+    if len(start) >= 2 and start[0] == _PROTO and 2 <= start[1] <= 5:
         return ""
     if len(start) >= 2 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0:  # RFC 1950, 2.2
         return "zlib"
@@ -109,13 +115,12 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
     start = content.peek(_ENOUGH)
     if not start:
         raise EmptyFileError(f"its {codec} data has nothing in it")
-    if start[0] not in _FIRST_OPCODES:
+    if start[0] != _PROTO and start[0] not in FIRST_OPCODES:
         raise UnsupportedFormatError(f"it is {codec} data that begins with {start!r}, as no pickle does")
     return content
 
 
-# PROTO, and what pickles of protocols 0 and 1 begin with.
-_FIRST_OPCODES = b"\x80(]})NIJKMLFGSTUVXcl"
+_PROTO = 0x80
 
 
 class _Raw(io.RawIOBase):
@@ -256,10 +261,17 @@ class PickleReader:
     def readline(self) -> bytes:
         if self._injected:
             raise UnpicklingError("an opcode that was made here has no line")
-        line = b""
-        while not line.endswith(b"\n") and (character := self.read(1)):
-            line += character
-        return line
+        found = bytearray()
+        while not found.endswith(b"\n"):
+            if not len(self._window):
+                self._fill(1)
+            part = bytes(self._window[:_LINE_AT_ONCE])
+            if not part:
+                break
+            part = part[: part.find(b"\n") + 1] or part
+            found += part
+            self._window = self._window[len(part) :]
+        return bytes(found)
 
     def taken(self, number: Any) -> Any:
         """The array that was just read. Called by the opcodes that were injected for it, once."""
@@ -348,6 +360,7 @@ class PickleReader:
 
 
 _AHEAD = 64 << 10
+_LINE_AT_ONCE = 256
 _SLICE = 1 << 20
 _BELIEVED = 64 << 20
 

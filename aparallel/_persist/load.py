@@ -250,7 +250,7 @@ class _Loading:
 
         self._meter.total = source.size
         self._meter.of = lambda: source.position
-        codec = pickle_codec(source)
+        codec = pickle_codec(source, self._stop)
         if codec is None:
             return self._load_container(source, whole=whole, file=file)
         if self._options.signing_key is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import WRAPPERS, known_dtype
+from aparallel._persist.inspector import RECONSTRUCTORS, WRAPPERS, known_dtype
 from aparallel._persist.standins import BUFFER, BYTES, SET, TEXT, Global, Items, Listed, Made, Opaque
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ _SCALARS = (
 )
 DATA = _table()
 DATA.update(dict.fromkeys(WRAPPERS, anything))
+# The inspector takes a call of these for one of the class that it is given; so what is left are other ones.
+DATA.update(dict.fromkeys(RECONSTRUCTORS, _never))
 STATED_ARRAYS = frozenset(
     Global(module, name)
     for module, name in (

@@ -14,6 +14,7 @@ import sys
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from aparallel._persist.inspector import RECONSTRUCTORS
 from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
 from aparallel._persist.standins import Global, Made
 from aparallel.errors import UntrustedTypeError
@@ -182,6 +183,8 @@ def _safe(asked: Global) -> Any:
     """What one of our own names means."""
     if asked == Global("_codecs", "encode"):
         return _encode_latin1
+    if asked in RECONSTRUCTORS:
+        return _reconstructed
     module, name = asked
     if module == "__builtin__":
         module, name = "builtins", _OF_PYTHON_2.get(name, name)
@@ -221,6 +224,12 @@ def _encode_latin1(text: Any, encoding: Any) -> bytes:
     if not (isinstance(text, str) and encoding in ("latin1", "latin-1")):
         raise untrusted(["_codecs.encode"], "it is called with another codec than latin1")
     return text.encode("latin-1")
+
+
+def _reconstructed(kind: Any, base: Any, state: Any) -> Any:
+    if not (isinstance(kind, type) and base is object and state is None):
+        raise untrusted(["copyreg._reconstructor"], "it makes an object of something else than a class")
+    return object.__new__(kind)
 
 
 def untrusted(names: list[str], why: str = "") -> UntrustedTypeError:

@@ -8,6 +8,7 @@ what is kept in the memo.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -61,8 +62,8 @@ _COUNTED: dict[int, tuple[int, Opaque]] = {
     ord("B"): (4, BYTES),  # BINBYTES
     0x8E: (8, BYTES),  # BINBYTES8
     0x96: (8, BYTES),  # BYTEARRAY8
-    ord("U"): (1, BYTES),  # SHORT_BINSTRING: text of Python 2
-    ord("T"): (4, BYTES),  # BINSTRING
+    ord("U"): (1, TEXT),  # SHORT_BINSTRING: text of Python 2
+    ord("T"): (4, TEXT),  # BINSTRING
     0x8A: (1, OPAQUE),  # LONG1
     0x8B: (4, OPAQUE),  # LONG4
 }
@@ -212,7 +213,7 @@ class Walk:
         start = self._marks.pop()
         items = stack[start:]
         if op == 0x69:  # INST
-            items.insert(0, self._global(self._line(), self._line()))
+            items.insert(0, self._global(self._name_of_line(), self._name_of_line()))
         del stack[start:]
         if not items and op in (0x75, 0x65, 0x90):
             _ = stack[-1]  # nothing is added, but there must be something to add it to
@@ -272,7 +273,7 @@ class Walk:
             stack.append(OPAQUE)
 
     def _name(self, op: int) -> None:
-        self._stack.append(self._global(self._line(), self._line()))
+        self._stack.append(self._global(self._name_of_line(), self._name_of_line()))
 
     def _call_with(self, op: int) -> None:
         stack = self._stack
@@ -316,10 +317,11 @@ class Walk:
         self._stack.append(self._memo.get(self._index(op), OPAQUE))
 
     def _push_line(self, op: int) -> None:
-        text = self._line()
-        # UNICODE has escapes; a name needs none.
-        is_plain = op == 0x56 and len(text) <= LONGEST_TEXT and text.isascii() and "\\" not in text
-        self._stack.append(text if is_plain else OPAQUE)
+        line = self._line()
+        try:
+            self._stack.append(_LINES[op](line))
+        except ValueError:
+            raise CorruptFileError("its pickle has a line that no pickler writes") from None
 
     def _push_odd(self, op: int) -> None:
         """Push what no pickler of Python objects on their own writes."""
@@ -349,12 +351,12 @@ class Walk:
     def _index(self, op: int) -> int:
         if op in (0x71, 0x72):
             return int.from_bytes(self._window.take(1 if op == 0x71 else 4), "little")
-        text = self._line()
-        if not text.isdecimal() or len(text) > 10:
+        line = self._line()
+        if not line.isdigit() or len(line) > 10:
             raise CorruptFileError("its pickle numbers its memo with what is no number")
-        return int(text)
+        return int(line)
 
-    def _line(self) -> str:
+    def _line(self) -> bytes:
         window = self._window
         end = window.data.find(b"\n", window.at)
         while end < 0:
@@ -366,8 +368,11 @@ class Walk:
             end = window.data.find(b"\n")
         line = window.data[window.at : end]
         window.at = end + 1
+        return line
+
+    def _name_of_line(self) -> str:
         try:
-            return line.decode("utf-8")
+            return self._line().decode("utf-8")
         except UnicodeDecodeError:
             raise CorruptFileError("its pickle has text that is none") from None
 
@@ -425,6 +430,49 @@ _LONGEST_LINE = 1 << 20
 _SHORT = 32
 _KEPT = frozenset({str, Global, Made, tuple, bytes})
 _SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
+
+
+def _integer(line: bytes) -> Any:
+    # The unpickler takes more: 010 for 8, 0x10 for 16. What is written in another way than a pickler's is refused.
+    if re.fullmatch(rb"-?[1-9][0-9]*|0", line) is None:
+        raise ValueError
+    return int(line) if len(line) <= _MOST_DIGITS else OPAQUE
+
+
+def _integer_or_bool(line: bytes) -> Any:
+    return line == b"01" if line in (b"00", b"01") else _integer(line)
+
+
+def _long(line: bytes) -> Any:
+    return _integer(line.removesuffix(b"L"))
+
+
+def _float(line: bytes) -> Any:
+    float(line)
+    return OPAQUE
+
+
+def _quoted(line: bytes) -> Any:
+    if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
+        raise ValueError
+    return _text_without_escapes(line[1:-1])
+
+
+def _text_without_escapes(line: bytes) -> Any:
+    is_plain = len(line) <= LONGEST_TEXT and line.isascii() and b"\\" not in line
+    return line.decode("ascii") if is_plain else OPAQUE
+
+
+# INT LONG FLOAT STRING UNICODE, whose argument is a line of text.
+_LINES: dict[int, Callable[[bytes], Any]] = {
+    ord("I"): _integer_or_bool,
+    ord("L"): _long,
+    ord("F"): _float,
+    ord("S"): _quoted,
+    ord("V"): _text_without_escapes,
+}
+# As of numbers whose bytes are counted: more than 16 bytes do not matter.
+_MOST_DIGITS = 38
 
 
 def _value(kind: Opaque, raw: bytes) -> Any:

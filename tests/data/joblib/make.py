@@ -21,6 +21,8 @@ WAYS = {
     "xz": ("xz", 3),
     "lz4": ("lz4", 3),
 }
+# Not compressed, in the protocols of pickle that joblib does not take by itself.
+PROTOCOLS = {"protocol-0": 0, "protocol-1": 1}
 
 
 def content():
@@ -61,10 +63,10 @@ def main(folder):
     version = ".".join(map(str, sys.version_info[:2]))
     name = f"joblib-{joblib.__version__}-python-{version}-numpy-{np.__version__}.zip"
     with zipfile.ZipFile(os.path.join(folder, name), "w", zipfile.ZIP_DEFLATED) as archive:
-        for way, compress in sorted(WAYS.items()):
+        for way in sorted([*WAYS, *PROTOCOLS]):
             path = os.path.join(tempfile.mkdtemp(), way)
             try:
-                joblib.dump(content(), path, compress=compress)
+                joblib.dump(content(), path, compress=WAYS.get(way, 0), protocol=PROTOCOLS.get(way))
             except (ValueError, ImportError, NotImplementedError) as error:
                 print(name, way, "not written:", error)
                 continue
