@@ -119,6 +119,27 @@ def test_a_mapped_file_with_any_changed_byte_is_an_error_when_verified(tmp_path:
             load_from_path(str(path), options)
 
 
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="files are read otherwise here")
+@pytest.mark.parametrize("key", [None, "key"])
+def test_a_file_that_is_cut_while_its_map_is_verified_is_truncated_and_kills_nobody(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(dump_to_bytes(np.arange(500_000.0), DumpOptions.checked(signing_key=key)))
+    options = LoadOptions.checked("r", verify=True, signing_key=key)
+    assert load_from_path(str(path), options)[-1] == 499_999
+    preadv = os.preadv
+
+    def cutting(fd: int, buffers: Any, offset: int) -> int:
+        if offset > 1_500_000:
+            os.truncate(path, 1_800_000)
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", cutting)
+    with pytest.raises(TruncatedFileError):
+        load_from_path(str(path), options)
+
+
 async def test_each_kind_of_wrong_file_has_its_error_and_its_name(tmp_path: pathlib.Path) -> None:
     data = dumped(SMALL)
     header = container.pack_header(container.Header())

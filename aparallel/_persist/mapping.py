@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_64
 
-from aparallel._ground.hop import pause
 from aparallel._persist.container import (
     BUFFERS,
     CHECKSUM_SIZE,
@@ -76,7 +75,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool,
     trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
     memory: Any = mapped_file(file, mode)
     if keys.signing_key is not None:
-        _verify_signature(memoryview(memory)[:size], keys.signing_key, trailer, stop)
+        _verify_signature(fd, size, keys.signing_key, trailer, stop)
     _, index = _mapped_payload(fd, trailer.index_offset, stop)
     content = Content(header)
     try:
@@ -88,7 +87,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool,
                 content.add(payload)
             else:
                 if verify and Flag.CHANGED_IN_PLACE not in header.flags:
-                    _verify_mapped(memoryview(memory), offset, record, stop)
+                    _verify_buffers(fd, offset, record, stop)
                 content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
     except BaseException:
         content.close()
@@ -148,28 +147,44 @@ def _mapped_buffers(memory: Any, start: int, lengths: Sequence[int]) -> Iterator
         start = aligned(start + length)
 
 
-def _verify_mapped(view: memoryview, offset: int, record: Record, stop: Stop) -> None:
+def _verify_buffers(fd: int, offset: int, record: Record, stop: Stop) -> None:
     end = offset + record.head_size + record.size
     check = xxh3_64(b"", offset)
-    for start in range(offset + RECORD_FIXED, end, _SLICE):
-        stop.check()
-        check.update(view[start : min(start + _SLICE, end)])
-        pause()
+    for part in _parts(fd, offset + RECORD_FIXED, end, stop):
+        check.update(part)
     # The index has stood in for the fixed part of the head until here.
-    fixed = view[offset : offset + RECORD_FIXED]
-    tail = view[end : offset + record.plain_size]
+    fixed = read_at(fd, RECORD_FIXED, offset)
+    tail = read_at(fd, offset + record.plain_size - end, end)
     if fixed != pack_record(record, offset)[:RECORD_FIXED] or tail != _expected_tail(record, check):
         raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
 
 
-def _verify_signature(view: memoryview, key: bytes, trailer: Trailer, stop: Stop) -> None:
+def _verify_signature(fd: int, size: int, key: bytes, trailer: Trailer, stop: Stop) -> None:
     signature = hmac.new(key, digestmod=hashlib.sha256)
-    signed = len(view) - LINE + SIGNED_OF_TRAILER
-    for start in range(0, signed, _SLICE):
-        stop.check()
-        signature.update(view[start : min(start + _SLICE, signed)])
+    for part in _parts(fd, 0, size - LINE + SIGNED_OF_TRAILER, stop):
+        signature.update(part)
     if not hmac.compare_digest(signature.digest(), trailer.signature):
         raise wrong_signature()
+
+
+def _parts(fd: int, start: int, end: int, stop: Stop) -> Iterator[memoryview]:
+    """What lies from *start* to *end*, each part valid until the next.
+
+    Read, not mapped: to have each page mapped takes longer than to copy it, and who cuts the file meanwhile would kill
+    us.
+    """
+    memory = memoryview(bytearray(min(_SLICE, end - start)))
+    while start < end:
+        stop.check()
+        part = memory[: end - start]
+        if hasattr(os, "preadv"):
+            part = part[: os.preadv(fd, [part], start)]
+        else:
+            part = memoryview(read_at(fd, len(part), start))
+        if not part:
+            raise TruncatedFileError(f"it ends after {start:,} bytes, within a record")
+        yield part
+        start += len(part)
 
 
 def _mark_changed(fd: int, header: Header) -> None:
