@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from pickle import loads
-from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,8 +15,9 @@ import numpy as np
 from aparallel._ground.hop import pause
 from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
-from aparallel._transfer.arrays import Reference, Strided, memmap_in, owner_of
+from aparallel._transfer.arrays import Reference, memmap_in, owner_of
 from aparallel._transfer.contents import Content, Digest, SharedContent, digest_of
+from aparallel._transfer.known import Known, Origin, as_source, superseded_for
 from aparallel._transfer.lending import Lender, Segment, fits
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
@@ -57,114 +57,15 @@ def _check_is_array(value: Any) -> None:
         raise SharingError("share(mode='r+') got the array of what was shared read-only. Share a copy of it.")
 
 
-class _Origin:
-    """Where a buffer lies: what tells whether it is the same as before, and whether it can have changed."""
-
-    __slots__ = ("key", "owner", "readonly")
-
-    def __init__(self, source: Any) -> None:
-        if isinstance(source, Strided):
-            array: Any = source.array
-            place = array.__array_interface__["data"][0]
-            # The whole type: of a record, only the fields are copied.
-            self.key: tuple[Any, ...] = place, array.shape, array.strides, array.dtype
-            exporter: Any = array
-        else:
-            exporter = source.view.obj
-            flat = np.frombuffer(source.view, np.uint8)
-            self.key = flat.__array_interface__["data"][0], source.nbytes
-        self.owner, self.readonly = _owner(exporter)
-
-
-def place_of(source: Any) -> tuple[Any, ...]:
-    """Return what tells where a buffer lies, of those that an ``OutOfBand`` takes."""
-    return _Origin(_wrapped(source)).key
-
-
-def _wrapped(source: Any) -> Any:
-    return Raw(source) if isinstance(source, memoryview) else source
-
-
-def _owner(exporter: Any) -> tuple[Any, bool]:
-    """Return what the memory belongs to, and whether nobody can write to it."""
-    if not isinstance(exporter, np.ndarray):
-        return exporter, isinstance(exporter, bytes)
-    owner = owner_of(exporter)
-    # A view that was made before its owner became read-only can still be written to.
-    is_locked = not (exporter.flags.writeable or owner.flags.writeable)
-    return owner, is_locked and (owner.base is None or isinstance(owner.base, bytes))
-
-
-class _Known:
-    """A buffer that was written, and what it held."""
-
-    __slots__ = ("_users", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
-
-    def __init__(
-        self, key: tuple[Any, ...], content: Content, owner: weakref.ref[Any] | None, readonly: bool, recurs: bool
-    ) -> None:
-        self.key = key
-        self.content = content
-        self.owner = owner
-        # Nobody could write to it when it was last compared, or written.
-        self.readonly = readonly
-        self.recurs = recurs
-        self.used_at = 0.0
-        # The gathers and streams that used it, and their latest moment when they did; those that are done are taken
-        # out when another one comes.
-        self._users: dict[weakref.ref[User], int] = {}
-        # How many shares keep it.
-        self.pinned = 0
-
-    def use(self, user: User | None) -> None:
-        self.used_at = monotonic()
-        if user is None:
-            return
-        reference = weakref.ref(user)
-        if reference not in self._users:
-            # Each step is atomic: other threads may do the same.
-            for gone in [seen for seen in self._users.copy() if seen() is None]:
-                self._users.pop(gone, None)
-        self._users[reference] = user.moment
-
-    def is_used_in_moment_of(self, user: User) -> bool:
-        return self._users.get(weakref.ref(user)) == user.moment
-
-    def is_of(self, owner: object) -> bool:
-        return self.owner is not None and self.owner() is owner
-
-    @property
-    def is_in_use(self) -> bool:
-        return self.pinned > 0 or any(user() is not None for user in self._users.copy())
-
-    def supersede(self) -> None:
-        """Something else is known of the buffer now; calls drawn in the moment in which this was used go on with it."""
-        for reference, moment in self._users.copy().items():
-            user = reference()
-            if user is not None:
-                user.superseded[self.key] = moment, self
-
-
-def _superseded(origin: _Origin, source: Any, user: User | None) -> Content | None:
-    """Return what *user* goes on with though the buffer may have changed, if there is such a thing."""
-    if user is None:
-        return None
-    moment, known = user.superseded.get(origin.key, (None, None))
-    if known is None or moment != user.moment or not known.is_of(origin.owner):
-        return None
-    content: Content = known.content
-    return content if content.nbytes == source.nbytes else None
-
-
 class _Pins:
     """Buffers that count as unchanged until this is released or dropped."""
 
     __slots__ = ("_pinned",)
 
     def __init__(self) -> None:
-        self._pinned: list[tuple[ArgumentMemory, _Known]] = []
+        self._pinned: list[tuple[ArgumentMemory, Known]] = []
 
-    def add(self, memory: ArgumentMemory, known: _Known) -> None:
+    def add(self, memory: ArgumentMemory, known: Known) -> None:
         known.pinned += 1
         self._pinned.append((memory, known))
 
@@ -183,7 +84,7 @@ class ArgumentMemory:
         self.lender = Lender(on_unused, has_spare_core)
         self._on_unused = on_unused
         # Least recently used first. Each step on it is atomic; at worst something is written twice.
-        self._known: dict[tuple[Any, ...], _Known] = {}
+        self._known: dict[tuple[Any, ...], Known] = {}
         self._room = Room()
         self._limit: int | None = None
         self._forgotten: dict[tuple[Any, ...], None] = {}
@@ -201,13 +102,13 @@ class ArgumentMemory:
             SharedMemoryError: there is no room for them.
         """
         parts: list[tuple[Content, Mode] | None] = []
-        fresh: dict[tuple[Any, ...], tuple[Any, _Origin, list[int]]] = {}
+        fresh: dict[tuple[Any, ...], tuple[Any, Origin, list[int]]] = {}
         for position, source in enumerate(sources):
             if isinstance(source, Reference):
                 parts.append((source.content, source.mode))
                 continue
-            wrapped = _wrapped(source)
-            origin = _Origin(wrapped)
+            wrapped = as_source(source)
+            origin = Origin(wrapped)
             content = None if origin.key in fresh else self._find(wrapped, origin, user)
             parts.append(None if content is None else (content, mode))
             if content is None:
@@ -225,9 +126,9 @@ class ArgumentMemory:
 
     def recall(self, source: Any, mode: Mode, user: User | None) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop."""
-        wrapped = _wrapped(source)
-        origin = _Origin(wrapped)
-        superseded = _superseded(origin, wrapped, user)
+        wrapped = as_source(source)
+        origin = Origin(wrapped)
+        superseded = superseded_for(origin, wrapped, user)
         if superseded is not None:
             return Reference(superseded, mode)
         known = self._known.get(origin.key)
@@ -263,8 +164,8 @@ class ArgumentMemory:
 
     # What is known
 
-    def _find(self, source: Any, origin: _Origin, user: User | None) -> Content | None:
-        superseded = _superseded(origin, source, user)
+    def _find(self, source: Any, origin: Origin, user: User | None) -> Content | None:
+        superseded = superseded_for(origin, source, user)
         if superseded is not None:
             return superseded
         known = self._known.get(origin.key)
@@ -277,13 +178,13 @@ class ArgumentMemory:
             return None
         return self._use(known, origin, user)
 
-    def _is_surely_the_same(self, known: _Known, origin: _Origin, user: User | None) -> bool:
+    def _is_surely_the_same(self, known: Known, origin: Origin, user: User | None) -> bool:
         if not known.is_of(origin.owner):
             return False
         still = origin.readonly and known.readonly
         return still or known.pinned > 0 or (user is not None and known.is_used_in_moment_of(user))
 
-    def _use(self, known: _Known, origin: _Origin, user: User | None) -> Content:
+    def _use(self, known: Known, origin: Origin, user: User | None) -> Content:
         known.use(user)
         known.readonly = origin.readonly
         known.recurs = True
@@ -292,7 +193,7 @@ class ArgumentMemory:
         self._known[origin.key] = known
         return known.content
 
-    def _remember(self, content: Content, origin: _Origin, user: User | None) -> _Known:
+    def _remember(self, content: Content, origin: Origin, user: User | None) -> Known:
         key = origin.key
         memory = weakref.ref(self)
 
@@ -307,7 +208,7 @@ class ArgumentMemory:
         except TypeError:
             owner = None
         self._on_unused()
-        known = _Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
+        known = Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
         known.use(user)
         before = self._known.get(key)
         if before is not None:  # another thread wrote it at the same time, or it is shared
@@ -315,11 +216,11 @@ class ArgumentMemory:
         self._known[key] = known
         return known
 
-    def _forget(self, known: _Known) -> None:
+    def _forget(self, known: Known) -> None:
         if self._known.get(known.key) is known:
             self._known.pop(known.key, None)
 
-    def unpin(self, known: _Known) -> None:
+    def unpin(self, known: Known) -> None:
         known.pinned -= 1
         self._forget(known)
 
@@ -358,7 +259,7 @@ class ArgumentMemory:
         buffers = OutOfBand(0, "c" if mode == "r+" else "r")
         data = pickle_in_slices(value, pause, buffers)
         sources: list[Any] = [Raw(memoryview(data))]
-        sources += map(_wrapped, buffers.take())
+        sources += map(as_source, buffers.take())
         written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
         contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
         array, visible = None, None
@@ -372,7 +273,7 @@ class ArgumentMemory:
         if mode != "r+":
             for source, content in zip(sources[1:], contents[1:], strict=True):
                 if not isinstance(source, Reference):
-                    pins.add(self, self._remember(content, _Origin(source), None))
+                    pins.add(self, self._remember(content, Origin(source), None))
 
         def release() -> None:
             pins.release()

@@ -63,7 +63,7 @@ class LazyMemory:
 
     def places_of(self, awaited: Sequence[Awaited]) -> frozenset[Any]:
         """Return what tells where buffers lie."""
-        from aparallel._transfer.arguments import place_of
+        from aparallel._transfer.known import place_of
 
         return frozenset(place_of(marker.source) for marker in awaited)
 
