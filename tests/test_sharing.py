@@ -14,6 +14,7 @@ import pytest
 from traveling import by_value
 
 from aparallel import Pool, delayed, gather_parallel
+from aparallel._transfer import known
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.lending import Lender
 from aparallel.errors import ClosedPoolError, SharingError
@@ -111,6 +112,7 @@ class TestWrittenOnce:
             return await original(encoder, call, index)
 
         monkeypatch.setattr(ProcessEncoder, "encode_large", encode_large)
+        monkeypatch.setattr(known, "begin_to_watch", lambda *_: None)
         array = ones()
         async with Pool(2, max_nbytes=1000) as pool:
             assert await pool.gather([delayed(total)(array) for _ in range(20)]) == [SIZE] * 20
@@ -249,6 +251,15 @@ class TestArraysOfFunctions:
 @on_one_loop
 class TestStaleness:
     """What a serial loop would give, in every case in which memory is used again."""
+
+    @pytest.fixture(autouse=True, params=["hashed", "watched"])
+    def looked_at(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hash what may have changed; or have the kernel tell, where it does, of small arrays, too."""
+        if request.param == "watched":
+            monkeypatch.setattr(known, "_SMALL_BYTES", 0)
+            monkeypatch.setattr(known, "_TWICE", 1)
+        else:
+            monkeypatch.setattr(known, "begin_to_watch", lambda *_: None)
 
     @pytest.mark.parametrize("cut", [lambda a: a, lambda a: a[:], lambda a: a[::2], lambda a: a.reshape(2, -1).T])
     @pytest.mark.parametrize("n_jobs", [1, 2])

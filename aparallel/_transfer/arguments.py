@@ -16,7 +16,7 @@ from aparallel._ground.hop import pause
 from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import Reference, memmap_in, owner_of
-from aparallel._transfer.contents import Content, Digest, SharedContent, digest_of
+from aparallel._transfer.contents import Content, Digest, SharedContent
 from aparallel._transfer.known import Known, Origin, as_source, superseded_for
 from aparallel._transfer.lending import Lender, Segment, fits
 from aparallel._transfer.out_of_band import OutOfBand
@@ -38,6 +38,9 @@ _LATEST_BYTES = 256 * 1024 * 1024
 _RECURRING_COUNT = 256
 _RECURRING_BYTES = 256 * 1024 * 1024
 _RECURRING_PART = 8
+
+# On the loop the kernel is asked of so many bytes at most whether they were written: half a millisecond's worth.
+_ON_LOOP_BYTES = 1 << 30
 
 # Arrays that were forgotten and are recognised as recurring if they come again.
 _FORGOTTEN_COUNT = 4096
@@ -124,8 +127,13 @@ class ArgumentMemory:
             self._forget_oldest()
         return cast("list[tuple[Content, Mode]]", parts), written
 
-    def recall(self, source: Any, mode: Mode, user: User | None) -> Reference | None:
-        """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop."""
+    def recall(
+        self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
+    ) -> Reference | None:
+        """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop.
+
+        *may_ask*: whether it is by now as the call is to see it, so that the kernel may be asked; None if it is not.
+        """
         wrapped = as_source(source)
         origin = Origin(wrapped)
         superseded = superseded_for(origin, wrapped, user)
@@ -135,7 +143,10 @@ class ArgumentMemory:
         if known is None or known.content.nbytes != wrapped.nbytes:
             return None
         if not self._is_surely_the_same(known, origin, user):
-            return None
+            if may_ask is None or known.content.nbytes > _ON_LOOP_BYTES or not known.is_of(origin.owner):
+                return None
+            if not (known.is_watched and may_ask() and known.is_untouched()):
+                return None
         return Reference(self._use(known, origin, user), mode)
 
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
@@ -171,8 +182,7 @@ class ArgumentMemory:
         known = self._known.get(origin.key)
         if known is None or known.content.nbytes != source.nbytes:
             return None
-        sure = self._is_surely_the_same(known, origin, user)
-        if not sure and known.content.digest() != digest_of(source):
+        if not (self._is_surely_the_same(known, origin, user) or known.is_the_same(source, origin)):
             known.supersede()
             self._forget(known)
             return None
@@ -208,7 +218,7 @@ class ArgumentMemory:
         except TypeError:
             owner = None
         self._on_unused()
-        known = Known(key, content, owner, origin.readonly, recurs=key in self._forgotten)
+        known = Known(origin, content, owner, recurs=key in self._forgotten)
         known.use(user)
         before = self._known.get(key)
         if before is not None:  # another thread wrote it at the same time, or it is shared
@@ -217,6 +227,7 @@ class ArgumentMemory:
         return known
 
     def _forget(self, known: Known) -> None:
+        known.unwatch()
         if self._known.get(known.key) is known:
             self._known.pop(known.key, None)
 

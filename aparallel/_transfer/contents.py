@@ -10,13 +10,13 @@ import xxhash
 
 from aparallel._transfer import writing
 from aparallel._transfer.shared_memory import mapped
-from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aparallel._transfer.lending import Hold, Segment
     from aparallel._transfer.shared_memory import Mode
-    from aparallel._transfer.writing import Source
 
 
 class Digest:
@@ -38,7 +38,7 @@ class Digest:
         self._fed = 0
         return self
 
-    def update(self, data: memoryview) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         while data:
             number, inside = divmod(self._fed, writing.BLOCK)
             hasher = self._blocks[number] if inside else self.block(number)
@@ -52,10 +52,9 @@ class Digest:
         return xxhash.xxh3_128(b"".join(blocks)).digest()
 
 
-def digest_of(source: Source) -> bytes:
-    """Return the hash of what would be written."""
+def digest_of(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """Return the hash of the bytes that *pieces* are together."""
     whole = Digest()
-    pieces = [source.view] if isinstance(source, Raw) else source.pieces()
     for piece in pieces:
         whole.update(piece)
     return whole.digest()
@@ -89,7 +88,7 @@ class Content:
         """
         if self._digest is None:
             mapping = self.segment.mapping or mapped(self.segment.parts, "r")
-            self._digest = digest_of(Raw(memoryview(mapping.view(self.offset, self.nbytes, readonly=True))))
+            self._digest = digest_of([memoryview(mapping.view(self.offset, self.nbytes, readonly=True))])
         return self._digest
 
 

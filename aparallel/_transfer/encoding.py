@@ -118,6 +118,8 @@ class ProcessEncoder(Encoder):
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
         # On the loop nothing large is written, only recalled.
         self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
+        # What is being pickled on the loop.
+        self._content: object = self
         self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
         # Functions pickled by value, newest last, each with itself, so that its id stays its own; and their bytes.
         self._recent: dict[int, tuple[Any, PickledFunction]] = {}
@@ -186,7 +188,7 @@ class ProcessEncoder(Encoder):
         """Draw calls that were held, in the moment in which they were. It may be that they cannot be, after all."""
         for _ in range(min(limit, len(self._held))):
             held = self._held[0]
-            parts = [self._recall(marker.source) if isinstance(marker, Awaited) else marker for marker in held.sources]
+            parts = [self._recall_held(source) if isinstance(source, Awaited) else source for source in held.sources]
             if any(part is None for part in parts):  # it was not written: there was no room
                 self._returned.extendleft(waiting.call for waiting in reversed(self._held))
                 self._held.clear()
@@ -194,6 +196,11 @@ class ProcessEncoder(Encoder):
             self._held.popleft()
             drawn.run_of(held.function).append(_with_references(held.data, parts))
             drawn.count += 1
+
+    def _recall_held(self, marker: Awaited) -> Marker | None:
+        """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
+        found: Marker | None = self._memory.recall(marker.source, self._sharing.mmap_mode, self._user, None)
+        return found
 
     def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
         """Draw until there are *limit* calls, or it is late. The path of tiny calls."""
@@ -255,11 +262,21 @@ class ProcessEncoder(Encoder):
 
     def _pickle(self, content: Any) -> bytes | Shipment:
         """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
-        return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling.take())
+        self._content = content
+        try:
+            return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling.take())
+        finally:
+            self._content = self  # which nobody may ask about
 
     def _recall(self, source: memoryview | Marker) -> Marker | None:
-        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user)
+        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._is_inert)
         return found
+
+    def _is_inert(self) -> bool:
+        """Whether nobody's code runs before what is being pickled is: a call sees arrays as that leaves them."""
+        from aparallel._transfer.stillness import is_inert
+
+        return is_inert(self._content)
 
     def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
         try:

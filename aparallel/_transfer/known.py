@@ -9,19 +9,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._transfer.arrays import Strided, owner_of
+from aparallel._transfer.contents import digest_of
+from aparallel._transfer.pages import watch as begin_to_watch
 from aparallel._transfer.writing import Raw
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aparallel._transfer.contents import Content
+    from aparallel._transfer.pages import Watch
     from aparallel._transfer.users import User
+
+# How often a buffer has to be found unchanged before it is watched: more than once, so that what is used twice and then
+# refilled never is. To begin takes a millisecond in a program of some size, longer than to hash what is small.
+_TWICE = 2
+_SMALL_BYTES = 16 * 1024 * 1024
+_OFTEN = 8
+
+# To be spared so many hashes pays for a buffer's being written whole while it is watched.
+_PAID_AFTER = 6
+
+
+def _pieces_of(source: Any, watch: Watch | None) -> Iterable[bytes | memoryview]:
+    """Return a buffer as it is now, as pieces to be hashed.
+
+    Of one that is watched, with those of its bytes that *watch* compares: what it found is then what was hashed.
+    """
+    if watch is not None:
+        return watch.first, source.view[len(watch.first) : source.nbytes - len(watch.last)], watch.last
+    return [source.view] if isinstance(source, Raw) else source.pieces()
 
 
 class Origin:
-    """Where a buffer lies: what tells whether it is the same as before, and whether it can have changed."""
+    """Where a buffer lies: what tells whether it is the same as before, and whether it can have changed.
 
-    __slots__ = ("key", "owner", "readonly")
+    Attributes:
+        place: its address and size, if it lies in one piece.
+        habit: how what was known of it has fared.
+    """
+
+    __slots__ = ("habit", "key", "owner", "place", "readonly")
 
     def __init__(self, source: Any) -> None:
+        self.habit: Habit | None = None
+        self.place: tuple[int, int] | None = None
         if isinstance(source, Strided):
             array: Any = source.array
             place = array.__array_interface__["data"][0]
@@ -31,7 +62,7 @@ class Origin:
         else:
             exporter = source.view.obj
             flat = np.frombuffer(source.view, np.uint8)
-            self.key = flat.__array_interface__["data"][0], source.nbytes
+            self.key = self.place = flat.__array_interface__["data"][0], source.nbytes
         self.owner, self.readonly = _owner(exporter)
 
 
@@ -55,19 +86,56 @@ def _owner(exporter: Any) -> tuple[Any, bool]:
     return owner, is_locked and (owner.base is None or isinstance(owner.base, bytes))
 
 
+class Habit:
+    """Whether it pays to have the kernel tell when a buffer is written, going by what was done to it so far.
+
+    It costs nothing while the buffer stays as it is, and when all of it is written, as much time as to hash it five
+    times. So it has to be found unchanged first, more often each time that it has turned out not to have paid, and a
+    buffer that is refilled between draws is left alone.
+    """
+
+    __slots__ = ("_needed", "_spared", "_unchanged")
+
+    def __init__(self, nbytes: int) -> None:
+        # How often it has to be found unchanged in a row, and was; how often it was not hashed for being watched.
+        self._needed = _TWICE if nbytes >= _SMALL_BYTES else _OFTEN
+        self._unchanged = 0
+        self._spared = 0
+
+    @property
+    def is_worth_watching(self) -> bool:
+        """Whether to watch it from now on if it is now found unchanged."""
+        return self._unchanged + 1 >= self._needed
+
+    def note_found(self, same: bool, in_vain: bool) -> None:
+        """*in_vain*: it was to be watched from now on."""
+        self._unchanged = self._unchanged + 1 if same else 0
+        if in_vain:
+            self._needed *= 2
+
+    def note_untouched(self) -> None:
+        self._spared += 1
+
+    def note_touched(self) -> None:
+        self._needed = self._needed * 8 if self._spared < _PAID_AFTER else max(self._needed // 8, 1)
+        self._spared = 0
+        self._unchanged = -1  # most likely it is found changed now: to be watched from then on would be in vain
+
+
 class Known:
     """A buffer that was written, and what it held."""
 
-    __slots__ = ("_users", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
+    __slots__ = ("_habit", "_users", "_watch", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
 
-    def __init__(
-        self, key: tuple[Any, ...], content: Content, owner: weakref.ref[Any] | None, readonly: bool, recurs: bool
-    ) -> None:
-        self.key = key
+    def __init__(self, origin: Origin, content: Content, owner: weakref.ref[Any] | None, recurs: bool) -> None:
+        self.key = origin.key
         self.content = content
         self.owner = owner
+        self._habit = origin.habit or Habit(content.nbytes)
+        # Began before it was last compared, and found what it holds to be the content.
+        self._watch: Watch | None = None
         # Nobody could write to it when it was last compared, or written.
-        self.readonly = readonly
+        self.readonly = origin.readonly
         self.recurs = recurs
         self.used_at = 0.0
         # The gathers and streams that used it, and their latest moment when they did; those that are done are taken
@@ -94,11 +162,56 @@ class Known:
         return self.owner is not None and self.owner() is owner
 
     @property
+    def is_watched(self) -> bool:
+        return self._watch is not None
+
+    def is_the_same(self, source: Any, origin: Origin) -> bool:
+        """Whether it holds what it held. Takes the time to read it, if the kernel cannot tell.
+
+        Raises:
+            SharedMemoryError: what was written has to be mapped for that, and cannot be.
+        """
+        return (self.is_of(origin.owner) and self.is_untouched()) or self._is_found_the_same(source, origin)
+
+    def is_untouched(self) -> bool:
+        """Whether it is watched, and surely is as it was. Quick. The caller has its owner."""
+        watch = self._watch
+        if watch is None:
+            return False
+        if watch.is_untouched():
+            self._habit.note_untouched()
+            return True
+        self._habit.note_touched()
+        self.unwatch()
+        return False
+
+    def _is_found_the_same(self, source: Any, origin: Origin) -> bool:
+        """Compare it. If it is the same and that pays, it is watched from now on."""
+        watch = None
+        is_worth_it = self.is_of(origin.owner) and self._habit.is_worth_watching
+        if is_worth_it and origin.place is not None:
+            watch = begin_to_watch(*origin.place)
+        is_same = self.content.digest() == digest_of(_pieces_of(source, watch))
+        # To ask a kernel that refuses takes time, too.
+        self._habit.note_found(is_same, in_vain=is_worth_it and (watch is None or not is_same))
+        if is_same and watch is not None:
+            self._watch = watch
+        elif not is_same and self.is_of(origin.owner):
+            origin.habit = self._habit
+        return is_same
+
+    def unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    @property
     def is_in_use(self) -> bool:
         return self.pinned > 0 or any(user() is not None for user in self._users.copy())
 
     def supersede(self) -> None:
         """Something else is known of the buffer now; calls drawn in the moment in which this was used go on with it."""
+        self.unwatch()
         for reference, moment in self._users.copy().items():
             user = reference()
             if user is not None:

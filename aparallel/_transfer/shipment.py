@@ -57,9 +57,12 @@ class LazyMemory:
     def _has_spare_core(self) -> bool:
         return self.has_spare_core()
 
-    def recall(self, source: Any, mode: Mode, user: User | None) -> Any:
-        """Return a reference to what was written of *source* if it surely is the same now, else None."""
-        return None if self._made is None else self._made.recall(source, mode, user)
+    def recall(self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None) -> Any:
+        """Return a reference to what was written of *source* if it surely is the same now, else None.
+
+        *may_ask*: whether the buffer is by now as the call is to see it, so that the kernel may be asked about it.
+        """
+        return None if self._made is None else self._made.recall(source, mode, user, may_ask)
 
     def places_of(self, awaited: Sequence[Awaited]) -> frozenset[Any]:
         """Return what tells where buffers lie."""
