@@ -31,7 +31,7 @@ from traveling import by_value
 
 from aparallel import Pool, delayed
 from aparallel._backends import process
-from aparallel._ground import both_ends
+from aparallel._ground import cores
 from aparallel._ground.both_ends import from_both_ends
 from aparallel._transfer import lending, shared_memory, writing
 from aparallel._transfer.arguments import ArgumentMemory
@@ -162,7 +162,7 @@ class TestBothEnds:
     def test_both_can_give_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         barrier = threading.Barrier(2)
         seen: list[int] = []
-        monkeypatch.setattr(both_ends, "_give_way", lambda: seen.append(threading.get_ident()))
+        monkeypatch.setattr(cores, "offer_core", lambda: seen.append(threading.get_ident()))
 
         def do(job: int, give_way: Callable[[], object]) -> None:
             barrier.wait(10)

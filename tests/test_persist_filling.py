@@ -204,7 +204,7 @@ def test_one_thread_or_little_to_read_starts_no_other() -> None:
 
 def test_every_thread_offers_its_core_to_the_loop_after_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     offers: list[None] = []
-    monkeypatch.setattr(filling, "_offer_core", lambda: offers.append(None))
+    monkeypatch.setattr(filling, "offer_core", lambda: offers.append(None))
     _, taken = filled(Scripted(content()))
     assert len(offers) == len(taken)
 

@@ -230,8 +230,8 @@ if child:
     print(loop.run_until_complete(in_thread(str, "parent")), flush=True)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(asyncio.run(in_thread(str, "child")), flush=True)
-# Not by the interpreter's exit: asyncio closes the inherited loop there, and takes its wake-up out of the epoll that the
-# parent has, too.
+# Not by the interpreter's exit: asyncio closes the inherited loop there, and takes its wake-up out of the epoll that
+# the parent has, too.
 os._exit(0)
 """
     assert sorted(run_script(script).split()) == ["child", "parent"]

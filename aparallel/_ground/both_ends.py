@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import os
 
 TYPE_CHECKING = False  # loaded in workers
 if TYPE_CHECKING:
@@ -18,9 +17,6 @@ def go_on() -> None:
     """Give way to nobody: for whoever does alone what two could do."""
 
 
-_give_way: Callable[[], object] = getattr(os, "sched_yield", go_on)
-
-
 def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[J]) -> None:
     """Call *fn* with each of *jobs*, which are emptied; return when all is done and the helper is gone.
 
@@ -31,16 +27,18 @@ def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[
     Raises:
         BaseException: the first one that *fn* raised. What had not begun by then is left undone.
     """
+    from aparallel._ground.cores import offer_core  # and ctypes with it, which a worker loads only for arrays
+
     failures: list[BaseException] = []
     # Bare: a threading.Thread takes three times as long to start, and everybody would see it in their lists.
     gone = _thread.allocate_lock()
     gone.acquire()
     try:
-        _thread.start_new_thread(_help, (fn, jobs, failures, gone))
+        _thread.start_new_thread(_help, (fn, jobs, offer_core, failures, gone))
     except RuntimeError:  # no more threads, or the interpreter is ending
         gone.release()
     try:
-        _work(fn, jobs, jobs.popleft, failures)
+        _work(fn, jobs, jobs.popleft, offer_core, failures)
     finally:
         jobs.clear()
         gone.acquire()  # what it works with is the caller's
@@ -54,12 +52,13 @@ def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[
 def _help(
     fn: Callable[[J, Callable[[], object]], object],
     jobs: deque[J],
+    give_way: Callable[[], object],
     failures: list[BaseException],
     gone: _thread.LockType,
 ) -> None:
     try:
         # Not at a lower priority: preempted with the GIL in its hands, it would keep an event loop waiting for longer.
-        _work(fn, jobs, jobs.pop, failures)
+        _work(fn, jobs, jobs.pop, give_way, failures)
     finally:
         del fn, jobs, failures  # before the caller goes on, so that nothing lives longer than it thinks
         gone.release()
@@ -69,6 +68,7 @@ def _work(
     fn: Callable[[J, Callable[[], object]], object],
     jobs: deque[J],
     take: Callable[[], J],
+    give_way: Callable[[], object],
     failures: list[BaseException],
 ) -> None:
     try:
@@ -77,7 +77,7 @@ def _work(
                 job = take()
             except IndexError:  # the other one was quicker
                 break
-            fn(job, _give_way)
+            fn(job, give_way)
     except BaseException as error:
         failures.append(error)
         jobs.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aparallel._ground.cores import offer_core
 from aparallel._ground.hop import pause
 from aparallel._persist.sources import Source
 
@@ -27,25 +27,6 @@ _PIECE = 2 << 20
 _WORTH = 16 << 20
 # More threads than this do not make memory faster.
 _MOST_THREADS = 4
-
-
-def _offering() -> Callable[[], object]:
-    """What offers this thread's core to others that want it, with the GIL let go.
-
-    ``os.sched_yield`` keeps it (at least up to Python 3.11): whoever takes the core then, for 4 ms, has the event loop
-    wait for the GIL as well.
-    """
-    try:
-        found: Callable[[], object] = ctypes.CDLL(None).sched_yield
-    except (AttributeError, OSError, TypeError):  # Windows
-        return pause
-    return found
-
-
-# With as many threads at work as there are cores, the event loop waits for one of them when it wakes up: up to 4 ms, as
-# the kernel lets each go on for as long. So each offers its core after every piece, which costs nothing if nobody wants
-# it: 99 of 100 wake-ups are at most 1.1 ms late and not 3.9. A lower priority alone does not help (3.6).
-_offer_core = _offering()
 
 
 class Filling:
@@ -141,7 +122,7 @@ class _Pieces:
                 self._read(piece)
                 self._is_read[piece] = True
                 self._take_due()
-                _offer_core()
+                offer_core()
             except BaseException as error:
                 self._failures.append((piece, error))
                 self.drop()
