@@ -240,6 +240,44 @@ async def test_a_run_that_is_closed_or_cancelled_first_never_begins(tmp_path: Pa
     assert not (tmp_path / "there").exists()
 
 
+Wrong = Callable[[Pool, Any], Any]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda pool, run: pool.gather(run),
+        lambda pool, run: pool.gather([run, pool.run(double, 2)]),
+        lambda pool, run: pool.gather(iter([run])),
+        lambda pool, run: pool.gather(delayed(double)(1), run),
+        lambda pool, run: pool.map(double, run),
+        lambda pool, run: pool.run(run),
+        lambda pool, run: pool.submit(run),
+        lambda pool, run: delayed(run),
+    ],
+)
+async def test_a_run_where_calls_belong_is_refused_and_neither_begins_nor_warns(wrong: Wrong, tmp_path: Path) -> None:
+    async with Pool(1) as pool:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with pytest.raises(TypeError, match=r"call of Pool\.run, which|RunCoroutine"):
+                await wrong(pool, pool.run(touch, str(tmp_path / "there")))
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == []
+        assert pool.statistics().completed == 0
+    assert not (tmp_path / "there").exists()
+
+
+async def test_a_submitted_call_where_calls_belong_is_refused() -> None:
+    async with Pool(1, "inline") as pool:
+        submitted: Any = pool.submit(double, 1)
+        with pytest.raises(TypeError, match="Item 0 is a future"):
+            await pool.gather(submitted)
+        with pytest.raises(TypeError, match="Argument 1 of map"):
+            await pool.map(double, submitted)
+        assert await submitted == 2
+
+
 async def test_who_limits_coroutines_by_a_semaphore_limits_calls() -> None:
     async with Pool(1, max_queued=1) as pool:
         few = asyncio.Semaphore(2)

@@ -100,31 +100,37 @@ def _short(value: object) -> str:
 
 def not_a_function(fn: object, instead: str) -> TypeError:
     """Build the error for what was given where a function belongs; *instead* is how to write it."""
-    import inspect
+    from collections.abc import Coroutine
 
-    if inspect.iscoroutine(fn):
+    error = TypeError(f"{_short(fn)} ({type(fn).__name__}) is not a function. Write {instead}.")
+    if isinstance(fn, Coroutine):
         fn.close()  # as in wrong_item
-    return TypeError(f"{_short(fn)} ({type(fn).__name__}) is not a function. Write {instead}.")
+    return error
 
 
 def close_coroutines(source: object) -> None:
     """Close the coroutines in a list of calls that is refused: Python need not warn that nobody awaits them."""
-    import inspect
+    from collections.abc import Coroutine
 
     if isinstance(source, list | tuple):
         for item in source:
-            if inspect.iscoroutine(item):
+            if isinstance(item, Coroutine):
                 item.close()
 
 
 def wrong_item(item: object, index: int) -> TypeError:
     """Build the error for something among the calls that is not a call."""
-    import inspect
+    import asyncio
+    from collections.abc import Coroutine
 
-    if inspect.iscoroutine(item):
-        name = item.__qualname__
+    if isinstance(item, Coroutine):
+        name = getattr(item, "__qualname__", None) or getattr(item, "__name__", type(item).__name__)
         item.close()  # it will never be awaited; Python need not warn about that too
+        if isinstance(item, asyncio.Future):  # of a pool
+            return TypeError(f"Item {index} is a call of {name}, which is to be awaited. Write delayed(f)(x) instead.")
         return TypeError(f"Item {index} is the coroutine {name}(...). Write delayed({name})(...), which workers await.")
+    if isinstance(item, asyncio.Future):
+        return TypeError(f"Item {index} is a future ({type(item).__name__}), which is to be awaited, and not a call.")
     if isinstance(item, functools.partial) and item.func is Call:
         name = name_of(item.args[0])
         return TypeError(f"Item {index} is delayed({name}) without its arguments. Write delayed({name})(...).")

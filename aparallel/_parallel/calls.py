@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._ground.awaiting import mark_as_coroutine_function
-from aparallel._ground.call import Call, not_a_function
+from aparallel._ground.call import Call, close_coroutines, not_a_function
 from aparallel._ground.loops import running_loop
-from aparallel._parallel.flow import single_source
+from aparallel._parallel.flow import is_iterable, single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
 from aparallel._parallel.options import Options, Unset, resolve
 from aparallel._parallel.singles import When
@@ -370,11 +370,13 @@ class Calls:
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments.")
         for position, iterable in enumerate(iterables, 1):
-            if not isinstance(iterable, Iterable):
-                raise TypeError(
+            if not is_iterable(iterable):
+                error = TypeError(
                     f"Argument {position} of map() is a {type(iterable).__name__}, and not an iterable. "
                     f"For an async one, write gather(delayed(f)(x) async for x in xs)."
                 )
+                close_coroutines(iterables)
+                raise error
         calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
         return cast("list[Any]", await self._runner.gather(calls, self._resolve(options), False))
 

@@ -324,6 +324,11 @@ class GatherFlow(Flow):
         self.results[first : first + len(values)] = values
 
 
+def is_iterable(thing: object) -> bool:
+    """Whether *thing* gives items. A future does not, though it has an ``__iter__`` from before there was ``await``."""
+    return isinstance(thing, Iterable) and not isinstance(thing, asyncio.Future)
+
+
 def single_source(calls: tuple[Any, ...]) -> Source:
     """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
 
@@ -332,7 +337,7 @@ def single_source(calls: tuple[Any, ...]) -> Source:
     """
     if len(calls) == 1 and type(calls[0]) is not Call:
         source = calls[0]
-        if isinstance(source, Iterable) or hasattr(source, "__aiter__"):
+        if is_iterable(source) or hasattr(source, "__aiter__"):
             return cast("Source", source)
         raise wrong_item(source, 0)
     return calls
