@@ -240,6 +240,62 @@ async def test_a_run_that_is_closed_or_cancelled_first_never_begins(tmp_path: Pa
     assert not (tmp_path / "there").exists()
 
 
+async def test_a_run_is_one_tasks_as_coroutines_are() -> None:
+    async with Pool(1) as pool:
+        run = pool.run(double, 1)
+        first, second = asyncio.create_task(run), asyncio.create_task(run)
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert outcomes[0] == 2
+        assert "is being awaited already" in repr(outcomes[1])
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            await asyncio.create_task(run)
+        cancelled = asyncio.create_task(run)
+        cancelled.cancel()
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            await cancelled
+
+
+@pytest.mark.parametrize("way", [awaited, gathered, waited_for_as_a_task])
+async def test_a_run_that_has_ended_can_be_awaited_and_closed_again(way: Any) -> None:
+    async with Pool(1) as pool:
+        run: Any = pool.run(double, 1)
+        assert await way(run) == 2
+        assert await run == 2
+        run.close()
+        run.close()
+        assert await run == 2
+
+
+async def test_a_run_that_is_closed_while_it_is_under_way_stops(tmp_path: Path) -> None:
+    async with Pool(1) as pool:
+        run = asyncio.ensure_future(pool.run(leave_and_wait, str(tmp_path / "there")))
+        await started(tmp_path / "there")
+        run.close()  # type: ignore[attr-defined]
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert pool.statistics().running == 0
+
+
+async def test_a_run_tells_how_far_it_is_as_a_coroutine() -> None:
+    async with Pool(1) as pool:
+        run: Any = pool.run(double, 1)
+        assert not run.cr_running
+        assert not run.cr_suspended
+        assert not asyncio.create_task(run).get_stack()
+        await asyncio.sleep(0)
+        assert inspect.getcoroutinestate(run) == inspect.CORO_SUSPENDED
+        await run
+        await asyncio.sleep(0)
+        assert inspect.getcoroutinestate(run) == inspect.CORO_CLOSED
+
+
+async def test_in_debug_mode_a_run_that_nobody_awaits_says_where_it_was_made() -> None:
+    asyncio.get_running_loop().set_debug(True)
+    async with Pool(1, "inline") as pool:
+        with pytest.warns(RuntimeWarning, match=r"created at .most recent call last.\n(.*\n)* .*test_run\.py"):
+            pool.run(double, 1)  # type: ignore[unused-coroutine]
+
+
 Wrong = Callable[[Pool, Any], Any]
 
 

@@ -121,9 +121,17 @@ class AwaitedFuture(CallFuture[T]):
 
     __iter__ = __await__
 
+    def close(self) -> None:
+        """Stop it, as one closes a coroutine, which this may have been: nothing happens once it has ended."""
+        self.cancel()
+
 
 class SteppedFuture(AwaitedFuture[T]):
-    """A call that has begun and is the coroutine of a task, which steps through it."""
+    """A call that has begun and is the coroutine of a task, which steps through it.
+
+    Other tasks may await it, as they may any future. But as a coroutine it is that one task's, as coroutines are: a
+    second one, whose steps would come between, is refused.
+    """
 
     __slots__ = ()
 
@@ -134,15 +142,23 @@ class SteppedFuture(AwaitedFuture[T]):
 
     def send(self, value: Any) -> Any:
         try:
+            self._check_step()
+            if not self.done():  # nothing wakes the task of this before
+                raise RuntimeError(f"coroutine {self.__name__!r} is being awaited already")
             return self._steps.send(value)
         finally:
             del self  # an error that it holds refers to this frame
 
     def throw(self, *error: Any) -> Any:
         try:
+            self._check_step()
             return self._steps.throw(*error)
         finally:
             del self, error
+
+    def _check_step(self) -> None:
+        if not self._steps.gi_suspended:
+            raise RuntimeError(f"cannot reuse already awaited coroutine {self.__name__!r}")
 
     def close(self) -> None:
         self._steps.close()
@@ -180,6 +196,9 @@ class RunCoroutine(SteppedFuture[T]):
     __slots__ = ()
 
     beginner: Beginner
+
+    cr_frame = None
+    cr_running = cr_suspended = False
 
     @property
     def _asyncio_future_blocking(self) -> bool:  # type: ignore[override]
@@ -247,4 +266,8 @@ class RunCoroutine(SteppedFuture[T]):
         return asyncio.Future.cancel(self, msg)
 
     def __del__(self) -> None:
-        warnings.warn(f"coroutine {self.__name__!r} was never awaited", RuntimeWarning, source=self, stacklevel=2)
+        message = f"coroutine {self.__name__!r} was never awaited"
+        origin = getattr(self, "_source_traceback", None)
+        if origin is not None:  # in debug mode, where other coroutines say so, too
+            message += "\nCoroutine created at (most recent call last)\n" + "".join(origin.format()).rstrip()
+        warnings.warn(message, RuntimeWarning, source=self, stacklevel=2)
