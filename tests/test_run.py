@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,66 @@ async def test_a_pool_that_closes_ends_what_had_been_asked_for_and_had_not_begun
     outcomes = await late
     assert {type(outcome) for outcome in outcomes} <= {int, ClosedPoolError}
     assert outcomes[-1:] != [4999 * 2] or outcomes == [2 * x for x in range(5000)]
+
+
+class Raising:
+    """Raises when it is pickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()])
+async def test_what_pickling_raises_harms_no_other_call(error: BaseException) -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    async with Pool(1) as pool:
+        runs = [pool.run(double, x) if x != 3 else pool.run(bool, Raising(error)) for x in range(300)]
+        outcomes = await asyncio.gather(*runs, return_exceptions=True)
+        assert [x for x, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)] == [3]
+        assert told == [error]
+        assert pool._engine.admitted.is_empty()
+
+
+def test_a_program_that_exits_while_calls_begin_exits_once() -> None:
+    exits = []
+
+    class Exiting:
+        def __reduce__(self) -> Any:
+            exits.append(self)
+            raise SystemExit(7)
+
+    async def main() -> None:
+        async with Pool(1) as pool:
+            await asyncio.gather(*(pool.run(bool, Exiting()) for _ in range(3)), return_exceptions=True)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert len(exits) == 1
+
+
+async def test_many_on_a_loop_that_is_not_the_pools_are_refused_and_begin_nowhere() -> None:
+    async with Pool(1) as pool:
+        waiting = asyncio.gather(*(pool.run(double, x) for x in range(10)))
+
+        async def elsewhere() -> list[Any]:
+            return await asyncio.gather(pool.run(double, 1), pool.run(double, 2), return_exceptions=True)
+
+        # Before the loop has a turn: what was gathered here has not begun.
+        with ThreadPoolExecutor(1) as threads:
+            outcomes = threads.submit(asyncio.run, elsewhere()).result()
+        assert [type(outcome) for outcome in outcomes] == [WrongLoopError] * 2
+        assert await waiting == [2 * x for x in range(10)]
+
+
+async def test_asking_for_a_run_as_a_future_where_no_loop_runs_is_a_clear_error() -> None:
+    async with Pool(1) as pool:
+        run = pool.run(double, 1)
+        with ThreadPoolExecutor(1) as threads, pytest.raises(WrongLoopError, match="where none runs"):
+            threads.submit(asyncio.isfuture, run).result()
 
 
 async def test_functions_of_many_calls_are_as_they_are_now() -> None:

@@ -73,7 +73,6 @@ class Singles:
     def __init__(self, engine: Engine, runs: RunQueue) -> None:
         self._engine = engine
         self._runs = runs
-        self._needs_context = engine.needs_context
         # Calls that were made into futures. They begin in the next ticks, a slice of time in each: thousands are made
         # at once, and to begin them all takes tens of milliseconds.
         self._to_begin: deque[CallFuture[Any]] = deque()
@@ -131,29 +130,38 @@ class Singles:
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
-        loop = get_running_loop()
-        if loop is not future.get_loop():
+        loop, waiting = future.get_loop(), self._to_begin
+        if not _is_running(loop):
             raise _made_elsewhere()
-        if self._needs_context:
-            self.begin(future)
-            return
-        future.home = _NOT_BEGUN
-        if not self._to_begin:
+        if not waiting or waiting[0].get_loop() is not loop:
+            try:
+                # From here on the pool belongs to this loop: calls of two loops would be begun together.
+                self._engine.use()
+            except AparallelError as error:
+                future.set_exception(error)
+                del future  # the error's traceback refers to this frame
+                return
+            if self._engine.needs_context:
+                self.begin(future)
+                return
             loop.call_soon(self._begin_some, loop)
-        self._to_begin.append(future)
+        future.home = _NOT_BEGUN
+        waiting.append(future)
 
     def _begin_some(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._to_begin
         until = monotonic() + _BEGIN_SECONDS
-        while waiting:
-            if waiting[0].done():  # it was cancelled meanwhile
-                del waiting[0]
-                continue
-            self._begin_alike()
-            if monotonic() >= until:
-                break
-        if waiting:
-            loop.call_soon(self._begin_some, loop)
+        try:
+            while waiting:
+                if waiting[0].done():  # it was cancelled meanwhile
+                    del waiting[0]
+                    continue
+                self._begin_alike()
+                if monotonic() >= until:
+                    break
+        finally:  # whatever was raised: the others would wait for ever
+            if waiting:
+                loop.call_soon(self._begin_some, loop)
 
     def _begin_next(self, when: When = When.SOON) -> None:
         future = self._to_begin.popleft()
@@ -161,6 +169,9 @@ class Singles:
             self.begin(future, when)
         except WrongLoopError as error:
             future.set_exception(error)
+        except BaseException:  # pickling runs the code of arguments, and Ctrl-C may come in anywhere
+            future.cancel()
+            raise
         finally:
             del future  # an error that it holds refers to this frame
 
@@ -175,7 +186,15 @@ class Singles:
             self._begin_next()
             return
         engine, runs, bound = self._engine, self._runs, self._engine.use()
-        drawn = bound.encoder.draw((future.request[0] for future in futures), len(futures), 0, _BEGIN_SECONDS)
+        try:
+            drawn = bound.encoder.draw((future.request[0] for future in futures), len(futures), 0, _BEGIN_SECONDS)
+        except (KeyboardInterrupt, SystemExit):  # the program ends, and is not to come by here again when it does
+            for future in futures:
+                future.cancel()
+            raise
+        except BaseException:  # one by one, each with what is its own
+            self._begin_next()
+            return
         begun = 0
         for function, payloads in drawn.runs:
             part = futures[begun : begun + len(payloads)]
@@ -253,5 +272,15 @@ class Singles:
             future.cancel()
 
 
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return get_running_loop() is loop
+    except RuntimeError:  # none runs here
+        return False
+
+
 def _made_elsewhere() -> WrongLoopError:
-    return WrongLoopError("A call that was made on one event loop was awaited on another. Make it where it is awaited.")
+    return WrongLoopError(
+        "A call that was made on one event loop was awaited on another, or where none runs. "
+        "Make it where it is awaited."
+    )
