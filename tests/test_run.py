@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import inspect
 import itertools
 import pickle
-import sys
 import threading
 import time
 import warnings
@@ -186,9 +186,14 @@ async def test_run_is_a_coroutine_until_it_begins_and_a_future_from_then_on() ->
 
 async def test_frameworks_are_told_that_run_is_to_be_awaited() -> None:
     async with Pool(1, "inline") as pool:
-        asks = inspect.iscoroutinefunction if sys.version_info >= (3, 12) else asyncio.iscoroutinefunction
-        assert asks(pool.run)
-        assert asks(pool.limit("a", 1).run)
+        for run in (pool.run, pool.limit("a", 1).run, Pool.run, functools.partial(pool.run, double)):
+            assert inspect.iscoroutinefunction(run)
+        with warnings.catch_warnings(action="ignore"):  # it goes away with Python 3.16
+            assert asyncio.iscoroutinefunction(pool.run)
+        assert list(inspect.signature(pool.run).parameters)[:3] == ["fn", "args", "timeout"]
+        assert await Pool.run(pool, double, 2) == 4
+        with pytest.raises(TypeError, match=r"run\(\) missing 1 required"):
+            pool.run()  # type: ignore[call-overload]
 
 
 def test_run_can_be_made_before_any_loop_runs() -> None:

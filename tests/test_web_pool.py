@@ -513,6 +513,19 @@ async def test_litestar_and_its_asynchronous_test_client() -> None:
         assert (await client.get("/7")).json() == 49
 
 
+@pytest.mark.parametrize("framework", ["fastapi", "starlette.background", "litestar.background_tasks"])
+async def test_a_background_task_of_every_framework_runs_a_call(framework: str) -> None:
+    module = pytest.importorskip(framework)
+    async with Pool(1, "inline") as pool:
+        if framework == "fastapi":
+            tasks = module.BackgroundTasks()
+            tasks.add_task(pool.run, abs, -1)
+        else:
+            tasks = module.BackgroundTask(pool.run, abs, -1)
+        await tasks()
+        assert pool.statistics().completed == 1
+
+
 async def test_aiohttp_and_its_test_client() -> None:
     web = pytest.importorskip("aiohttp.web")
     from aiohttp.test_utils import TestClient, TestServer

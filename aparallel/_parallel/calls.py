@@ -6,7 +6,7 @@ from asyncio import get_running_loop
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from aparallel._ground.awaiting import mark_as_coroutine_function
+from aparallel._ground.awaiting import coroutine_method
 from aparallel._ground.call import Call, close_coroutines, not_a_function
 from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import is_iterable, single_source
@@ -389,7 +389,7 @@ class Calls:
         return resolved
 
 
-mark_as_coroutine_function(Calls.run)
+Calls.run = coroutine_method(Calls.run)  # type: ignore[method-assign]
 
 
 async def _run_later(singles: Singles, request: tuple[Call[Any], RunOptions]) -> Any:
