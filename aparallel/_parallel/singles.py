@@ -9,7 +9,7 @@ from asyncio import get_running_loop
 from collections import deque
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
@@ -55,7 +55,16 @@ _NO_CONTEXT = contextvars.Context()
 
 
 class _NotBegun:
-    """Answerable for calls that have not begun."""
+    """Answerable for calls that have not begun.
+
+    Attributes:
+        context: what they are to begin in; None if that is nothing to them.
+    """
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: contextvars.Context | None = None) -> None:
+        self.context = context
 
     def stop(self, future: CallFuture[Any]) -> list[asyncio.Future[Any]]:
         return []
@@ -74,8 +83,10 @@ class Singles:
         self._engine = engine
         self._runs = runs
         # Calls that were made into futures. They begin in the next ticks, a slice of time in each: thousands are made
-        # at once, and to begin them all takes tens of milliseconds.
+        # at once, and to begin them all takes tens of milliseconds. The home of each is a _NotBegun.
         self._to_begin: deque[CallFuture[Any]] = deque()
+        # The loop in whose next tick that goes on; None if nothing is left to begin.
+        self._begins_on: asyncio.AbstractEventLoop | None = None
 
     def begin(self, future: CallFuture[Any], when: When = When.SOON) -> None:
         """Begin the call that *future* requests, and encode it *when* it is to be."""
@@ -130,10 +141,14 @@ class Singles:
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
-        loop, waiting = future.get_loop(), self._to_begin
-        if not _is_running(loop):
+        loop = future.get_loop()
+        try:
+            here = get_running_loop()
+        except RuntimeError:  # none runs
+            here = None
+        if here is not loop:
             raise _made_elsewhere()
-        if not waiting or waiting[0].get_loop() is not loop:
+        if loop is not self._begins_on:
             try:
                 # From here on the pool belongs to this loop: calls of two loops would be begun together.
                 self._engine.use()
@@ -141,12 +156,10 @@ class Singles:
                 future.set_exception(error)
                 del future  # the error's traceback refers to this frame
                 return
-            if self._engine.needs_context:
-                self.begin(future)
-                return
             loop.call_soon(self._begin_some, loop)
-        future.home = _NOT_BEGUN
-        waiting.append(future)
+            self._begins_on = loop
+        future.home = _NotBegun(contextvars.copy_context()) if self._engine.needs_context else _NOT_BEGUN
+        self._to_begin.append(future)
 
     def _begin_some(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._to_begin
@@ -162,11 +175,17 @@ class Singles:
         finally:  # whatever was raised: the others would wait for ever
             if waiting:
                 loop.call_soon(self._begin_some, loop)
+            else:
+                self._begins_on = None
 
     def _begin_next(self, when: When = When.SOON) -> None:
         future = self._to_begin.popleft()
+        context = cast("_NotBegun", future.home).context
         try:
-            self.begin(future, when)
+            if context is None:
+                self.begin(future, when)
+            else:
+                context.run(self.begin, future, when)
         except WrongLoopError as error:
             future.set_exception(error)
         except BaseException:  # pickling runs the code of arguments, and Ctrl-C may come in anywhere
@@ -215,9 +234,11 @@ class Singles:
             self._begin_next()
 
     def _takes_all(self) -> bool:
-        """Whether each call is taken that asks for nothing."""
-        engine = self._engine
-        if engine.admission.max_queued is not None or engine.patience is not None or self._runs.quota is not None:
+        """Whether each call is taken that asks for nothing, in whichever context."""
+        engine, admission = self._engine, self._engine.admission
+        if engine.needs_context or admission.max_queued is not None:
+            return False
+        if engine.patience is not None or self._runs.quota is not None:
             return False
         try:
             engine.use()
@@ -270,13 +291,6 @@ class Singles:
         self._end_encoding(future)  # it may have been cancelled before it had begun
         if task.cancelled():  # perhaps by whoever cancels all tasks of the loop
             future.cancel()
-
-
-def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return get_running_loop() is loop
-    except RuntimeError:  # none runs here
-        return False
 
 
 def _made_elsewhere() -> WrongLoopError:
