@@ -535,6 +535,19 @@ async def test_asking_for_a_run_as_a_future_where_no_loop_runs_is_a_clear_error(
             threads.submit(asyncio.isfuture, run).result()
 
 
+async def test_what_had_not_begun_when_the_pool_closed_ends_without_a_word_if_nobody_waits_for_it() -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with Pool(1) as pool:
+        await pool.warm_up()
+        late = asyncio.ensure_future(pool.run(double, 1))
+    await asyncio.wait([late])
+    assert "ClosedPoolError" in repr(late)
+    del late
+    gc.collect()
+    assert told == []
+
+
 async def test_functions_of_many_calls_are_as_they_are_now() -> None:
     factor = [2]
 

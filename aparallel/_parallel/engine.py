@@ -145,6 +145,10 @@ class Engine:
     def _advance(self, phase: Phase) -> None:
         self.phase = max(self.phase, phase)
 
+    def is_open(self) -> bool:
+        """Whether it is in use, and neither closing nor closed."""
+        return self.phase is _OPEN
+
     def is_ours(self) -> bool:
         """Whether this is the process that the pool was first used in. In a forked copy its workers are another's."""
         return self._bound is None or self._bound.pid == os.getpid()

@@ -186,6 +186,8 @@ class Singles:
                 self.begin(future, when)
             else:
                 context.run(self.begin, future, when)
+            if not self._engine.is_open() and future.done():
+                future.exception()  # whoever waits for it is told; asyncio need not say that nobody does
         except WrongLoopError as error:
             future.set_exception(error)
         except BaseException:  # pickling runs the code of arguments, and Ctrl-C may come in anywhere
