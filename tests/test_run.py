@@ -226,6 +226,11 @@ async def test_a_run_that_nobody_awaits_never_begins_and_says_so(tmp_path: Path)
     assert not (tmp_path / "there").exists()
 
 
+def test_a_run_that_is_made_where_no_loop_runs_has_its_name_too() -> None:
+    with pytest.warns(RuntimeWarning, match=r"'Pool\.run' was never awaited"):
+        Pool(1, "thread").run(double, 1)  # type: ignore[unused-coroutine]
+
+
 async def test_a_run_that_is_closed_or_cancelled_first_never_begins(tmp_path: Path) -> None:
     path = str(tmp_path / "there")
     async with Pool(1) as pool:
@@ -328,6 +333,15 @@ async def test_a_run_where_calls_belong_is_refused_and_neither_begins_nor_warns(
         assert [str(warning.message) for warning in caught] == []
         assert pool.statistics().completed == 0
     assert not (tmp_path / "there").exists()
+
+
+async def test_a_run_that_is_unpacked_does_not_begin() -> None:
+    async with Pool(1, "inline") as pool:
+        run: Any = pool.run(double, 1)
+        with pytest.raises(TypeError, match="iterable"):
+            await pool.gather(*run)
+        assert asyncio.iscoroutine(run)
+        run.close()
 
 
 async def test_a_submitted_call_where_calls_belong_is_refused() -> None:

@@ -86,7 +86,8 @@ class Calls:
 
         What it returns is a coroutine: nothing begins before it is awaited, or given to a task, a task group or
         ``asyncio.gather``. Where asyncio would make a task of a coroutine, as ``gather``, ``wait_for``, ``shield`` and
-        ``ensure_future`` do, it is a future by itself, which saves half the time of a small call.
+        ``ensure_future`` do, it is a future by itself, which saves half the time of a small call. Awaited again, it
+        gives its result again.
 
         *timeout* is in seconds of execution: waiting for a worker does not count, nor does what a worker imports to
         have the function. *queue_timeout* is how long the call may wait until a worker starts it, in seconds from
@@ -395,6 +396,9 @@ Calls.run = coroutine_method(Calls.run)  # type: ignore[method-assign]
 async def _run_later(singles: Singles, request: tuple[Call[Any], RunOptions]) -> Any:
     """Run a call that was made where no loop runs, on the loop that this is awaited on."""
     return await _begun(singles, request, When.SOON)
+
+
+_run_later.__qualname__ = "Pool.run"  # in the warning that nobody awaited it
 
 
 def _begun(singles: Singles, request: tuple[Call[Any], RunOptions], when: When) -> AwaitedFuture[Any]:

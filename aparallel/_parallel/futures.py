@@ -143,7 +143,7 @@ class SteppedFuture(AwaitedFuture[T]):
     def send(self, value: Any) -> Any:
         try:
             self._check_step()
-            if not self.done():  # nothing wakes the task of this before
+            if not self.done():  # else its task is not woken
                 raise RuntimeError(f"coroutine {self.__name__!r} is being awaited already")
             return self._steps.send(value)
         finally:
@@ -235,7 +235,8 @@ class RunCoroutine(SteppedFuture[T]):
         finally:
             del self
 
-    __iter__ = __await__
+    # Coroutines have none, and a call that is unpacked by mistake is not to begin.
+    __iter__ = None  # type: ignore[assignment]
 
     def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
         self._begin_soon()
