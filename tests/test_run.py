@@ -201,21 +201,39 @@ def test_run_can_be_made_before_any_loop_runs() -> None:
     assert asyncio.run(in_time(pool.run(double, 4))) == 8
 
 
-def test_a_run_that_was_made_on_another_loop_is_refused_where_it_is_awaited() -> None:
-    pool = Pool(1, "thread")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_was_made_on_one_loop_runs_on_the_one_where_it_is_awaited(way: Any, backend: Any) -> None:
+    async def make(pool: Pool) -> Any:
+        return pool.run(double, 1), pool.run(fail, "away")
 
-    async def make() -> Any:
-        return pool.run(double, 1), pool.run(double, 2)
+    async def use() -> None:
+        async with Pool(1, backend) as pool:
+            with ThreadPoolExecutor(1) as threads:
+                good, bad = threads.submit(asyncio.run, make(pool)).result()
+            assert await way(good) == 2
+            with pytest.raises((LookupError, BaseExceptionGroup)):
+                await way(bad)
 
-    async def use(runs: Any) -> None:
-        first, second = runs
-        await pool.run(double, 0)
-        with pytest.raises(WrongLoopError, match="awaited on another"):
-            await first
-        with pytest.raises(WrongLoopError, match="awaited on another"):
-            await asyncio.gather(second)
+    asyncio.run(use())
 
-    asyncio.run(use(asyncio.run(make())))
+
+async def test_a_loop_in_another_thread_hands_a_run_to_the_loop_of_the_pool() -> None:
+    async with Pool(1) as pool:
+        loop = asyncio.get_running_loop()
+
+        async def elsewhere() -> int:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.run(double, 3), loop))
+
+        assert await asyncio.to_thread(asyncio.run, elsewhere()) == 6
+
+
+@pytest.mark.parametrize("way", [awaited, gathered])
+async def test_a_run_is_refused_on_a_loop_that_is_not_the_pools(way: Any) -> None:
+    async with Pool(1) as pool:
+        run = pool.run(double, 3)
+        assert await pool.run(double, 1) == 2
+        with ThreadPoolExecutor(1) as threads, pytest.raises(WrongLoopError, match="belongs to another event loop"):
+            threads.submit(asyncio.run, way(run)).result()
 
 
 async def test_a_run_that_nobody_awaits_never_begins_and_says_so(tmp_path: Path) -> None:
@@ -545,7 +563,7 @@ async def test_many_on_a_loop_that_is_not_the_pools_are_refused_and_begin_nowher
 async def test_asking_for_a_run_as_a_future_where_no_loop_runs_is_a_clear_error() -> None:
     async with Pool(1) as pool:
         run = pool.run(double, 1)
-        with ThreadPoolExecutor(1) as threads, pytest.raises(WrongLoopError, match="where none runs"):
+        with ThreadPoolExecutor(1) as threads, pytest.raises(WrongLoopError, match="No asyncio event loop is running"):
             threads.submit(asyncio.isfuture, run).result()
 
 

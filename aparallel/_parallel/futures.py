@@ -76,6 +76,13 @@ class CallFuture(asyncio.Future[T]):
     # What is waited for since it was cancelled; None before.
     _stopping: list[asyncio.Future[Any]] | None = None
 
+    def move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it belong to *loop*. It has not begun, and nobody waits for it yet.
+
+        A coroutine may be made in one loop and handed to another, as ``run_coroutine_threadsafe`` does.
+        """
+        asyncio.Future.__init__(self, loop=loop)
+
     @property
     def is_wanted(self) -> bool:
         """Whether anyone waits for its outcome."""

@@ -11,6 +11,7 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
 from aparallel._parallel.options import Unset
@@ -96,7 +97,7 @@ class Singles:
         try:
             bound = engine.use()
             if bound.loop is not future.get_loop():
-                raise _made_elsewhere()
+                future.move(bound.loop)
             policy, patience, retries = engine.policy.usual, engine.patience, 0
             if options is not USUAL:
                 policy, patience, retries = self._parse(options)
@@ -141,13 +142,12 @@ class Singles:
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
-        loop = future.get_loop()
         try:
-            here = get_running_loop()
-        except RuntimeError:  # none runs
-            here = None
-        if here is not loop:
-            raise _made_elsewhere()
+            loop = get_running_loop()
+        except RuntimeError:
+            loop = running_loop()  # tells what runs instead
+        if loop is not future.get_loop():
+            future.move(loop)
         if loop is not self._begins_on:
             try:
                 # From here on the pool belongs to this loop: calls of two loops would be begun together.
@@ -293,10 +293,3 @@ class Singles:
         self._end_encoding(future)  # it may have been cancelled before it had begun
         if task.cancelled():  # perhaps by whoever cancels all tasks of the loop
             future.cancel()
-
-
-def _made_elsewhere() -> WrongLoopError:
-    return WrongLoopError(
-        "A call that was made on one event loop was awaited on another, or where none runs. "
-        "Make it where it is awaited."
-    )
