@@ -65,6 +65,65 @@ def test_calls_that_a_first_verdict_took_do_not_run_after_a_second_one() -> None
         theirs.close()
 
 
+askers: list[_Worker] = []
+
+
+def ask(number: int, recall: bool) -> None:
+    """Run as above, and find no room for the result."""
+    run(number, recall)
+    askers[0]._ask_for_room()
+
+
+def asks(number: int, *, recall: bool) -> bytes:
+    payload = pickle.dumps(((number, recall), {}, None))
+    return frame(frames.CALLS, ([(1, pickle.dumps(ask))], [], [(1, [payload], (1 << 62, None))], []), first=number)
+
+
+RELIEVED = frame(frames.RELIEVED, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param([calls(1, new=True), RELIEVED, calls(2)], [0, 1, 2], id="calls"),
+        pytest.param([frame(frames.MEMORY, ([], [], "now")), RELIEVED, calls(1, new=True)], [0, 1], id="memory"),
+        pytest.param(
+            [calls(1, new=True), frame(frames.VERDICT, 1), calls(2), RELIEVED, calls(3)], [0, 2, 3], id="taken back"
+        ),
+        pytest.param(
+            [frame(frames.VERDICT, 1), RELIEVED, calls(1, recall=True, new=True), calls(2), frame(frames.VERDICT, 3)],
+            [0, 1, 2],  # the first verdict says nothing of them
+            id="taken back twice",
+        ),
+        pytest.param([calls(1, new=True)], [0, 1], id="hung up"),
+    ],
+)
+def test_what_comes_while_a_worker_waits_for_room_runs_after_that_unless_it_is_taken_back(
+    said: list[bytes], expected: list[int]
+) -> None:
+    ran.clear()
+    with tempfile.TemporaryFile() as memory:
+        memory.truncate(SIZE)
+        theirs, ours = Outbox(memory.fileno()), Outbox(memory.fileno())
+    parents[:] = [ours]
+    worker_end, parent_end = socket.socketpair()
+    askers[:] = [_Worker(worker_end, theirs)]
+    worker = threading.Thread(target=askers[0].serve)
+    is_recalled = any(frames.TO_WORKER.unpack_from(each)[0] == frames.VERDICT for each in said)
+    try:
+        parent_end.sendall(asks(0, recall=is_recalled) + b"".join(said))
+        parent_end.shutdown(socket.SHUT_WR)
+        worker.start()
+        worker.join(20)
+        assert not worker.is_alive()
+        assert ran == expected
+    finally:
+        askers.clear()
+        parent_end.close()
+        ours.close()
+        theirs.close()
+
+
 class Arriving:
     """In place of a poll object: the next frame is there at a moment, in nanoseconds; a look takes a microsecond."""
 

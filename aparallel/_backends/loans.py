@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aparallel._backends.channel import Channel
     from aparallel._transfer.borrowing import GivenBack, Loan
     from aparallel._transfer.lending import Segment
+    from aparallel._wire.frames import When
 
 
 class Loans:
@@ -29,6 +30,10 @@ class Loans:
         self._channel = channel
         self._on_unused = on_unused
         self.has_unused = False
+        # How often it was asked to free that at once, and has not said that it did.
+        self._asked = 0
+        # Whether it ever had such memory.
+        self._has_lent = False
         # Segments that the worker knows, by number, with the references to them that are out.
         self._lent: dict[int, tuple[Segment, int]] = {}
         # Of these, those of whose descriptors one found no room there.
@@ -65,6 +70,7 @@ class Loans:
 
     def introduce(self, number: int, sizes: Sequence[int]) -> None:
         """Take in a segment of the worker's, whose descriptors have come with the frame."""
+        self._has_lent = True
         self._borrower.introduce(number, sizes, self._channel.descriptors.popleft(), keep=False)
 
     def borrow(self, number: int) -> Loan:
@@ -75,8 +81,12 @@ class Loans:
         """
         return self._borrower.lend(number)
 
-    def update(self, discarded: list[int], given_back: list[GivenBack]) -> None:
-        """Take in what the worker tells: segments of its own that are gone, and references to ours that are."""
+    def update(self, discarded: list[int], given_back: list[GivenBack], answers: int) -> None:
+        """Take in what the worker tells: segments of its own that are gone, and references to ours that are.
+
+        *answers*: how often it freed at once what is unused, as it was asked to.
+        """
+        self._asked -= answers
         for number in discarded:
             self._borrower.discard(number)
         for number, count, spoiled, lost in given_back:
@@ -87,10 +97,27 @@ class Loans:
                 self._lost.add(number)
 
     def free_unused(self) -> None:
-        """Have the worker free memory that it keeps for its next results."""
+        """Have the worker free memory that it keeps for its next results, in the background."""
         if self.has_unused:
+            self._tell(free="soon")
             self.has_unused = False
-            self._tell(free_unused=True)
+
+    def free_unused_now(self) -> None:
+        """Have the worker free it at once, and what it frees in the background already."""
+        if self._has_lent:
+            self._asked += 1
+            self._tell(free="now")
+            self.has_unused = False
+
+    @property
+    def is_freeing(self) -> bool:
+        """Whether the worker has not yet done what :meth:`free_unused_now` asked for. To be looked at in any thread."""
+        return self._asked > 0
+
+    def tell_relieved(self) -> None:
+        """Answer the worker, which waits for room, after what it can have back."""
+        self._tell()
+        self._channel.write(frames.RELIEVED, None)
 
     def _on_given_back(self) -> None:
         """Nothing here refers to a result's memory any more. Called in any thread, by finalisers."""
@@ -99,12 +126,12 @@ class Loans:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._tell)
 
-    def _tell(self, discarded: Sequence[int] = (), free_unused: bool = False) -> None:
+    def _tell(self, discarded: Sequence[int] = (), free: When | None = None) -> None:
         self._telling = False
         released = self._borrower.released
         given_back: list[Any] = [released.popleft() for _ in range(len(released))]
-        if given_back or discarded or free_unused:
-            self._channel.write(frames.MEMORY, (list(discarded), given_back, free_unused))
+        if given_back or discarded or free:
+            self._channel.write(frames.MEMORY, (list(discarded), given_back, free))
         if given_back:
             self.has_unused = True
             self._on_unused()

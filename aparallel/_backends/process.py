@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,9 @@ _SPARE_DELAY = 0.1
 
 # Shared memory that was used is kept so long for the next use: new memory costs ten times what copying does.
 _UNUSED_SECONDS = 0.5
+
+# Workers that are asked to free memory are waited for so long at most: one that runs a call hears of it afterwards.
+_FREEING_SECONDS = 0.25
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -95,6 +99,8 @@ class ProcessBackend(Backend):
         self._memory.has_spare_core = self._has_spare_core
         self._shared: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
         self._tending: asyncio.TimerHandle | None = None
+        # For workers that wait for room.
+        self._relieving: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def describe(self) -> str:
@@ -111,10 +117,17 @@ class ProcessBackend(Backend):
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
         child = self._take_spare() or self._new_child()
         worker = ProcessWorker(
-            loop, child, events, self._workers.discard, lambda: self._plan_tending(loop), self._relay
+            loop,
+            child,
+            events,
+            self._workers.discard,
+            lambda: self._plan_tending(loop),
+            lambda worker: self._relieve(loop, worker),
+            self._relay,
         )
         self._workers.add(worker)
         self._memory.on_unused = lambda: self._on_unused(loop)
+        self._memory.on_shortage = lambda: self._on_shortage(loop)
         worker.set_up(self._setup())
         self._plan_spare(loop, _SPARE_DELAY)
         return worker
@@ -195,6 +208,41 @@ class ProcessBackend(Backend):
         if self._tending is None:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 loop.call_soon_threadsafe(self._plan_tending, loop)
+
+    def _on_shortage(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have workers free what they keep for results. Called in a thread, which waits for it."""
+        deadline = time.monotonic() + _FREEING_SECONDS
+        asked = threading.Event()
+
+        def ask() -> None:
+            for worker in self._workers:
+                worker.loans.free_unused_now()
+            asked.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            loop.call_soon_threadsafe(ask)
+            asked.wait(_FREEING_SECONDS)
+        while self._are_freeing() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _are_freeing(self) -> bool:
+        return any(worker.loans.is_freeing for worker in self._workers.copy())
+
+    def _relieve(self, loop: asyncio.AbstractEventLoop, worker: ProcessWorker) -> None:
+        """*worker* finds no room for a result: keep nothing for later, then tell it."""
+
+        async def relieve() -> None:
+            try:
+                await in_thread(self._memory.give_back)
+                if self._tending is not None:
+                    self._tending.cancel()
+                self._tend(loop)
+            finally:
+                worker.loans.tell_relieved()
+
+        task = loop.create_task(relieve())
+        self._relieving.add(task)
+        task.add_done_callback(self._relieving.discard)
 
     def _close_memory(self) -> None:
         if self._tending is not None:

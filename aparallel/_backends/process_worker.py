@@ -50,12 +50,14 @@ class ProcessWorker(Worker):
         events: WorkerEvents,
         forget: Callable[[ProcessWorker], object],
         on_memory: Callable[[], object],
+        on_shortage: Callable[[ProcessWorker], object],
         relay: LogRelay | None,
     ) -> None:
         self.child = child
         self._loop = loop
         self._events = events
         self._forget = forget
+        self._on_shortage = on_shortage
         self._ready = False
         self._error: BaseException | None = None
         self._farewell: asyncio.TimerHandle | None = None
@@ -161,6 +163,8 @@ class ProcessWorker(Worker):
             self.loans.introduce(*pickle.loads(body))
         elif kind == frames.MEMORY:
             self.loans.update(*pickle.loads(body))
+        elif kind == frames.SHORTAGE:
+            self._on_shortage(self)
         elif kind == frames.READY:
             self._notice_records()
             self._ready = True

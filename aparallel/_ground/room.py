@@ -42,6 +42,10 @@ class Room:
         self._granted += size
         return True
 
+    def look_again(self) -> None:
+        """Read the files anew for the next question: memory was given back."""
+        self._read_at = -1e9
+
     def available(self) -> int | None:
         """Return the bytes that can be used before anything is swapped or killed; None if nobody says."""
         if self._folders is None:

@@ -83,9 +83,15 @@ class _Pins:
 class ArgumentMemory:
     """The shared memory of a pool's arguments. Its methods are called in threads, several at a time."""
 
-    def __init__(self, on_unused: Callable[[], object], has_spare_core: Callable[[], bool] = lambda: False) -> None:
-        self.lender = Lender(on_unused, has_spare_core)
+    def __init__(
+        self,
+        on_unused: Callable[[], object],
+        has_spare_core: Callable[[], bool] = lambda: False,
+        on_shortage: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.lender = Lender(on_unused, has_spare_core, self._relieve)
         self._on_unused = on_unused
+        self._on_shortage = on_shortage
         # Least recently used first. Each step on it is atomic; at worst something is written twice.
         self._known: dict[tuple[Any, ...], Known] = {}
         self._room = Room()
@@ -172,6 +178,18 @@ class ArgumentMemory:
                 del known
                 if self.lender.has_free(size):  # nobody else held it
                     return
+
+    def give_back(self) -> None:
+        """Memory is short, here or elsewhere: keep nothing for later."""
+        self._relieve()
+        self.lender.give_back()
+
+    def _relieve(self) -> None:
+        for known in self._known.copy().values():
+            if not known.is_needed:
+                self._forget(known)
+        self._on_shortage()
+        self._on_unused()  # workers are to be told of what will be closed
 
     # What is known
 
@@ -305,7 +323,7 @@ class ArgumentMemory:
             if known.used_at <= unused_since and not known.is_in_use:
                 self._forget(known)
             remains = remains or not known.pinned
-        closed = self.lender.trim(unused_since)
+        closed = self.lender.trim(unused_since) + self.lender.take_closed()
         return closed, remains or any(segment.is_free for segment in list(self.lender.segments.values()))
 
     def close(self) -> None:

@@ -209,6 +209,12 @@ class Known:
     def is_in_use(self) -> bool:
         return self.pinned > 0 or any(user() is not None for user in self._users.copy())
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether a call may be drawn that is to see it as it was: it is kept, however short memory is."""
+        users = ((user(), moment) for user, moment in self._users.copy().items())
+        return self.pinned > 0 or any(user is not None and user.moment == moment for user, moment in users)
+
     def supersede(self) -> None:
         """Something else is known of the buffer now; calls drawn in the moment in which this was used go on with it."""
         self.unwatch()

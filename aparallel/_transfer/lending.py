@@ -15,7 +15,15 @@ from contextlib import suppress
 from time import monotonic
 
 from aparallel._ground.room import Room
-from aparallel._transfer.shared_memory import Mapping, Parts, aligned, create_in_file, halves, in_background
+from aparallel._transfer.shared_memory import (
+    Mapping,
+    Parts,
+    aligned,
+    create_in_file,
+    halves,
+    in_background,
+    wait_until_freed,
+)
 from aparallel._transfer.writing import cut, do_all
 from aparallel.errors import SharedMemoryError
 
@@ -34,6 +42,10 @@ _SHARED_BYTES = 16 * 1024 * 1024
 
 # With so many segments here, further ones have one part: each costs a descriptor, here and in every worker.
 _MANY_SEGMENTS = 64
+
+
+# For want of descriptors, others are asked to give memory back once in so long a time.
+_ASKING_SECONDS = 1.0
 
 
 class Segment:
@@ -149,13 +161,16 @@ class Lender:
     """The segments of one worker, or of one pool. Threads may write at the same time.
 
     *on_unused* is called when one becomes free, in any thread, by finalisers. *has_spare_core* tells whether a second
-    thread may take part in what is large: where all cores compute, it would only take one from them.
+    thread may take part in what is large: where all cores compute, it would only take one from them. *on_shortage* is
+    called by a thread that finds no room for what it writes: to let go of what is kept for later, and to have others
+    do so. What is free after that is given back.
     """
 
     def __init__(
         self,
         on_unused: Callable[[], object] | None = None,
         has_spare_core: Callable[[], bool] = lambda: False,
+        on_shortage: Callable[[], object] = lambda: None,
     ) -> None:
         self.segments: dict[int, Segment] = {}
         # Segments that became free, and, sorted from there, those that may be taken, by size.
@@ -163,6 +178,10 @@ class Lender:
         self._returned: deque[Segment] = deque()
         self._on_unused = on_unused
         self._has_spare_core = has_spare_core
+        self._on_shortage = on_shortage
+        self._asked_at = -_ASKING_SECONDS
+        # Segments that were closed at once, of which others may have to be told. See take_closed().
+        self._closed: deque[Segment] = deque()
         self._free: dict[int, list[Segment]] = {}
         self._numbers = itertools.count()
         self._room = Room()
@@ -195,9 +214,10 @@ class Lender:
             else:
                 self._finish(segment)
                 return hold, offsets, fed
+            self.segments.pop(segment.number, None)  # before it is let go: nobody takes it any more
             del hold
             self._being_written.discard(segment)
-            self.drop([segment])
+            self._close_at_once([segment])
         raise _no_room(size, errors)
 
     def _finish(self, segment: Segment) -> None:
@@ -208,10 +228,29 @@ class Lender:
             self.drop([segment])
 
     def _candidates(self, size: int, folder: str | None, errors: list[OSError], *, halved: bool) -> Iterable[Segment]:
-        """Yield segments to try, each held: one that is free, then new memory, then a file."""
+        """Yield segments to try, each held: one that is free, then new ones, and these again with all given back."""
         segment = self._take_free(size)
         if segment is not None:
             yield segment
+        yield from self._new(size, folder, errors, halved=halved)
+        if self.give_back():
+            yield from self._new(size, folder, errors, halved=halved)
+        if not self._asks(errors):
+            return
+        self._on_shortage()
+        self.give_back()
+        yield from self._new(size, folder, errors, halved=halved)
+
+    def _asks(self, errors: list[OSError]) -> bool:
+        """Whether to ask others. If descriptors are short, data has another way, which would be slowed down."""
+        now = monotonic()
+        if _lacks_descriptors(errors) and now - self._asked_at < _ASKING_SECONDS:
+            return False
+        self._asked_at = now
+        return True
+
+    def _new(self, size: int, folder: str | None, errors: list[OSError], *, halved: bool) -> Iterable[Segment]:
+        """Yield new memory, then a file."""
         try:
             if not self._room.grant(size):
                 raise OSError(errno.ENOMEM, "it is more than what may be taken of the memory that is left")
@@ -269,18 +308,39 @@ class Lender:
             ]
             for segment in old:
                 segment.held = True  # nobody takes it any more
-        self.drop(old)
+        self.drop(old, unused=True)
         return old
 
-    def drop(self, segments: Iterable[Segment]) -> None:
-        """Close *segments*. Whoever has one mapped keeps its memory."""
-        taken_apart, size = [], 0
+    def give_back(self) -> bool:
+        """Give all that is free back to the system, though others may have it mapped still; return whether any was."""
+        with self._lock:
+            free = [segment for segment in list(self.segments.values()) if segment.is_free]
+            for segment in free:
+                segment.held = True  # nobody takes it any more
+        self._close_at_once(free)
+        wait_until_freed()
+        self._room.look_again()
+        return bool(free)
+
+    def take_closed(self) -> list[Segment]:
+        """Return the segments that were closed at once since this was asked before."""
+        return [self._closed.popleft() for _ in range(len(self._closed))]
+
+    def _close_at_once(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            self.segments.pop(segment.number, None)
+            _close([_Closing(segment, unused=True)])
+            self._closed.append(segment)
+
+    def drop(self, segments: Iterable[Segment], *, unused: bool = False) -> None:
+        """Close *segments*. Whoever has one mapped keeps its memory; if they are *unused*, nobody does."""
+        dropped, size = [], 0
         for segment in segments:
             self.segments.pop(segment.number, None)
             size += segment.written
-            taken_apart.append(segment.take_apart())
-        if taken_apart:
-            in_background(size, _close, taken_apart)
+            dropped.append(_Closing(segment, unused))
+        if dropped:
+            in_background(size, _close, dropped)
 
     def close(self) -> None:
         """Close all segments; one that a thread is writing to, when that is done."""
@@ -290,23 +350,44 @@ class Lender:
         self.drop(idle)
 
 
-def _close(taken_apart: list[tuple[tuple[int, ...], Mapping | None]]) -> None:
+class _Closing:
+    """What is left to do of a segment that is closed.
+
+    *unused*: nobody reads it, though others may have it mapped.
+    """
+
+    __slots__ = ("fds", "is_emptied", "mapping")
+
+    def __init__(self, segment: Segment, unused: bool) -> None:
+        self.fds, self.mapping = segment.take_apart()
+        # Otherwise its memory would stay until the last who mapped it has heard of its end, and that may be busy for
+        # long. But a fork, of which nobody hears, may still read it.
+        self.is_emptied = unused and not segment.spoiled
+
+
+def _close(segments: list[_Closing]) -> None:
     """Free memory, some 0.2 ms a megabyte."""
-    while taken_apart:
-        fds, mapping = taken_apart.pop()
-        del mapping
-        for fd in fds:
+    while segments:
+        closing = segments.pop()
+        closing.mapping = None
+        for fd in closing.fds:
+            if closing.is_emptied:
+                with suppress(OSError):
+                    os.ftruncate(fd, 0)
             os.close(fd)
 
 
 def _no_room(size: int, errors: list[OSError]) -> SharedMemoryError:
     reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
-    lacks_descriptors = errors[-1].errno in (errno.EMFILE, errno.ENFILE)
-    return (NoDescriptorError if lacks_descriptors else SharedMemoryError)(
+    return (NoDescriptorError if _lacks_descriptors(errors) else SharedMemoryError)(
         f"{size:,} bytes found no room, neither in memory nor in a file: {reasons}. Send less at a time, free memory, "
         f"or name a folder with room (temp_folder=...); max_nbytes=None sends data through sockets instead.",
         nbytes=size,
     )
+
+
+def _lacks_descriptors(errors: list[OSError]) -> bool:
+    return errors[-1].errno in (errno.EMFILE, errno.ENFILE)
 
 
 def fits(found: int, size: int) -> bool:

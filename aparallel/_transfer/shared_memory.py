@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from contextlib import suppress
 from mmap import PAGESIZE
-from time import monotonic
+from time import monotonic, sleep
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -353,21 +353,32 @@ def in_background(size: int, fn: Callable[..., object], *args: object) -> None:
             _free()
 
 
+def wait_until_freed() -> None:
+    """Return when all is freed that :func:`in_background` was given, by whoever frees it."""
+    _free_waiting()
+    while _is_freeing:
+        sleep(0.001)
+
+
 def _free() -> None:
     global _is_freeing
     while True:
-        while _waiting:
-            try:
-                fn, args = _waiting.popleft()
-            except IndexError:  # another thread took it
-                continue
-            with suppress(OSError):
-                fn(*args)
-            del fn, args
+        _free_waiting()
         _is_freeing = False
         if not _waiting:  # nothing came between the look and the word
             return
         _is_freeing = True
+
+
+def _free_waiting() -> None:
+    while _waiting:
+        try:
+            fn, args = _waiting.popleft()
+        except IndexError:  # another thread took it
+            continue
+        with suppress(OSError):
+            fn(*args)
+        del fn, args
 
 
 def _forget_thread() -> None:

@@ -32,11 +32,13 @@ class LazyMemory:
     Attributes:
         on_unused: called, in any thread, when some of it is used no more, or soon may be.
         has_spare_core: asked, in any thread, whether a second one may help with what is large.
+        on_shortage: called by a thread that finds no room: to have others give back what they keep for later.
     """
 
     def __init__(self) -> None:
         self.on_unused: Callable[[], object] = bool
         self.has_spare_core: Callable[[], bool] = bool
+        self.on_shortage: Callable[[], object] = bool
         self._made: ArgumentMemory | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -46,7 +48,7 @@ class LazyMemory:
             if self._made is None:
                 from aparallel._transfer.arguments import ArgumentMemory
 
-                self._made = ArgumentMemory(self._tell_unused, self._has_spare_core)
+                self._made = ArgumentMemory(self._tell_unused, self._has_spare_core, self._tell_shortage)
                 if self._is_closed:  # a call that was cancelled is still being written
                     self._made.close()
             return self._made
@@ -56,6 +58,16 @@ class LazyMemory:
 
     def _has_spare_core(self) -> bool:
         return self.has_spare_core()
+
+    def _tell_shortage(self) -> None:
+        self.on_shortage()
+
+    def give_back(self) -> None:
+        """Keep nothing for later, and have others do so. Takes long."""
+        if self._made is None:
+            self.on_shortage()
+        else:
+            self._made.give_back()
 
     def recall(self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None) -> Any:
         """Return a reference to what was written of *source* if it surely is the same now, else None.

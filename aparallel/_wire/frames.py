@@ -9,7 +9,9 @@ To the worker::
     control  a pickle. SETUP: a dict; CALLS: (functions, forget, batches, loans);
              VERDICT: the number of the first call that was taken back;
              SEGMENT: (number, sizes) of the shared memory whose descriptors come along;
-             MEMORY: (segments discarded, segments given back, whether to free the unused)
+             MEMORY: (segments discarded, segments given back, when to free the unused: "soon", "now" or
+             None);
+             RELIEVED: None, the answer to SHORTAGE
     tail     raw bytes, in the order in which they are mentioned: what is too large to be
              copied into the pickle
     first    CALLS: the number of the first call among all ever sent to this worker
@@ -36,7 +38,10 @@ To the parent::
              VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
              READY: empty; NOT_READY: the initializer's failure;
              SEGMENT: a pickle of (number, sizes); the descriptors come along;
-             MEMORY: a pickle of (segments discarded, segments given back)
+             MEMORY: a pickle of (segments discarded, segments given back, how often it has freed the
+             unused "now");
+             SHORTAGE: empty; a call's result finds no room, and the worker waits until the parent has
+             given back all the memory that it keeps for later
 
     first    the position of the first outcome in all that this worker ever gives
     busy     nanoseconds that the calls of this frame ran
@@ -63,6 +68,12 @@ from __future__ import annotations
 
 from struct import Struct
 
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from typing import Literal, TypeAlias
+
+    When: TypeAlias = Literal["soon", "now"]
+
 TO_WORKER = Struct("<BxxxIQQ")
 TO_PARENT = Struct("<BxxxIQQQ")
 
@@ -72,6 +83,7 @@ CALLS = 2
 VERDICT = 3
 SEGMENT = 4
 MEMORY = 5
+RELIEVED = 6
 
 # Worker to parent; SEGMENT and MEMORY as above.
 READY = 1
@@ -81,6 +93,7 @@ LARGE_VALUE = 6
 LARGE_FAILURE = 7
 VALUE_IN_SEGMENT = 8
 PLAIN_OUTCOMES = 9
+SHORTAGE = 10
 
 # What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
 OUT_OF_LINE = 16 * 1024

@@ -88,6 +88,8 @@ class _Worker:
         # Frames that were read while a verdict was awaited.
         self.waiting: deque[_Frame] = deque()
         self.verdicts = 0
+        # The first call that those took back that came while the frame that runs was running.
+        self.void_from = _NEVER
         # A function is kept pickled until its first call: a function that cannot be rebuilt
         # costs the calls that need it and no others.
         self.functions: dict[int, bytes | Callable[..., Any]] = {}
@@ -147,7 +149,7 @@ class _Worker:
         if self.memory is None:
             from aparallel._worker.memory import WorkerMemory
 
-            self.memory = WorkerMemory(self.outgoing.introduce)
+            self.memory = WorkerMemory(self.outgoing.introduce, self._ask_for_room)
         return self.memory
 
     def _tell_memory(self) -> None:
@@ -155,21 +157,36 @@ class _Worker:
         if self.memory is not None and (news := self.memory.news()) is not None:
             self.outgoing.tell(frames.MEMORY, news)
 
+    def _ask_for_room(self) -> None:
+        """Have the parent give back the memory that it keeps for later, and wait until it has."""
+        self.outgoing.send(frames.SHORTAGE, b"")
+        while self._read_ahead() != frames.RELIEVED:
+            pass
+
     def _await_verdict(self) -> int:
         """The parent is taking calls back, or has done so several times: return the number of the first one taken."""
         self.outgoing.flush(self.head[STARTED])
-        void_from = _NEVER
         while self.verdicts != self.head[RECALLS]:
-            frame = self._next_frame()
-            if frame is None:
-                raise ConnectionResetError
-            if frame.kind == frames.CALLS:
-                self._learn(frame)  # a verdict follows and takes all its calls; the functions stay sent
-            elif frame.kind == frames.VERDICT:
-                void_from = min(void_from, frame.control)
-            else:
-                self.waiting.append(frame)
-        return void_from
+            self._read_ahead()
+        return self.void_from
+
+    def _read_ahead(self) -> int:
+        """Read a frame though the calls of another one are not done; return its kind."""
+        frame = self._next_frame()
+        if frame is None:
+            raise ConnectionResetError
+        if frame.kind == frames.VERDICT:
+            self.void_from = min(self.void_from, frame.control)
+            # It takes all calls of the frames before it that wait; the functions stay sent.
+            for _ in range(len(self.waiting)):
+                before = self.waiting.popleft()
+                if before.kind == frames.CALLS:
+                    self._learn(before)
+                else:
+                    self.waiting.append(before)
+        elif frame.kind != frames.RELIEVED:
+            self.waiting.append(frame)
+        return frame.kind
 
     def _learn(self, frame: _Frame) -> int:
         """Take in the functions that a frame brings; return how much of its tail they took."""
@@ -225,7 +242,7 @@ class _Worker:
         original, unfinished = self.original, stdio.unfinished
         outgoing, head, write, verdicts = self.outgoing, self.head, self.outgoing.outbox.write, self.verdicts
         now = outgoing.begin()
-        void_from = _NEVER
+        void_from = self.void_from = _NEVER
         call = frame.first
         for number, payloads, self.results in frame.control[2]:
             function = self.functions[number]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.borrowing import GivenBack, Loan, Mapped
     from aparallel._transfer.lending import Segment
+    from aparallel._wire.frames import When
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
 # Each costs a descriptor here.
@@ -27,15 +28,19 @@ _MOST_LENT = 64
 class WorkerMemory:
     """Both sides of a worker's shared memory.
 
-    *introduce* tells the parent of a new segment.
+    *introduce* tells the parent of a new segment. *ask_for_room* has it give back what it keeps for later.
     """
 
-    def __init__(self, introduce: Callable[[Segment], object]) -> None:
+    def __init__(
+        self, introduce: Callable[[Segment], object], ask_for_room: Callable[[], object] = lambda: None
+    ) -> None:
         self.borrower = Borrower()
-        self._lender = Lender()
+        self._lender = Lender(on_shortage=ask_for_room)
         self._introduce = introduce
         self._introduced: set[int] = set()
         self._discarded: list[int] = []
+        # How often unused memory was freed at once since that was told.
+        self._freed = 0
         self._results: dict[int, OutOfBand] = {}
 
     def borrow(self, loans: list[tuple[int, int]]) -> dict[int, Loan]:
@@ -90,13 +95,16 @@ class WorkerMemory:
         lent = [segment for segment in self._lender.segments.values() if segment.lent]
         self._drop(lent[: max(len(lent) - _MOST_LENT, 0)])
 
-    def _drop(self, segments: list[Segment]) -> None:
-        self._lender.drop(segments)
+    def _drop(self, segments: list[Segment], *, unused: bool = False) -> None:
+        self._lender.drop(segments, unused=unused)
+        self._note_discarded(segments)
+
+    def _note_discarded(self, segments: list[Segment]) -> None:
         for segment in segments:
             self._introduced.discard(segment.number)
             self._discarded.append(segment.number)
 
-    def update(self, discarded: list[int], given_back: list[GivenBack], free_unused: bool) -> None:
+    def update(self, discarded: list[int], given_back: list[GivenBack], free: When | None) -> None:
         """Take in what the parent tells."""
         for number in discarded:
             self.borrower.discard(number)
@@ -104,17 +112,22 @@ class WorkerMemory:
             segment = self._lender.segments.get(number)
             if segment is not None:
                 segment.take_back(count, spoiled or lost)  # what is lost there is of no use again either
+        if free == "now":
+            self._lender.give_back()
+            self._freed += 1
         segments = self._lender.segments.values()
-        self._drop([segment for segment in segments if segment.is_free and (free_unused or segment.spoiled)])
+        self._drop([segment for segment in segments if segment.is_free and (free or segment.spoiled)], unused=True)
 
-    def news(self) -> tuple[list[int], list[GivenBack]] | None:
-        """Return what the parent does not know yet: segments discarded, and loans given back; None if nothing."""
+    def news(self) -> tuple[list[int], list[GivenBack], int] | None:
+        """Return what the parent does not know yet: see MEMORY in ``_wire/frames.py``; None if there is nothing."""
+        self._note_discarded(self._lender.take_closed())
         released = self.borrower.released
-        if not released and not self._discarded:
+        if not released and not self._discarded and not self._freed:
             return None
         given_back = [released.popleft() for _ in range(len(released))]
         discarded, self._discarded = self._discarded, []
-        return discarded, given_back
+        freed, self._freed = self._freed, 0
+        return discarded, given_back, freed
 
 
 def _is_small_and_plain(value: Any, largest: int) -> bool:
