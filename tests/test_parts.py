@@ -442,8 +442,9 @@ class TestWriting:
 
     @pytest.mark.parametrize("free", [0, 1, 2])
     def test_whatever_descriptors_are_left_it_is_written_or_says_that_there_are_none(
-        self, tiny: None, lender: Lender, free: int
+        self, tiny: None, lender: Lender, free: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(shared_memory, "_SPARE_DESCRIPTORS", 0)
         source = raw(numbers(20 * PAGE))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(free)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -291,6 +292,20 @@ class TestPools:
                 with pytest.raises(SharedMemoryError, match="no memory, says the test"):
                     await pool.run(first, np.ones(9 * MB, np.uint8))
             assert await pool.run(first, np.full(7 * MB, 5, np.uint8)) == 5
+
+    async def test_arguments_that_are_kept_for_later_leave_descriptors_for_results(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with Pool(1) as pool:
+            assert await pool.run(first, np.ones(2 * MB, np.uint8)) == 1
+            spare = os.dup(0)  # the lowest number that is free
+            os.close(spare)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 5, hard))
+            try:
+                for size in range(2, 16):
+                    assert await pool.run(first, np.full(size * MB, size, np.uint8)) == size
+                    assert (await pool.run(ones, size * MB)).all()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     async def test_results_that_are_kept_stay_what_they_are_while_others_find_no_room(
         self, small_disk: Callable[[], int], tmp_path: Path

@@ -11,6 +11,7 @@ library keeps a duplicate of the descriptor, so that a thousand live arrays woul
 from __future__ import annotations
 
 import _thread
+import errno
 import functools
 import os
 import sys
@@ -18,6 +19,9 @@ from collections import deque
 from contextlib import suppress
 from mmap import PAGESIZE
 from time import monotonic, sleep
+
+if sys.platform != "win32":
+    import resource  # here, for its file takes a descriptor
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ _FREEING_SECONDS = 0.01
 
 # Page tables are changed for so many bytes at a time.
 _PIECE = 2 * 1024 * 1024
+
+# Two segments, as long as they are mapped.
+_SPARE_DESCRIPTORS = 4
 
 # From <sys/mman.h>; the same on Linux and macOS.
 _PROT_READ, _PROT_WRITE = 1, 2
@@ -86,8 +93,6 @@ def create_in_file(size: int, folder: str | None) -> int:
         except (IsADirectoryError, NotImplementedError):  # an old kernel
             pass
         except OSError as error:
-            import errno
-
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
     name = os.path.join(folder, f"aparallel-{os.urandom(16).hex()}")
@@ -112,13 +117,24 @@ def _temporary_folder() -> str:
 def _check_room(fd: int, size: int, folder: str) -> None:
     disk = os.fstatvfs(fd)
     if disk.f_blocks and size > disk.f_bavail * disk.f_frsize:  # some file systems tell nothing
-        import errno
-
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+
+
+def _check_descriptors(fd: int) -> None:
+    """Leave some descriptors to what is sent to this process: it could not be taken in, and its call would fail.
+
+    Raises:
+        OSError: *fd*, which is the lowest that was free, is one of the last.
+    """
+    if sys.platform != "win32":
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and fd >= limit - _SPARE_DESCRIPTORS:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _sized(fd: int, size: int, folder: str | None = None) -> int:
     try:
+        _check_descriptors(fd)
         if folder is not None:
             _check_room(fd, size, folder)
         os.ftruncate(fd, size)
