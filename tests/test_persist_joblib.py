@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib.util
 import io
 import os
 import pathlib
 import subprocess
 import sys
+import weakref
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import aiofiles
@@ -98,6 +102,28 @@ async def test_its_arrays_are_mapped_where_they_lie(release: str, way: str, tmp_
     changed["larger"][:] = -1
     del changed
     assert (await load(path))["larger"].max() == -1
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+async def test_what_is_mapped_is_let_go_of_with_the_last_array_without_a_collection(
+    mode: Any, tmp_path: pathlib.Path, no_collections: None
+) -> None:
+    path = tmp_path / "file.pkl"
+    path.write_bytes(written(CORPUS[-1][0], "plain"))
+    found = await load(path, mmap_mode=mode)
+    mapping = weakref.ref(found["larger"]._mmap)
+    assert mapping() is not None
+    del found
+    async with asyncio.timeout(10):
+        while mapping() is not None:  # noqa: ASYNC110 (the thread that has loaded it may take a moment to forget it)
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def test_one_that_is_compressed_cannot_be_mapped(tmp_path: pathlib.Path) -> None:

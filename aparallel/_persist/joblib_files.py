@@ -19,6 +19,7 @@ import io
 import lzma
 import math
 import struct
+import weakref
 import zlib
 from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,7 @@ class _Unpickler(Unpickler):
         super().__init__(reader)
         self._reader = reader
         self._trust = trust
-        reader.nested = lambda: _Unpickler(reader, trust).load()
+        reader.nested = lambda reader: _Unpickler(reader, trust).load()
 
     def find_class(self, module: str, name: str) -> Any:
         if Global(module, name) in WRAPPERS:
@@ -220,8 +221,9 @@ class PickleReader:
         self._injected = b""
         self._array: Any = None
         self._taken = 0
-        self.nested: Callable[[], Any]
-        self.wrapper = self._wrapper_class()
+        self.nested: Callable[[PickleReader], Any]
+        # A class lives until garbage is collected: it must not keep the file, or what is mapped of it, for as long.
+        self.wrapper = _wrapper_class(weakref.proxy(self))
 
     def read(self, size: int) -> bytes:
         if self._injected:
@@ -292,18 +294,7 @@ class PickleReader:
             missing -= len(more)
         self._window = memoryview(b"".join(parts))
 
-    def _wrapper_class(self) -> type:
-        reader = self
-
-        class ArrayWrapper:
-            """What joblib's wrapper is called here; it gives way to its array."""
-
-            def __setstate__(self, state: Any) -> None:
-                reader._on_wrapper(state)
-
-        return ArrayWrapper
-
-    def _on_wrapper(self, state: Any) -> None:
+    def on_wrapper(self, state: Any) -> None:
         if not isinstance(state, dict) or not isinstance(state.get("dtype"), np.dtype):
             raise UnpicklingError("an array of joblib's is not described as joblib does")
         self._array = (self._read_array(state),)
@@ -318,7 +309,7 @@ class PickleReader:
             raise UnpicklingError("an array of joblib's is not described as joblib does")
         shape = tuple(shape)  # type: ignore[arg-type]
         if dtype.hasobject:
-            found = self.nested()
+            found = self.nested(self)
         else:
             if state.get("numpy_array_alignment_bytes") is not None:
                 self.read(self.read(1)[0])
@@ -357,6 +348,16 @@ class PickleReader:
             part.offset = start
         self.skip(size)
         return part
+
+
+def _wrapper_class(reader: PickleReader) -> type:
+    class ArrayWrapper:
+        """What joblib's wrapper is called here; it gives way to its array."""
+
+        def __setstate__(self, state: Any) -> None:
+            reader.on_wrapper(state)
+
+    return ArrayWrapper
 
 
 _AHEAD = 64 << 10
