@@ -220,13 +220,11 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
 import asyncio, os, sys
 from aparallel._ground.hop import in_thread
 
-async def main():
-    await in_thread(int)
-    return os.fork()
-
 loop = asyncio.new_event_loop()
-child = loop.run_until_complete(main())
-if child:
+loop.run_until_complete(in_thread(int))
+# Not while the loop runs: the child would run it to the end of its turn, and might read the wake-up that the parent
+# waits for, as both have the same socket.
+if child := os.fork():
     print(loop.run_until_complete(in_thread(str, "parent")), flush=True)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(asyncio.run(in_thread(str, "child")), flush=True)
