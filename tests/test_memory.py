@@ -756,6 +756,7 @@ def work(x):
         time.sleep(60)
     return x
 
+print("asking", flush=True)
 print(asyncio.run(work(1)), flush=True)
 """
 
@@ -763,10 +764,12 @@ print(asyncio.run(work(1)), flush=True)
 def test_a_lock_dies_with_its_holder(location: str) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, location, "hold"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "computing\n"
+    assert [holder.stdout.readline() for _ in range(2)] == ["asking\n", "computing\n"]
     other = subprocess.Popen([sys.executable, "-c", HOLDER, location, "go"], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "asking\n"
     with pytest.raises(subprocess.TimeoutExpired):
-        other.wait(1.5)
+        other.wait(0.5)
     holder.kill()
     out, _ = other.communicate(timeout=20)
     assert out == "computing\n1\n"
