@@ -178,7 +178,7 @@ STEPS = st.one_of(
 
 
 @pytest.mark.usefixtures("told")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["bytearray", "zeros", "full"]),
     size=st.one_of(st.integers(2 * PAGE, 20 * PAGE), st.just(3 * HUGE + 17)),
@@ -398,9 +398,10 @@ class TestWatch:
         assert open_descriptors() == before
         assert not pages._spans
 
-    def test_threads_that_begin_when_the_last_watch_of_others_ends_have_descriptors(self) -> None:
+    @pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.soak)])
+    def test_threads_that_begin_when_the_last_watch_of_others_ends_have_descriptors(self, times: int) -> None:
         def begin_and_stop(array: Any) -> bool:
-            return all(watch(array).is_untouched() for _ in range(200))
+            return all(watch(array).is_untouched() for _ in range(times))
 
         gc.collect()
         with ThreadPoolExecutor(4) as threads:

@@ -139,16 +139,18 @@ def test_a_signature_is_over_all_of_it_in_order() -> None:
 def test_the_first_failure_in_the_file_is_raised_and_nobody_reads_on() -> None:
     source = Scripted(content())
     source.held[0] = threading.Event()
-    source.failing[0] = OSError("the first")
 
-    class Noting(dict[int, Exception]):
+    class EveryRead(dict[int, Exception]):
+        def __contains__(self, position: object) -> bool:
+            return True
+
         def __getitem__(self, position: int) -> Exception:
             if position:
                 source.held[0].set()
-            return super().__getitem__(position)
+            return OSError("a later one" if position else "the first")
 
     # One thread is held with the first piece until another one has failed.
-    source.failing = Noting({position: OSError("a later one") for position in range(1, SIZE)} | source.failing)
+    source.failing = EveryRead()
     with pytest.raises(OSError, match="the first"):
         filled(source, threads=2)
     asked = len(source.asked)

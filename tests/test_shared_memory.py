@@ -461,7 +461,7 @@ class TestKills:
         before = descriptors_here()
         for delay in (0.0, 0.001, 0.003, 0.01, 0.03):
             async with Pool(1, max_nbytes=1000) as pool:
-                tasks = [asyncio.ensure_future(pool.run(total, np.ones(4_000_000))) for _ in range(6)]
+                tasks = [asyncio.ensure_future(pool.run(total, np.ones(1_000_000))) for _ in range(6)]
                 await asyncio.sleep(delay)
                 for task in tasks:
                     task.cancel()

@@ -291,7 +291,7 @@ class TestTraps:
             assert draws.draw(array) == array.tobytes()
 
     def test_an_array_that_is_resized_in_place_and_back(self, draws: Draws, looks: Looks) -> None:
-        for size in (SIZE, 3 << 20, 64 << 20):
+        for size in (SIZE, 3 << 20, 17 << 20):  # what has more than 32 MB has a mapping of its own
             array = np.full(size, 7, np.uint8)
             for other in (2 * size, size, size // 2, size, size):
                 self.drawn_often(draws, array)
@@ -386,8 +386,9 @@ def test_whatever_a_thread_wrote_while_draws_went_on_is_seen_by_the_next(draws: 
             assert draws.draw(array) == array.tobytes()
 
 
+@pytest.mark.parametrize("rounds", [50, pytest.param(1000, marks=pytest.mark.soak)])
 def test_threads_of_two_pools_that_draw_at_the_same_time_see_what_is_there(
-    looks: Looks, monkeypatch: pytest.MonkeyPatch
+    looks: Looks, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
     """Watches begin and end all the time, and with the last one the descriptors are closed."""
     monkeypatch.setattr(known.Habit, "is_worth_watching", True)
@@ -405,7 +406,7 @@ def test_threads_of_two_pools_that_draw_at_the_same_time_see_what_is_there(
         return True
 
     with ThreadPoolExecutor(4) as threads:
-        for _ in range(200):
+        for _ in range(rounds):
             for _ in range(choose.choice((0, 0, 1, 3))):
                 array[choose.choice((0, SIZE - 1, choose.randrange(SIZE)))] ^= 1
             assert all(threads.map(draw_some, [choose.random() for _ in range(4)]))
