@@ -27,6 +27,9 @@ if sys.dont_write_bytecode:
         for _new in set(_code.rglob("__pycache__")) - _there:
             atexit.register(shutil.rmtree, _new, ignore_errors=True)
 
+# NumPy's BLAS starts its threads while it is imported: a quarter of that time, and many of the workers import it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 try:
     import uvloop
@@ -58,13 +61,17 @@ _ONE_LOOP = (
     "test_nice",
     "test_output",
     "test_persist_checking",
+    "test_persist_damage",
     "test_persist_files",
+    "test_persist_filling",
     "test_persist_joblib",
     "test_persist_roundtrip",
+    "test_persist_trees",
     "test_persist_trust",
     "test_pool",
     "test_progress",
     "test_random_load",
+    "test_runs",
     "test_settings",
     "test_stores",
     "test_stream",
@@ -74,10 +81,17 @@ _ONE_LOOP = (
     "test_web_streaming",
 )
 # These are about loops, too, but few of their tests need both in the suite: each of the others runs on one of them.
-_ALTERNATE = ("test_cancellation",)
+_ALTERNATE = ("test_cancellation", "test_run")
 _ON_BOTH = (
     "test_cancelling_ends_the_running_process_call_and_frees_its_worker",
     "test_cancelled_calls_end_within_the_promised_time_and_the_next_starts_at_once",
+    # What pool.run returns must be taken for a coroutine or a future by the tasks and timers of either loop.
+    "test_run_can_be_waited_for_in_every_way",
+    "test_run_is_a_coroutine_until_it_begins_and_a_future_from_then_on",
+    "test_a_run_that_was_made_on_another_loop_is_refused_where_it_is_awaited",
+    "test_a_run_that_nobody_awaits_never_begins_and_says_so",
+    "test_cancelling_stops_a_call_however_it_is_held",
+    "test_an_anyio_scope_cancels_a_run_that_is_a_task_of_its_own",
 )
 
 

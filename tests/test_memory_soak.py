@@ -122,4 +122,4 @@ async def test_a_million_entries_cost_no_more_than_a_few_thousand(tmp_path: Path
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_the_bound_holds_and_hits_stay_hits_with_many_entries(tmp_path: Path, anyio_backend: str) -> None:
-    await times(os.fspath(tmp_path / "cache"), 4_000)
+    await times(os.fspath(tmp_path / "cache"), 3_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import time
@@ -205,7 +206,10 @@ def test_what_a_contender_does_not_offer_is_not_measured(work: str) -> None:
         asyncio.run(WORKS[work].measure(Unwilling(), TINY))
 
 
-def test_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Baseline, "measure", functools.partial(Baseline.measure, seconds=0.05))
     file = tmp_path / "figures.json"
 
     code = run.main(["cold_start", "--scale=tiny", "--contenders=aparallel,run_in_executor", f"--json={file}"])
