@@ -400,7 +400,7 @@ async def test_cancelling_stops_a_call_however_it_is_held(how: str, tmp_path: Pa
         held.cancel()
         with pytest.raises(asyncio.CancelledError):
             await held
-        assert time.monotonic() - before < 0.5
+        assert time.monotonic() - before < 2  # of 60, on a machine that may be busy
         assert pool.statistics().running == 0
         assert await pool.run(double, 1) == 2
 

@@ -23,7 +23,8 @@ from aparallel.errors import (
     WrongLoopError,
 )
 
-AT_MOST = 0.5
+# What cancelling may take on a machine that others use too; the calls would take a minute.
+AT_MOST = 2.0
 
 # Futures are the same on both loops, and workers are slow to start.
 pytestmark = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
