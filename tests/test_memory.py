@@ -1038,8 +1038,12 @@ async def test_hits_do_not_wait_behind_computations(memory: Memory, one_thread: 
     assert calls == ["stored", "wait"]
 
 
-@pytest.mark.parametrize("removal", ["forget", "clear", "evict", "refresh"])
-async def test_another_process_sees_a_removal_within_a_second(location: str, removal: str) -> None:
+async def test_another_process_sees_a_removal_within_a_second(location: str) -> None:
+    removals = ("forget", "clear", "evict", "refresh")
+    await asyncio.gather(*[is_seen_within_a_second(f"{location}/{removal}", removal) for removal in removals])
+
+
+async def is_seen_within_a_second(location: str, removal: str) -> None:
     values = {"now": 1}
 
     def fn(x: int) -> int:
@@ -1061,7 +1065,7 @@ async def test_another_process_sees_a_removal_within_a_second(location: str, rem
         await other.refresh(0)
     removed = time.monotonic()
     while await cached(0) == 1:
-        assert time.monotonic() < removed + 1.0
+        assert time.monotonic() < removed + 1.0, removal
         await asyncio.sleep(0.01)
 
 

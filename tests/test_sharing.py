@@ -261,8 +261,15 @@ class TestStaleness:
         else:
             monkeypatch.setattr(known, "begin_to_watch", lambda *_: None)
 
-    @pytest.mark.parametrize("cut", [lambda a: a, lambda a: a[:], lambda a: a[::2], lambda a: a.reshape(2, -1).T])
-    @pytest.mark.parametrize("n_jobs", [1, 2])
+    # Each cut with either number of workers under soak, and with one of them in the suite.
+    @pytest.mark.parametrize(
+        ("cut", "n_jobs"),
+        [
+            pytest.param(cut, n_jobs, marks=[] if (number + n_jobs) % 2 else [pytest.mark.soak])
+            for number, cut in enumerate([lambda a: a, lambda a: a[:], lambda a: a[::2], lambda a: a.reshape(2, -1).T])
+            for n_jobs in (1, 2)
+        ],
+    )
     async def test_one_buffer_refilled_between_the_calls_of_a_generator(self, cut: Any, n_jobs: int) -> None:
         buffer = np.zeros(SIZE)
 

@@ -370,7 +370,7 @@ class TestImages:
 
     def test_the_load_tells_how_long_visitors_wait(self, service: Service) -> None:
         url = f"http://{HOST}:{service.port}"
-        run = run_load("--url", url, "--seconds", "2")
+        run = run_load("--url", url, "--seconds", "1")
 
         assert run.returncode == 0, run.stderr
         head, *rows, empty, last = run.stdout.splitlines()
