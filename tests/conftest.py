@@ -81,10 +81,13 @@ _ONE_LOOP = (
     "test_web_streaming",
 )
 # These are about loops, too, but few of their tests need both in the suite: each of the others runs on one of them.
-_ALTERNATE = ("test_cancellation", "test_run")
+_ALTERNATE = ("test_cancellation", "test_lifetime", "test_run")
 _ON_BOTH = (
     "test_cancelling_ends_the_running_process_call_and_frees_its_worker",
     "test_cancelled_calls_end_within_the_promised_time_and_the_next_starts_at_once",
+    "test_the_loops_own_pool_is_reused_grows_and_shrinks",
+    "test_gathers_at_the_same_time_share_the_loops_own_pool",
+    "test_a_pool_used_from_another_loop_says_so",
     # What pool.run returns must be taken for a coroutine or a future by the tasks and timers of either loop.
     "test_run_can_be_waited_for_in_every_way",
     "test_run_is_a_coroutine_until_it_begins_and_a_future_from_then_on",
@@ -101,7 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     known = {item.nodeid for item in items}
     for item in items:
         module = item.module.__name__  # type: ignore[attr-defined]
-        if "uvloop" not in item.nodeid:
+        # A test that has no such fixture runs its loops itself: it is about them.
+        if "uvloop" not in item.nodeid or "anyio_backend" not in item.fixturenames:  # type: ignore[attr-defined]
             continue
         on_asyncio = item.nodeid.replace("uvloop", "asyncio")
         if module in _ONE_LOOP or (
