@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
 import resource
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +195,27 @@ class TestLender:
             lender.write([raw(MB)])
         assert taken
         assert set(taken) == {None}
+
+    def test_a_failure_keeps_nothing_of_what_its_callers_had(
+        self, lender: Lender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a worker that would be the call, with its arguments, until a garbage collector runs: rarely."""
+
+        def fails(*args: Any) -> int:
+            raise OSError(errno.ENOSPC, "full, says the test")
+
+        def attempt() -> weakref.ref[Any]:
+            array = np.ones(1000)
+            with contextlib.suppress(SharedMemoryError):
+                lender.write([raw(MB)])
+            return weakref.ref(array)
+
+        monkeypatch.setattr(os, "pwrite", fails)
+        gc.disable()
+        try:
+            assert attempt()() is None
+        finally:
+            gc.enable()
 
     def test_one_waits_for_what_is_freed_in_the_background(self) -> None:
         go_on, freed = threading.Event(), []

@@ -210,7 +210,8 @@ class Lender:
             try:
                 fed = segment.write(cut(offsets, sources, hashers), size, with_help=with_help)
             except OSError as error:
-                errors.append(error)
+                # Its frames refer to these errors, and to all that their callers have: call, arrays and all.
+                errors.append(error.with_traceback(None))
             else:
                 self._finish(segment)
                 return hold, offsets, fed
@@ -258,11 +259,11 @@ class Lender:
             halved = halved and len(self.segments) < _MANY_SEGMENTS
             yield self._add(Parts.in_memory(halves(capacity, size) if halved else [capacity]))
         except OSError as error:
-            errors.append(error)
+            errors.append(error.with_traceback(None))
         try:
             yield self._add(Parts([create_in_file(size, folder)], [size]))
         except OSError as error:
-            errors.append(error)
+            errors.append(error.with_traceback(None))
 
     def has_free(self, size: int) -> bool:
         """Whether a segment is free that fits. It may be taken by another thread at once."""
