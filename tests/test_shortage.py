@@ -168,6 +168,17 @@ class TestLender:
         finally:
             os.close(theirs)
 
+    def test_a_forked_copy_of_a_lender_gives_nothing_of_the_original_back(self, lender: Lender) -> None:
+        hold, _, _ = lender.write([raw(MB)])
+        segment = hold.segment
+        del hold
+        child = os.fork()
+        if not child:
+            lender.give_back()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.fstat(segment.parts.fds[0]).st_blocks * 512 == MB
+
     def test_who_finds_no_room_has_others_give_back_before_it_fails(self, disk: Disk) -> None:
         others = [Lender(), Lender()]
         for other in others:

@@ -58,6 +58,7 @@ class Segment:
         held: a :class:`Hold` on it exists.
         lent: how many references to it were sent to other processes and have not been reported gone.
         spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
+        pid: of the process that made it. A fork of that has a copy of this object.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Segment:
         "mapping",
         "number",
         "parts",
+        "pid",
         "spoiled",
         "written",
     )
@@ -85,6 +87,7 @@ class Segment:
         self.lent = 0
         self.spoiled = False
         self.free_since = 0.0
+        self.pid = os.getpid()
 
     @property
     def size(self) -> int:
@@ -362,8 +365,9 @@ class _Closing:
     def __init__(self, segment: Segment, unused: bool) -> None:
         self.fds, self.mapping = segment.take_apart()
         # Otherwise its memory would stay until the last who mapped it has heard of its end, and that may be busy for
-        # long. But a fork, of which nobody hears, may still read it.
-        self.is_emptied = unused and not segment.spoiled
+        # long. But a fork, of which nobody hears, may still read it; and in a fork of this process, which closes what
+        # it got from it, it is not ours.
+        self.is_emptied = unused and not segment.spoiled and segment.pid == os.getpid()
 
 
 def _close(segments: list[_Closing]) -> None:
