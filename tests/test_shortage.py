@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_support import until
 from traveling import by_value
 
 from aparallel import Pool, delayed
@@ -327,6 +328,21 @@ class TestPools:
                 with pytest.raises(SharedMemoryError, match="no memory, says the test"):
                     await pool.run(first, np.ones(9 * MB, np.uint8))
             assert await pool.run(first, np.full(7 * MB, 5, np.uint8)) == 5
+
+    async def test_the_memory_of_a_pools_first_call_goes_back_though_no_other_follows(self) -> None:
+        def segments() -> list[int]:
+            found = []
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                with contextlib.suppress(OSError):
+                    if "memfd:aparallel" in os.readlink(f"/proc/self/fd/{fd}") and os.fstat(fd).st_size > MB:
+                        found.append(fd)
+            return found
+
+        array = np.ones(2 * MB, np.uint8)
+        async with Pool(1) as pool:
+            assert await pool.run(first, array) == 1
+            assert segments()
+            await until(lambda: not segments())
 
     async def test_arguments_that_are_kept_for_later_leave_descriptors_for_results(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -128,6 +128,8 @@ class ProcessBackend(Backend):
         self._workers.add(worker)
         self._memory.on_unused = lambda: self._on_unused(loop)
         self._memory.on_shortage = lambda: self._on_shortage(loop)
+        if self._memory.is_made:  # the first call's arguments may have been written before there was a loop to tell
+            self._plan_tending(loop)
         worker.set_up(self._setup())
         self._plan_spare(loop, _SPARE_DELAY)
         return worker

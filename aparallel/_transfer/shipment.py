@@ -53,6 +53,10 @@ class LazyMemory:
                     self._made.close()
             return self._made
 
+    @property
+    def is_made(self) -> bool:
+        return self._made is not None
+
     def _tell_unused(self) -> None:
         self.on_unused()
 
