@@ -43,6 +43,18 @@ class ArrayWork(ParallelWork):
 
     most_repetitions = 3
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Looked at when the meter has stopped: to compute what they should be would hold the loop.
+        self.seen: list[tuple[Sequence[float], Array]] = []
+
+    def check(self) -> None:
+        """Look whether the calls saw the arrays that they were given."""
+        while self.seen:
+            results, array = self.seen.pop()
+            if list(results) != [expected(array, number) for number in range(len(results))]:
+                raise WrongResult("the calls did not see the array that they were given")
+
     def repetitions(self, setting: Setting) -> int:
         return max(1, round(self.most_repetitions * setting.scale.share))
 
@@ -76,6 +88,7 @@ class OneArray(ArrayWork):
                         running = await self.do(contender, third, calls, as_list=False, running_code=True)
                         taken["from one that runs code"].append(running)
             peak = peaks(memory)
+        self.check()
         copied = dict.fromkeys((name for name in taken if "again" not in name), megabytes(array))
         return Measurement({**{name: median(taken[name]) for name in taken}, **peak}, meter.lag, calls, copied)
 
@@ -87,7 +100,7 @@ class OneArray(ArrayWork):
         if running_code:
             tasks = OneByOne(tasks)
         seconds, results = await timed((contender.map_list if as_list else contender.map)(probe, tasks))
-        check(results, array)
+        self.seen.append((results, array))
         return seconds * CALLS / calls
 
 
@@ -105,6 +118,7 @@ class SharedArray(ArrayWork):
                 async with LagMeter() as meter:
                     taken = [await self.do(contender, one, calls) for one in fresh]
             peak = peaks(memory)
+        self.check()
         return Measurement({"20 calls": median(taken), **peak}, meter.lag, calls, {"20 calls": megabytes(array)})
 
     async def do(self, contender: Contender, array: Array, calls: int) -> float:
@@ -113,7 +127,7 @@ class SharedArray(ArrayWork):
                 return await contender.map_shared(probe, shared, range(calls))
 
         seconds, results = await timed(share_and_map())
-        check(results, array)
+        self.seen.append((results, array))
         return seconds * CALLS / calls
 
 
@@ -219,8 +233,3 @@ class OneByOne(Sequence[tuple[Array, int]]):
 
     def __getitem__(self, index: int) -> tuple[Array, int]:  # type: ignore[override]
         return self._tasks[index]
-
-
-def check(results: Sequence[float], array: Array) -> None:
-    if list(results) != [expected(array, number) for number in range(len(results))]:
-        raise WrongResult("the calls did not see the array that they were given")
