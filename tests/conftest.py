@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,10 @@ if sys.dont_write_bytecode:
 
 # NumPy's BLAS starts its threads while it is imported: a quarter of that time, and many of the workers import it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Shells have their background jobs ignore Ctrl-C, and whatever these start. Tests send it to programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPS: list[Any] = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 try:
