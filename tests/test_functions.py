@@ -534,6 +534,29 @@ def test_each_single_call_of_a_script_has_its_closure_as_it_was_when_it_was_made
     assert run_script(tmp_path, body) == "True [0, 1, 2, 3]\n"
 
 
+@pytest.mark.parametrize("way", ["await pool.run(lambda: 5)", "(await asyncio.gather(pool.run(lambda: 5)))[0]"])
+def test_the_first_awaited_call_by_value_has_cloudpickle_imported_off_the_loop(way: str, tmp_path: Path) -> None:
+    body = """
+    import threading
+
+    class Watching:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cloudpickle":
+                print(threading.current_thread() is threading.main_thread())
+
+    sys.meta_path.insert(0, Watching())
+
+    async def main():
+        async with Pool(1) as pool:
+            print(WAY)
+
+    for name in [name for name in sys.modules if "cloudpickle" in name or name.endswith(".by_value")]:
+        del sys.modules[name]
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body.replace("WAY", way)) == "False\n5\n"
+
+
 async def test_importable_functions_are_drawn_while_cloudpickle_is_being_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 import anyio
 import pytest
+from waiting import started
+from work import double, leave_and_wait
 
 from aparallel import Pool, delayed
 from aparallel._parallel import singles
@@ -34,10 +36,6 @@ from aparallel.errors import (
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 
 
-def double(x: int) -> int:
-    return 2 * x
-
-
 def fail(text: str) -> None:
     raise LookupError(text)
 
@@ -50,19 +48,8 @@ def touch(path: str) -> None:
     Path(path).touch()
 
 
-def leave_and_wait(path: str) -> None:
-    Path(path).touch()
-    time.sleep(60)
-
-
-for function in (double, fail, touch, leave_and_wait):
+for function in (fail, touch):
     function.__module__ = "__main__"  # by value: no worker has to import pytest
-
-
-async def started(path: Path) -> None:
-    async with asyncio.timeout(20):
-        while not path.exists():  # noqa: ASYNC110 (another process makes the file)
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(params=["process", "thread", "inline"])
@@ -418,6 +405,15 @@ async def test_an_anyio_scope_cancels_a_run_that_is_a_task_of_its_own(tmp_path: 
 
 
 # Thousands at a time
+
+
+async def test_gathered_calls_need_no_tasks() -> None:
+    async with Pool(1) as pool:
+        await pool.warm_up()
+        before = asyncio.all_tasks()
+        gathered = asyncio.gather(*(pool.run(double, x) for x in range(10)))
+        assert asyncio.all_tasks() == before
+        assert await gathered == [2 * x for x in range(10)]
 
 
 async def test_thousands_begin_a_slice_at_a_time_and_in_order(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

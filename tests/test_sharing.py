@@ -257,7 +257,7 @@ class TestStaleness:
         """Hash what may have changed; or have the kernel tell, where it does, of small arrays, too."""
         if request.param == "watched":
             monkeypatch.setattr(known, "_SMALL_BYTES", 0)
-            monkeypatch.setattr(known, "_TWICE", 1)
+            monkeypatch.setattr(known, "_UNCHANGED_LARGE", 1)
         else:
             monkeypatch.setattr(known, "begin_to_watch", lambda *_: None)
 

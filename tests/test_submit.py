@@ -13,6 +13,8 @@ from typing import Any
 
 import anyio
 import pytest
+from waiting import started
+from work import leave_and_wait
 
 from aparallel import Pool, delayed
 from aparallel.errors import (
@@ -30,11 +32,6 @@ AT_MOST = 2.0
 pytestmark = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 
 
-def leave_and_wait(path: str) -> None:
-    Path(path).touch()
-    time.sleep(60)
-
-
 def wait_for(path: str) -> str:
     while not Path(path).exists():
         time.sleep(0.001)
@@ -45,14 +42,8 @@ def fail(text: str) -> None:
     raise LookupError(text)
 
 
-for function in (leave_and_wait, wait_for, fail):
+for function in (wait_for, fail):
     function.__module__ = "__main__"  # by value: no worker has to import pytest
-
-
-async def started(path: Path) -> None:
-    async with asyncio.timeout(20):
-        while not path.exists():  # noqa: ASYNC110 (another process makes the file)
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(params=["process", "thread", "inline"])

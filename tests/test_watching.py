@@ -260,7 +260,7 @@ def test_a_draw_gives_what_is_there_whatever_was_written_in_between(steps: list[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(known, "_SMALL_BYTES", 0)
-        patch.setattr(known, "_TWICE", 1)
+        patch.setattr(known, "_UNCHANGED_LARGE", 1)
         array = make()
         pools = [Draws(), Draws()]
         for name, *details in steps:
@@ -443,7 +443,7 @@ class TestPools:
     async def test_a_call_sees_its_array_as_its_own_later_arguments_leave_it(
         self, looks: Looks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(known, "_TWICE", 1)
+        monkeypatch.setattr(known, "_UNCHANGED_LARGE", 1)
         array = np.zeros(SIZE, np.uint8)
 
         def calls() -> Iterator[Any]:

@@ -21,6 +21,12 @@ def add(x: int, y: int = 0) -> int:
     return x + y
 
 
+def leave_and_wait(path: str) -> None:
+    """Tell by a file that it has begun."""
+    Path(path).touch()
+    time.sleep(60)
+
+
 async def add_later(x: int, y: int = 0) -> int:
     return x + y
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # How often a buffer has to be found unchanged before it is watched: more than once, so that what is used twice and then
 # refilled never is. To begin takes a millisecond in a program of some size, longer than to hash what is small.
-_TWICE = 2
+_UNCHANGED_LARGE = 2
 _SMALL_BYTES = 16 * 1024 * 1024
-_OFTEN = 8
+_UNCHANGED_SMALL = 8
 
 # To be spared so many hashes pays for a buffer's being written whole while it is watched.
 _PAID_AFTER = 6
@@ -98,7 +98,7 @@ class Habit:
 
     def __init__(self, nbytes: int) -> None:
         # How often it has to be found unchanged in a row, and was; how often it was not hashed for being watched.
-        self._needed = _TWICE if nbytes >= _SMALL_BYTES else _OFTEN
+        self._needed = _UNCHANGED_LARGE if nbytes >= _SMALL_BYTES else _UNCHANGED_SMALL
         self._unchanged = 0
         self._spared = 0
 
