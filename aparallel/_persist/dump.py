@@ -89,7 +89,8 @@ async def dump(
     reduction makes of it: a text has its size once more, in UTF-8, and so has an ``array.array``, in bytes.
 
     Args:
-        obj: not to be changed by others before this is done.
+        obj: not to be changed by others before this is done. A large array that is changed meanwhile makes a file that
+            does not load: :class:`ChecksumError`.
         target: a path: the file is replaced as a whole when everything is written, and an error, a cancellation or the
             death of the process leaves what was there before. Or a binary file, used in a thread; or a file with an
             asynchronous ``write`` (aiofiles, anyio, an ``asyncio.StreamWriter``), used on the loop. These are written
@@ -99,7 +100,8 @@ async def dump(
             level; or a :class:`aparallel.abc.Compressor`.
         durable: for a path: also survive a crash of the machine. It costs waiting for the disk.
         signing_key: a secret; who loads with the same one is sure that nobody else wrote the file.
-        n_jobs: threads that compress, -1 for one per core.
+        n_jobs: threads that compress, -1 for one per core. In a plain file, a second one sums up arrays of 16 MB or
+            more while they are written.
         progress: True for tqdm's bar, or a function of (bytes written, total or None), called on the loop.
 
     Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for. A path is as it

@@ -49,8 +49,9 @@ class FileSink:
         early: have the disk begin with what is written while more is, as the file will be synced.
     """
 
-    # A cache of the second level holds it, in the program's memory and in the kernel's.
-    slice = 512 << 10
+    # The caches of a core hold it, in the program's memory and in the kernel's. To write and sum up 100 MB takes
+    # 14.6 ms, and 15.1 in slices of half the size.
+    slice = 1 << 20
 
     def __init__(self, fd: int, stop: Stop, *, reserve: bool = False, early: bool = False) -> None:
         self._fd = fd
