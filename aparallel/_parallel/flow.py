@@ -31,7 +31,7 @@ Source = Iterable[Any] | AsyncIterable[Any]
 
 # Drawing gives the loop back after this long. A timer's task takes two turns of the loop to run, and each turn also
 # takes in outcomes, so at 1 ms the loop's lag was 2 to 3 ms at the median.
-_SLICE_SECONDS = 0.00025
+_SLICE_SECONDS = 0.00015
 
 # What was drawn in this time is handed out together: each message has its cost.
 _HAND_OUT_SECONDS = 0.001
