@@ -242,7 +242,7 @@ def hang_if_first(mark: Path) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("size", [8, 200_000])
+@pytest.mark.parametrize("size", [8, 200_000, 1_000_000])
 async def test_a_worker_that_does_not_get_ready_holds_no_calls(tmp_path: Path, size: int) -> None:
     async with Pool(2, initializer=hang_if_first, initargs=(tmp_path / "mark",)) as pool:
         async with asyncio.timeout(20):

@@ -48,7 +48,12 @@ ENDINGS: dict[str, type[BaseException] | None] = {
 }
 DEADLY = {"exits", "killed", "killed late"}
 WEIGHTS = [14, 4, 2, 2, 1, 1, 1, 0.3, 0.3, 0.3]
-LARGE = 700_000
+
+
+@by_value
+def large(number: int) -> int:
+    """How large such a result is: a message, and the rings, hold some and not others."""
+    return (20_000, 100_000, 700_000, 3_000_000)[number % 4]
 
 
 @by_value
@@ -81,7 +86,7 @@ def work(number: int, ending: str, seconds: float, log: str, _argument: object) 
     if ending == "text":
         return str(number) * 100
     if ending == "large":
-        return [number, bytes(LARGE)]
+        return [number, bytes(large(number))]
     if ending == "raises":
         raise ZeroDivisionError(number)
     if ending == "unpicklable":
@@ -91,7 +96,7 @@ def work(number: int, ending: str, seconds: float, log: str, _argument: object) 
     if ending == "exits":
         os._exit(3)
     if ending == "killed late":
-        return [bytes(LARGE), DiesWhenPickled(1)]
+        return [bytes(large(number)), DiesWhenPickled(1)]
     os.kill(os.getpid(), signal.SIGKILL)
     return None
 
@@ -101,7 +106,7 @@ def is_right(number: int, ending: str, outcome: Any) -> bool:
     if expected is not None:
         return type(outcome) is expected and (ending != "raises" or outcome.args == (number,))
     return bool(
-        outcome == {"small": number, "text": str(number) * 100, "large": [number, bytes(LARGE)]}[ending],
+        outcome == {"small": number, "text": str(number) * 100, "large": [number, bytes(large(number))]}[ending],
     )
 
 
@@ -130,7 +135,7 @@ class Load:
         self.most_runs[number] = 1 + (retries if ending in DEADLY else 0)
         argument: Any = int if ending != "unloadable" else Unreadable()
         if chance.random() < 0.05:
-            argument = (argument, os.urandom(100_000))
+            argument = (argument, os.urandom(chance.choice([20_000, 100_000, 400_000, 1_000_000])))
         return number, ending, delayed(work)(number, ending, seconds, str(self.log), argument)
 
     def settle(self, number: int, ending: str, outcome: Any) -> None:

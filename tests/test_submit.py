@@ -79,26 +79,26 @@ async def test_arguments_are_taken_as_they_are_when_the_call_is_submitted() -> N
 
 async def test_a_large_argument_is_pickled_off_the_loop_and_waits_like_any_other() -> None:
     async with Pool(1, max_queued=2) as pool:
-        futures = [pool.submit(len, b"x" * 300_000) for _ in range(20)]
+        futures = [pool.submit(len, b"x" * 1_000_000) for _ in range(20)]
         ended = await asyncio.gather(*futures, return_exceptions=True)
-        assert {300_000, PoolSaturatedError} == {size if isinstance(size, int) else type(size) for size in ended}
-        cancelled = pool.submit(len, b"x" * 300_000)
+        assert {1_000_000, PoolSaturatedError} == {size if isinstance(size, int) else type(size) for size in ended}
+        cancelled = pool.submit(len, b"x" * 1_000_000)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert await pool.run(len, b"x" * 300_000) == 300_000
+        assert await pool.run(len, b"x" * 1_000_000) == 1_000_000
 
 
 async def test_whoever_cancels_all_tasks_leaves_no_future_pending() -> None:
     async with Pool(1) as pool:
-        future = pool.submit(len, b"x" * 300_000)
+        future = pool.submit(len, b"x" * 1_000_000)
         for task in asyncio.all_tasks():
             if task.get_name().startswith("aparallel-"):  # the others are the tests'
                 task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(future, 20)
         assert pool._engine.admitted.is_empty()
-        assert await pool.run(len, b"x" * 300_000) == 300_000
+        assert await pool.run(len, b"x" * 1_000_000) == 1_000_000
 
 
 async def test_errors_are_the_futures() -> None:
@@ -132,7 +132,7 @@ class Interrupting:
 @pytest.mark.parametrize("how", ["run", "submit"])
 async def test_whatever_pickling_in_a_thread_raises_ends_the_call(how: str) -> None:
     async with Pool(1) as pool:
-        large = ["x" * 300_000, Interrupting()]
+        large = ["x" * 1_000_000, Interrupting()]
         begin = pool.run if how == "run" else pool.submit
         with pytest.raises(Interrupted):
             await asyncio.wait_for(begin(len, large), 20)
@@ -269,12 +269,12 @@ class Arguments(list[Any]):
     """Can be watched."""
 
 
-@pytest.mark.parametrize("size", [10, 300_000])
+@pytest.mark.parametrize("size", [10, 300_000, 1_000_000])
 @pytest.mark.parametrize("awaited", [True, False])
 async def test_nothing_keeps_a_call_that_could_not_be_pickled(size: int, awaited: bool) -> None:
     async with Pool(1) as pool:
         with contextlib.suppress(UnpicklableCallError):  # what that imports may leave cycles
-            await pool.submit(len, ["x" * 300_000, threading.Lock()])
+            await pool.submit(len, ["x" * 1_000_000, threading.Lock()])
         gc.collect()
         gc.disable()
         try:

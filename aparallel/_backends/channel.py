@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Header = tuple[int, int, int, int, int]
+    Piece = bytes | memoryview
 
 _RECEIVE_BYTES = 256 * 1024
 _SEND_PARTS = 64
@@ -81,7 +82,7 @@ class Channel:
     # Out
 
     def write(
-        self, kind: int, control: object, *, first: int = 0, tail: Sequence[bytes] = (), fds: Sequence[int] = ()
+        self, kind: int, control: object, *, first: int = 0, tail: Sequence[Piece] = (), fds: Sequence[int] = ()
     ) -> None:
         """Send a frame, and with its first byte descriptors, which must stay open until the worker has them."""
         body = pickle.dumps(control, 5)

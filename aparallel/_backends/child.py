@@ -13,8 +13,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from aparallel._transfer.shared_memory import create
-from aparallel._wire.outbox import SIZE, Outbox
+from aparallel._transfer.shared_memory import create_in_file, create_in_memory
+from aparallel._wire.outbox import SIZE, SIZE_WITH_RINGS, Outbox
 from aparallel.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Child:
             far_line, self._lifeline = os.pipe()
             theirs.append(far_line)
             self._descriptors.append(self._lifeline)
-            memory = create(SIZE)
+            memory = _create_memory()
             theirs.append(memory)
             self.outbox = Outbox(memory)
             if logs:
@@ -185,6 +185,14 @@ class Child:
             outbox, self.outbox = self.outbox, None
             outbox.close()
         _children.discard(self)
+
+
+def _create_memory() -> int:
+    """Return a descriptor of memory for an outbox and, where they are safe, rings."""
+    try:
+        return create_in_memory(SIZE_WITH_RINGS)
+    except OSError:
+        return create_in_file(SIZE, None)
 
 
 def _command(executable: str, descriptors: list[int]) -> list[str]:

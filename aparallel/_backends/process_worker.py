@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
+    from aparallel._backends.channel import Piece
     from aparallel._backends.child import Child
     from aparallel._backends.logs import LogRelay, WorkerRecords
     from aparallel._transfer.functions import PickledFunction
@@ -84,6 +85,10 @@ class ProcessWorker(Worker):
         # Outcomes received so far: the position of the next one in all that this worker gives.
         self._received = 0
 
+        assert child.outbox is not None
+        # Where large pickles go, and come from.
+        self._ring = child.outbox.to_worker
+        self._ring_to_us = child.outbox.to_parent
         self._channel = Channel(loop, child.socket, self._take_frame, self._on_end, child.kill)
         # The shared memory between us.
         self.loans = Loans(loop, self._channel, on_memory)
@@ -114,7 +119,7 @@ class ProcessWorker(Worker):
         if self._has_changed():
             self._channel.write(frames.SETUP, self._changing())
         functions: list[tuple[int, bytes | int]] = []
-        tail: list[bytes] = []
+        tail: list[Piece] = []
         contents = []
         count = 0
         for batch in batches:
@@ -131,12 +136,35 @@ class ProcessWorker(Worker):
             contents.append((number, batch.payloads, (largest, sharing.temp_folder)))
             count += len(batch.payloads)
         references: dict[Segment, int] = {}
-        sent = [(number, _packed(payloads, tail, references), results) for number, payloads, results in contents]
+        if self._ring is not None and not self._unfinished:  # nobody takes what calls have there that were taken back
+            self._ring.forget()
+        sent = [(number, self._packed(payloads, tail, references), results) for number, payloads, results in contents]
         forget = self._forget_functions(len(batches))
         lent = self.loans.lend(references)
         self._channel.write(frames.CALLS, (functions, forget, sent, lent), first=self._sent, tail=tail)
         self._sent += count
         self._unfinished += count
+
+    def _packed(self, payloads: list[Any], tail: list[Piece], references: dict[Segment, int]) -> list[Any]:
+        """Have what is large leave the frame's pickle, and count references to shared memory."""
+        if Shipment not in set(map(type, payloads)):
+            return payloads
+        return [
+            [self._placed(payload, tail), _counted(payload, references)] if isinstance(payload, Shipment) else payload
+            for payload in payloads
+        ]
+
+    def _placed(self, shipment: Shipment, tail: list[Piece]) -> bytes | int | tuple[int, int]:
+        """Put a pickle into the ring or, if that is full, the tail; return what tells where it is."""
+        if shipment.size <= frames.OUT_OF_LINE:
+            return b"".join(shipment.pieces)
+        ring = self._ring
+        if ring is not None:
+            position = ring.put(shipment.pieces, shipment.size)
+            if position is not None:
+                return position, shipment.size
+        tail.extend(shipment.pieces)
+        return shipment.size
 
     def _forget_functions(self, in_use: int) -> list[int]:
         forget = []
@@ -157,6 +185,9 @@ class ProcessWorker(Worker):
             self._take_outcomes(first, read(body, count), kind == frames.PLAIN_OUTCOMES, busy / 1e9)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
             self._take_large(body, kind == frames.LARGE_FAILURE, busy / 1e9)
+        elif kind == frames.VALUE_IN_RING:
+            position, size = pickle.loads(body)
+            self._take_from_ring(position, size, busy / 1e9)
         elif kind == frames.VALUE_IN_SEGMENT:
             self._take_in_segment(body, busy / 1e9)
         elif kind == frames.SEGMENT:
@@ -187,16 +218,35 @@ class ProcessWorker(Worker):
         if not are_plain:
             for position, outcome in enumerate(outcomes):
                 if type(outcome) is tuple:
-                    outcomes[position], is_failure = _unpickled(*outcome)
+                    read_outcome = _unpickled if type(outcome[0]) is bytes else self._taken
+                    outcomes[position], is_failure = read_outcome(*outcome)
                     if is_failure:
                         failed.append(position)
         self._tell(outcomes, failed, seconds)
+
+    def _taken(self, position: int, size: int) -> tuple[Any, bool]:
+        """As :func:`_unpickled`, of what lies in the ring."""
+        ring = self._ring_to_us
+        assert ring is not None
+        with ring.look(position, size) as data:
+            outcome = _unpickled(data, False)
+        ring.take(position + size)
+        return outcome
 
     def _take_large(self, body: memoryview, failure: bool, seconds: float) -> None:
         if failure:
             self._tell([_failure(body)], [0], seconds)
         else:
             self._take_value(body, None, seconds)
+
+    def _take_from_ring(self, position: int, size: int, seconds: float) -> None:
+        """Take what the worker took a while to pickle, and so will whoever reads it."""
+        ring = self._ring_to_us
+        assert ring is not None
+        with ring.look(position, size) as data:
+            body = memoryview(bytes(data))
+        ring.take(position + size)
+        self._take_value(body, None, seconds)
 
     def _take_in_segment(self, body: memoryview, seconds: float) -> None:
         number, spans, data = pickle.loads(body)
@@ -314,30 +364,24 @@ class ProcessWorker(Worker):
         self._events.on_exit(Exit(unstarted, exitcode, signal, self._ready, self._error))
 
 
-def _in_line(blob: bytes, tail: list[bytes]) -> bytes | int:
+def _in_line(blob: bytes, tail: list[Piece]) -> bytes | int:
     if len(blob) <= frames.OUT_OF_LINE:
         return blob
     tail.append(blob)
     return len(blob)
 
 
-def _packed(payloads: list[Any], tail: list[bytes], references: dict[Segment, int]) -> list[Any]:
-    """Have what is large leave the frame's pickle for *tail*, and count references to shared memory."""
-    if Shipment not in set(map(type, payloads)):
-        return payloads
-    return [_unloaded(payload, tail, references) if isinstance(payload, Shipment) else payload for payload in payloads]
-
-
-def _unloaded(shipment: Shipment, tail: list[bytes], references: dict[Segment, int]) -> list[Any]:
+def _counted(shipment: Shipment, references: dict[Segment, int]) -> list[tuple[int, int, int, Any]]:
+    """Count a call's references to shared memory; return them."""
     parts = []
     for content, mode in shipment.parts:
         segment = content.segment
         references[segment] = references.get(segment, 0) + 1
         parts.append((segment.number, content.offset, content.nbytes, mode))
-    return [_in_line(shipment.data, tail), parts]
+    return parts
 
 
-def _unpickled(data: bytes, is_failure: bool) -> tuple[Any, bool]:
+def _unpickled(data: bytes | memoryview, is_failure: bool) -> tuple[Any, bool]:
     """Return the value or error that an outcome is, and whether it is an error."""
     if is_failure:
         return _failure(data), True

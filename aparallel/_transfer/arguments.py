@@ -286,7 +286,7 @@ class ArgumentMemory:
         if mode == "r+":
             _check_is_array(value)
         buffers = OutOfBand(0, "c" if mode == "r+" else "r")
-        data = pickle_in_slices(value, pause, buffers)
+        data = b"".join(pickle_in_slices(value, pause, buffers))
         sources: list[Any] = [Raw(memoryview(data))]
         sources += map(as_source, buffers.take())
         written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))

@@ -14,7 +14,14 @@ from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, MANY_FUNCTIONS, NAMED, Functions, PickledFunction
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
-from aparallel._transfer.pickling import NotLoaded, load_by_value, pickle_in_slices, pickle_within
+from aparallel._transfer.pickling import (
+    NotLoaded,
+    is_plain_array,
+    load_by_value,
+    pickle_in_slices,
+    pickle_plain,
+    pickle_within,
+)
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
 from aparallel._wire.frames import OUT_OF_LINE
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._transfer.out_of_band import Marker
+    from aparallel._transfer.pickling import Pieces
     from aparallel.abc import Sharing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
@@ -34,8 +42,10 @@ _NUMBERS = frozenset({int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
 _SHORT = 1024
 
-# What is pickled on the loop at most, in bytes: about a quarter of a millisecond.
+# What is pickled on the loop at most, in bytes: about a quarter of a millisecond. Of text, bytes and buffers that are
+# only copied so much comes on top, which takes about as long.
 ON_LOOP_BYTES = 64 * 1024
+COPIED_ON_LOOP_BYTES = 512 * 1024
 
 # The pickles of functions that an encoder keeps take at most so many bytes together, unless there is only one.
 _MANY_BYTES = 32 * 1024 * 1024
@@ -57,7 +67,7 @@ class _Held(NamedTuple):
 
     call: Call[Any]
     function: PickledFunction
-    data: bytes
+    pieces: Pieces
     sources: list[memoryview | Marker]
     places: frozenset[Any]
 
@@ -83,11 +93,16 @@ def _plain(args: tuple[Any, ...]) -> Any:
     return args[0] if len(args) == 1 and type(args[0]) is not bytes else args
 
 
-def _with_references(data: bytes, references: list[Any]) -> bytes | Shipment:
+def _with_references(pieces: Sequence[bytes | memoryview], references: list[Any]) -> bytes | Shipment:
     """Return the payload for a pickle that refers only to what is shared already."""
-    if not references and len(data) <= OUT_OF_LINE:
-        return data
-    return Shipment(data, [(reference.content, reference.mode) for reference in references])
+    size = sum(map(len, pieces))
+    if not references and size <= OUT_OF_LINE:
+        return b"".join(pieces)
+    return Shipment(pieces, size, [(reference.content, reference.mode) for reference in references])
+
+
+class _Heavy(Exception):
+    """A call has been drawn, and that took a while."""
 
 
 class ProcessEncoder(Encoder):
@@ -176,13 +191,13 @@ class ProcessEncoder(Encoder):
             return None
         try:
             function = self._function(call.func)
-            data = pickle_within(content, ON_LOOP_BYTES, self._awaiting)
+            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
         except Exception:  # TooLarge, or what is told when it is drawn again
             self._awaiting.take()
             return None
         sources = self._awaiting.take()
         awaited = [source for source in sources if isinstance(source, Awaited)]
-        return _Held(call, function, data, sources, self._memory.places_of(awaited)) if awaited else None
+        return _Held(call, function, pieces, sources, self._memory.places_of(awaited)) if awaited else None
 
     def _draw_held(self, limit: int, drawn: Drawn) -> None:
         """Draw calls that were held, in the moment in which they were. It may be that they cannot be, after all."""
@@ -194,7 +209,7 @@ class ProcessEncoder(Encoder):
                 self._held.clear()
                 break
             self._held.popleft()
-            drawn.run_of(held.function).append(_with_references(held.data, parts))
+            drawn.run_of(held.function).append(_with_references(held.pieces, parts))
             drawn.count += 1
 
     def _recall_held(self, marker: Awaited) -> Marker | None:
@@ -224,15 +239,20 @@ class ProcessEncoder(Encoder):
                     for value in args:
                         kind = type(value)
                         if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
-                            add(self._pickle_arguments(call, drawn))
+                            self._add_pickled(call, drawn, add)
                             break
                     else:
                         if variables or call.keywords:
-                            add(self._pickle_arguments(call, drawn))
+                            self._add_pickled(call, drawn, add)
                         elif len(args) == 1 and kind is not bytes:  # as _plain() does it, but here
                             add(value)
                         else:
                             add(args)
+                except _Heavy:
+                    index += 1
+                    if time.monotonic() > deadline:
+                        end = index
+                    break
                 except TooLarge:
                     self._begin_moment()
                     drawn.large = call
@@ -254,19 +274,48 @@ class ProcessEncoder(Encoder):
         if self._user is not None and not self._at_once:
             self._user.begin_moment()
 
-    def _pickle_arguments(self, call: Call[Any], drawn: Drawn) -> bytes | Shipment:
+    def _add_pickled(self, call: Call[Any], drawn: Drawn, add: Callable[[bytes | Shipment], object]) -> None:
+        """Draw a call whose arguments are to be pickled.
+
+        Raises:
+            _Heavy: it is drawn, and the clock is to be read.
+        """
         self._begin_moment()
         pickled = self._pickle((call.args, call.keywords, self._values()))
-        drawn.size += len(pickled if isinstance(pickled, bytes) else pickled.data)
-        return pickled
+        add(pickled)
+        if isinstance(pickled, bytes):
+            drawn.size += len(pickled)
+        else:
+            drawn.size += pickled.size
+            raise _Heavy
 
     def _pickle(self, content: Any) -> bytes | Shipment:
         """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
+        if (size := self._size_of_plain(content)) is not None:
+            return _with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
         self._content = content
         try:
-            return _with_references(pickle_within(content, ON_LOOP_BYTES, self._recalling), self._recalling.take())
+            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._recalling)
+            return _with_references(pieces, self._recalling.take())
         finally:
             self._content = self  # which nobody may ask about
+
+    def _size_of_plain(self, content: Any) -> int | None:
+        """About how many bytes arguments take that are nothing but numbers, text and arrays; None if they are not."""
+        args, keywords, values = content
+        if keywords or values is not None:
+            return None
+        size = 0
+        for value in args:
+            kind = type(value)
+            if kind in _TEXTS:
+                size += len(value)
+            elif kind not in _NUMBERS:
+                # One with a base may be of shared memory.
+                if not is_plain_array(value, self._limit) or getattr(value, "base", None) is not None:
+                    return None
+                size += value.nbytes
+        return size if size <= COPIED_ON_LOOP_BYTES else None
 
     def _recall(self, source: memoryview | Marker) -> Marker | None:
         found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._is_inert)
@@ -345,7 +394,7 @@ class ProcessEncoder(Encoder):
         """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
         buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
         try:
-            blob = pickle_in_slices(fn, pause, buffers)
+            blob = b"".join(pickle_in_slices(fn, pause, buffers))
         finally:
             sources = buffers.take()
         if sources:
@@ -357,18 +406,19 @@ class ProcessEncoder(Encoder):
         sharing = self._sharing
         buffers = OutOfBand(self._limit, sharing.mmap_mode)
         try:
-            data = pickle_in_slices(content, pause, buffers)
+            pieces = pickle_in_slices(content, pause, buffers)
         finally:
             sources = buffers.take()
+        size = sum(map(len, pieces))
         if not sources:
-            return _with_references(data, []), len(data)
+            return _with_references(pieces, []), size
         try:
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)
-            data = pickle_in_slices(content, pause, buffers)
-            return _with_references(data, buffers.take()), len(data)
-        return Shipment(data, parts), len(data) + written
+            pieces = pickle_in_slices(content, pause, buffers)
+            return _with_references(pieces, buffers.take()), sum(map(len, pieces))
+        return Shipment(pieces, size, parts), size + written
 
     def _function(self, fn: Callable[..., Any]) -> PickledFunction:
         function = self._functions.known(fn)
@@ -377,7 +427,7 @@ class ProcessEncoder(Encoder):
         known = self._recent.get(id(fn))
         if known is not None and type(fn) is FunctionType:
             return known[1]
-        blob = pickle_within(fn, ON_LOOP_BYTES, self._recalling)
+        blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._recalling))
         if self._recalling.take():  # it refers to what is shared
             raise TooLarge
         function = self._functions.by_content(fn, blob)

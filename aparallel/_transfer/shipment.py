@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 
 class Shipment:
-    """A pickle, and the contents that it refers to, in the order in which it does. They stay while it is there."""
+    """A pickle, and the contents that it refers to, in the order in which it does. They stay while it is there.
 
-    __slots__ = ("data", "parts")
+    Attributes:
+        pieces: of the pickle, *size* bytes together.
+    """
 
-    def __init__(self, data: bytes, parts: list[tuple[Content, Mode]]) -> None:
-        self.data = data
+    __slots__ = ("parts", "pieces", "size")
+
+    def __init__(self, pieces: Sequence[bytes | memoryview], size: int, parts: list[tuple[Content, Mode]]) -> None:
+        self.pieces = pieces
+        self.size = size
         self.parts = parts
 
 

@@ -23,9 +23,9 @@ To the worker::
                                        payload: a number, a str or None, the one plain argument,
                                        or a tuple of plain arguments,
                                        or bytes, a pickle of (args, kwargs, variables),
-                                       or [bytes or int, [(segment, offset, size, mode)]], such a
-                                       pickle, or the size of one in the tail, and where its large
-                                       buffers lie;
+                                       or [bytes, int or pair, [(segment, offset, size, mode)]], such a
+                                       pickle, or the size of one in the tail, or (position, size) of
+                                       one in the ring (``ring.py``), and where its large buffers lie;
                                        results leave buffers of more than *largest* bytes in
                                        shared memory, or in a file in *folder*
     loans      [(segment, count)]      how often the payloads refer to which segments
@@ -35,6 +35,7 @@ To the parent::
     header   kind u8, pad u8 u16, count u32, first u64, busy u64, size u64
     body     OUTCOMES, PLAIN_OUTCOMES: *count* outcomes (see ``outbox``), all plain in the latter;
              LARGE_VALUE, LARGE_FAILURE: the pickle of one outcome;
+             VALUE_IN_RING: a pickle of (position, size) of the pickle of one outcome that takes long to read;
              VALUE_IN_SEGMENT: a pickle of (segment, [(offset, size)], the outcome's pickle);
              READY: empty; NOT_READY: the initializer's failure;
              SEGMENT: a pickle of (number, sizes); the descriptors come along;
@@ -94,6 +95,7 @@ LARGE_FAILURE = 7
 VALUE_IN_SEGMENT = 8
 PLAIN_OUTCOMES = 9
 SHORTAGE = 10
+VALUE_IN_RING = 11
 
 # What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
 OUT_OF_LINE = 16 * 1024

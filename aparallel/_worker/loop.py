@@ -11,12 +11,22 @@ from time import monotonic_ns
 from types import ModuleType
 
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
-from aparallel._transfer.pickling import pickle
+from aparallel._transfer.pickling import pickle, pickle_in_pieces, pickle_plain
 from aparallel._wire import descriptors, frames
 from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
 from aparallel._worker.arrival import Arrival
-from aparallel._worker.outgoing import FAILURE, IN_SEGMENT, PATIENCE_NS, PICKLED, PLAIN, Outgoing
+from aparallel._worker.outgoing import (
+    FAILURE,
+    IN_SEGMENT,
+    LARGE,
+    LARGE_BYTES,
+    PATIENCE_NS,
+    PICKLED,
+    PLAIN,
+    SLOW,
+    Outgoing,
+)
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -35,6 +45,8 @@ _NEVER = 1 << 62
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
 _PLAIN_LENGTH = 4096
+# What takes no longer to pickle does not hold the parent's loop for long when it is read.
+_MOMENT_NS = 200_000
 # What arguments come as that need no unpickling of their own.
 _ARGUMENTS = _NUMBERS | {str, tuple}
 
@@ -85,6 +97,7 @@ class _Worker:
         self.arrival = Arrival(connection)
         self.outgoing = Outgoing(connection, outbox)
         self.head = outbox.head
+        self.ring: Any = outbox.to_worker
         # Frames that were read while a verdict was awaited.
         self.waiting: deque[_Frame] = deque()
         self.verdicts = 0
@@ -102,6 +115,8 @@ class _Worker:
         self.memory: WorkerMemory | None = None
         # What buffers of results are too large for a pickle, and where they go if memory is short.
         self.results: tuple[int, str | None] = (_NEVER, None)
+        # Whether the last result was large. The next one is then pickled in pieces: a small one takes longer so.
+        self.is_large = False
         self.runner: asyncio.Runner | None = None
         # Emptied in a forked copy of this process, which must never speak for the worker.
         self.original = [True]
@@ -159,7 +174,7 @@ class _Worker:
 
     def _ask_for_room(self) -> None:
         """Have the parent give back the memory that it keeps for later, and wait until it has."""
-        self.outgoing.send(frames.SHORTAGE, b"")
+        self.outgoing.send(frames.SHORTAGE, ())
         while self._read_ahead() != frames.RELIEVED:
             pass
 
@@ -232,9 +247,9 @@ class _Worker:
             except BaseException as error:
                 if not self.original:
                     _leave_forked_copy()
-                self.outgoing.send(frames.NOT_READY, describe_failure(error, RUNNING))
+                self.outgoing.send(frames.NOT_READY, [describe_failure(error, RUNNING)])
                 return False
-        self.outgoing.send(frames.READY, b"")
+        self.outgoing.send(frames.READY, ())
         return True
 
     def _run(self, frame: _Frame) -> None:
@@ -243,7 +258,7 @@ class _Worker:
         outgoing, head, write, verdicts = self.outgoing, self.head, self.outgoing.outbox.write, self.verdicts
         now = outgoing.begin()
         void_from = self.void_from = _NEVER
-        call = frame.first
+        call, in_ring = frame.first, None
         for number, payloads, self.results in frame.control[2]:
             function = self.functions[number]
             for payload in payloads:
@@ -270,12 +285,18 @@ class _Worker:
                             kind, outcome = self._finish(outcome, None)
                 else:
                     blob, parts = payload if type(payload) is list else (payload, None)
-                    if parts is not None and type(blob) is int:
+                    if parts is None:
+                        if type(blob) is not bytes:
+                            blob = dumps((blob if type(blob) is tuple else (blob,), {}, None), 5)
+                    elif type(blob) is int:
                         end = offset + blob
                         blob, offset = tail[offset:end], end
-                    elif type(blob) is not bytes:
-                        blob = dumps((blob if type(blob) is tuple else (blob,), {}, None), 5)
+                    elif type(blob) is tuple:
+                        in_ring, blob = blob, self.ring.look(*blob)
                     kind, outcome = self._call_pickled(number, blob, parts, frame.loans)
+                    if in_ring is not None:
+                        self.ring.take(sum(in_ring))
+                        in_ring = None
                     function = self.functions[number]
                 if not original:
                     _leave_forked_copy()
@@ -333,13 +354,23 @@ class _Worker:
             return PLAIN, value
         if not self.original:  # before it says where in shared memory a result is
             _leave_forked_copy()
+        begun = monotonic_ns()
         try:
-            if "numpy" not in sys.modules and "pyarrow" not in sys.modules:  # nothing here makes buffers
-                return PICKLED, pickle(value)
-            data, segment, spans = self._memory().encode(value, *self.results)
-            if not spans:
-                return PICKLED, data
-            return IN_SEGMENT, dumps((segment, spans, data), 5)
+            if kind in _TEXTS:
+                pieces = pickle_plain(value, len(value))
+            elif "numpy" in sys.modules or "pyarrow" in sys.modules:
+                pieces, segment, spans = self._memory().encode(value, *self.results)
+                if spans:
+                    return IN_SEGMENT, dumps((segment, spans, b"".join(pieces)), 5)
+            elif self.is_large:
+                pieces = pickle_in_pieces(value)
+            else:  # nothing here makes buffers
+                pieces = [pickle(value)]
+            size = sum(map(len, pieces))
+            self.is_large = size > LARGE_BYTES
+            if not self.is_large:
+                return PICKLED, b"".join(pieces)
+            return LARGE if monotonic_ns() - begun < _MOMENT_NS else SLOW, pieces
         except BaseException as error:
             return FAILURE, describe_failure(error, RETURNING)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from _pickle import dumps, loads
+from _pickle import loads
 
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.lending import Lender, NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
-from aparallel._transfer.pickling import PROTOCOL, pickle
+from aparallel._transfer.pickling import is_plain_array, pickle_in_pieces, pickle_plain
 from aparallel._transfer.writing import Raw
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.borrowing import GivenBack, Loan, Mapped
     from aparallel._transfer.lending import Segment
+    from aparallel._transfer.pickling import Pieces
     from aparallel._wire.frames import When
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
@@ -58,30 +58,31 @@ class WorkerMemory:
             buffers.append(loan.view(offset, size, mode, private.get(number) if mode == "c" else None))
         return loads(blob, buffers=buffers)
 
-    def encode(self, value: object, largest: int, folder: str | None) -> tuple[bytes, int, list[tuple[int, int]]]:
+    def encode(self, value: Any, largest: int, folder: str | None) -> tuple[Pieces, int, list[tuple[int, int]]]:
         """Pickle a result; buffers of more than *largest* bytes go to a segment.
 
-        Returns the pickle, the segment's number, and (offset, size) of each buffer, if there are any.
+        Returns the pickle in pieces, some of which may be of *value*, the segment's number, and (offset, size) of each
+        buffer, if there are any.
 
         Raises:
             SharedMemoryError: there is no room for them.
         """
-        if _is_small_and_plain(value, largest):
-            return dumps(value, PROTOCOL), 0, []
+        if is_plain_array(value, largest):
+            return pickle_plain(value, value.nbytes), 0, []
         buffers = self._results.get(largest)
         if buffers is None:
             buffers = self._results[largest] = OutOfBand(largest, None)
         try:
-            data = pickle(value, buffers)
+            pieces = pickle_in_pieces(value, buffers)
         finally:
             taken = buffers.take()
         if not taken:
-            return data, 0, []
+            return pieces, 0, []
         sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in taken]
         try:
             hold, offsets, _ = self._lender.write(sources, folder)
         except NoDescriptorError:  # through the socket, then
-            return pickle(value, OutOfBand(NEVER, None)), 0, []
+            return pickle_in_pieces(value, OutOfBand(NEVER, None)), 0, []
         segment = hold.segment
         if segment.number not in self._introduced:
             self._introduced.add(segment.number)
@@ -89,7 +90,7 @@ class WorkerMemory:
         segment.lend(1)
         spans = [(offset, source.nbytes) for offset, source in zip(offsets, sources, strict=True)]
         self._give_away_oldest()
-        return data, segment.number, spans
+        return pieces, segment.number, spans
 
     def _give_away_oldest(self) -> None:
         lent = [segment for segment in self._lender.segments.values() if segment.lent]
@@ -128,20 +129,3 @@ class WorkerMemory:
         discarded, self._discarded = self._discarded, []
         freed, self._freed = self._freed, 0
         return discarded, given_back, freed
-
-
-def _is_small_and_plain(value: Any, largest: int) -> bool:
-    """Whether it is a number or an array of NumPy's that needs no thought: the usual result."""
-    np: Any = sys.modules.get("numpy")
-    if np is None:
-        return False
-    if isinstance(value, np.generic):
-        return not value.dtype.hasobject
-    return (
-        type(value) is np.ndarray
-        and value.nbytes <= largest
-        and value.flags.writeable
-        and value.flags.forc
-        and value.dtype.isnative
-        and not value.dtype.hasobject
-    )

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 PATIENCE_NS = 1_000_000
 
 # An outcome larger than this travels in a frame of its own.
-_LARGE = 32 * 1024
+LARGE_BYTES = 32 * 1024
 
-# What an outcome is: a plain value (see ``_wire/outbox.py``), the pickle of one, the pickle of one whose large buffers
-# are in a segment, or the pickled description of an exception.
-PLAIN, PICKLED, IN_SEGMENT, FAILURE = range(4)
+# What an outcome is: a plain value (see ``_wire/outbox.py``), the pickle of one, that in pieces, which took a moment or
+# long to make, the pickle of one whose large buffers are in a segment, or the pickled description of an exception.
+PLAIN, PICKLED, LARGE, SLOW, IN_SEGMENT, FAILURE = range(6)
 
 
 class Outgoing:
@@ -47,6 +47,7 @@ class Outgoing:
         self.count = 0
         self.flushed_at = 0
         self._is_plain = True
+        self._ring: Any = outbox.to_parent
         # From when the calls of the next frame count as busy.
         self._busy_since = 0
 
@@ -59,12 +60,21 @@ class Outgoing:
         """Add one outcome; send what waits if it has waited long enough."""
         if kind == PLAIN:
             data = marshalled(outcome, VERSION)
-            if len(data) > _LARGE:  # an int may have a million digits
-                return self._send_large(frames.LARGE_VALUE, dumps(outcome, 5))
+            if len(data) > LARGE_BYTES:  # an int may have a million digits
+                return self._send_large(frames.LARGE_VALUE, [dumps(outcome, 5)])
         elif kind == IN_SEGMENT:
-            return self._send_large(frames.VALUE_IN_SEGMENT, outcome)
-        elif len(outcome) > _LARGE:
-            return self._send_large(frames.LARGE_FAILURE if kind == FAILURE else frames.LARGE_VALUE, outcome)
+            return self._send_large(frames.VALUE_IN_SEGMENT, [outcome])
+        elif kind in (LARGE, SLOW):
+            size = sum(map(len, outcome))
+            position = None if self._ring is None else self._ring.put(outcome, size)
+            if position is None:
+                return self._send_large(frames.LARGE_VALUE, outcome)
+            if kind == SLOW:
+                return self._send_large(frames.VALUE_IN_RING, [dumps((position, size), 5)])
+            data = marshalled((position, size), VERSION)
+            self._is_plain = False
+        elif len(outcome) > LARGE_BYTES:
+            return self._send_large(frames.LARGE_FAILURE if kind == FAILURE else frames.LARGE_VALUE, [outcome])
         else:
             data = marshalled((outcome, kind == FAILURE), VERSION)
             self._is_plain = False
@@ -76,12 +86,13 @@ class Outgoing:
             self.outbox.write(data)
         self.count = self.head[COUNT] = self.count + 1
         now = monotonic_ns()
-        return self.flush(now) if now - self.flushed_at > PATIENCE_NS else now
+        is_due = now - self.flushed_at > PATIENCE_NS or (kind == LARGE and self._ring.is_filling())
+        return self.flush(now) if is_due else now
 
-    def _send_large(self, kind: int, data: bytes) -> int:
+    def _send_large(self, kind: int, pieces: Sequence[bytes | memoryview]) -> int:
         now, started = monotonic_ns(), self.head[STARTED]
         self.flush(started)
-        self.send(kind, data, 1, now - started)
+        self.send(kind, pieces, 1, now - started)
         self.first += 1
         self.head[FIRST] = self.first
         return self.begin()
@@ -90,7 +101,7 @@ class Outgoing:
         """Send what waits, all of which had come at the moment *until*."""
         if self.count:
             kind = frames.PLAIN_OUTCOMES if self._is_plain else frames.OUTCOMES
-            self.send(kind, self.outbox.written(), self.count, until - self._busy_since)
+            self.send(kind, [self.outbox.written()], self.count, until - self._busy_since)
             # The count falls before the position rises: a reader in between finds nothing, not garbage.
             self.head[COUNT] = 0
             self.first += self.count
@@ -115,11 +126,13 @@ class Outgoing:
     def introduce(self, segment: Segment) -> None:
         self.tell(frames.SEGMENT, (segment.number, segment.parts.sizes), segment.parts.fds)
 
-    def send(self, kind: int, body: bytes, count: int = 0, busy: int = 0) -> None:
+    def send(self, kind: int, pieces: Sequence[bytes | memoryview], count: int = 0, busy: int = 0) -> None:
         """Send a frame, which has *count* outcomes that took *busy* nanoseconds."""
-        header = frames.TO_PARENT.pack(kind, count, self.first, busy, len(body))
-        if len(body) <= _LARGE:
-            self.connection.sendall(header + body)
-        else:
-            self.connection.sendall(header)
-            self.connection.sendall(body)
+        size = sum(map(len, pieces))
+        header = frames.TO_PARENT.pack(kind, count, self.first, busy, size)
+        if size <= LARGE_BYTES:
+            self.connection.sendall(b"".join((header, *pieces)))
+            return
+        self.connection.sendall(header)
+        for piece in pieces:
+            self.connection.sendall(piece)

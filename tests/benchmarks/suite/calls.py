@@ -8,6 +8,11 @@ def increment(number: int) -> int:
     return number + 1
 
 
+def same(data: bytes) -> bytes:
+    """What comes is what goes."""
+    return data
+
+
 def nap(seconds: float) -> float:
     """Take *seconds* without using a core, so that only the scheduling of calls is measured, not the machine's load."""
     time.sleep(seconds)

@@ -28,7 +28,7 @@ from suite.works.object_files import (
     IntegersFile,
     SmallArraysFile,
 )
-from suite.works.one_call import OneCall
+from suite.works.one_call import OneCall, OnePayload
 from suite.works.tiny_calls import SeparateCalls, TinyCalls
 from suite.works.web import WebCrash, WebLeft, WebLight, WebOverload
 
@@ -37,6 +37,7 @@ WORKS: Mapping[str, Work[Any]] = {
     for work in (
         TinyCalls(),
         OneCall(),
+        OnePayload(),
         SeparateCalls(),
         ColdStart(),
         PoolStart(),
