@@ -95,15 +95,17 @@ class Batch:
     Attributes:
         first: the index of the first one among the owner's calls; the others follow.
         payloads: a call each, as the backend's encoder made it.
+        size: about how many bytes of them a message has to carry, where that is known and not little.
     """
 
-    __slots__ = ("first", "function", "owner", "payloads")
+    __slots__ = ("first", "function", "owner", "payloads", "size")
 
-    def __init__(self, owner: Any, function: Function, first: int, payloads: list[Any]) -> None:
+    def __init__(self, owner: Any, function: Function, first: int, payloads: list[Any], size: int = 0) -> None:
         self.owner = owner
         self.function = function
         self.first = first
         self.payloads = payloads
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -115,9 +117,15 @@ class Batch:
 
     def split(self, count: int) -> tuple[Batch, Batch]:
         """Return the first *count* calls and the rest."""
-        head = Batch(self.owner, self.function, self.first, self.payloads[:count])
-        rest = Batch(self.owner, self.function, self.first + count, self.payloads[count:])
+        head, rest = self.part(0, count), self.part(count, len(self.payloads))
+        rest.size = self.size - head.size  # nothing is lost by rounding
         return head, rest
+
+    def part(self, start: int, end: int) -> Batch:
+        """Return the calls from position *start* up to *end*."""
+        payloads = self.payloads[start:end]
+        size = self.size * len(payloads) // len(self.payloads) if self.size else 0
+        return Batch(self.owner, self.function, self.first + start, payloads, size)
 
 
 class Later:

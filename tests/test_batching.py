@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aparallel._ground.timings import Timing
 from aparallel._parallel.batching import (
     AHEAD_BYTES,
     MESSAGE_CALLS,
@@ -18,11 +19,13 @@ from aparallel._parallel.batching import (
     UNREAD_BYTES,
     calls_ahead,
     calls_per_message,
+    calls_within,
     fair_share,
     parse_batch_size,
     parse_pre_dispatch,
     rough_bytes,
 )
+from aparallel.abc import Batch, Function
 
 
 @given(st.floats(1e-9, 10), st.integers(1, 10_000))
@@ -121,3 +124,22 @@ def test_no_code_of_a_result_runs_to_tell_its_size() -> None:
         __len__ = __sizeof__
 
     assert rough_bytes([Frame()]) < 100
+
+
+@given(st.integers(0, 10**9), st.integers(1, 50), st.lists(st.integers(0, 60), max_size=20))
+def test_parts_of_a_batch_have_its_size_together(size: int, calls: int, cuts: list[int]) -> None:
+    rest = Batch(object(), Function("f", "f", Timing()), 7, list(range(calls)), size)
+    parts = []
+    for cut in cuts:
+        if cut < len(rest):
+            part, rest = rest.split(cut)
+            parts.append(part)
+    parts.append(rest)
+    assert sum(part.size for part in parts) == size
+    assert [payload for part in parts for payload in part.payloads] == list(range(calls))
+    assert all(part.payloads == list(range(part.first - 7, part.last - 6)) for part in parts)
+
+
+def test_a_message_has_room_for_so_many_calls_of_a_size() -> None:
+    assert calls_within(1000, 0) == MESSAGE_CALLS
+    assert [calls_within(1000, size) for size in (1, 300, 1000, 1001)] == [1000, 3, 1, 0]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from aparallel import Pool, delayed
+from aparallel._ground.encoding import DirectEncoder, Drawn
 from aparallel._parallel.slots import Slot, SlotEvents, State
-from aparallel.abc import WorkerEvents
+from aparallel.abc import Sharing, WorkerEvents
 from aparallel.errors import BrokenWorkerError, CallTimeoutError
 from aparallel.testing import FakeBackend, FakeWorker
 
@@ -53,6 +54,53 @@ async def test_slow_calls_never_travel_together() -> None:
         task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(20)))
         await finish_all(backend, task, seconds=0.5)
         assert {size for worker in backend.workers for size in worker.messages} == {1}
+
+
+class HeavyEncoder(DirectEncoder):
+    """Says that every call has 300 KB of arguments."""
+
+    def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
+        drawn = super().draw(calls, limit, first, seconds)
+        drawn.size = drawn.count * 300 * 1024
+        return drawn
+
+    def size_of(self, payload: Any) -> int:
+        return 300 * 1024
+
+
+class HeavyBackend(FakeBackend):
+    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
+        return HeavyEncoder(self._timings)
+
+
+@pytest.mark.parametrize("how", ["gather", "run", "submit"])
+async def test_messages_have_a_megabyte_of_arguments_at_most_and_workers_two_of_them(how: str) -> None:
+    backend = HeavyBackend()
+    async with Pool(1, backend) as pool:
+        for _ in range(5):  # it is known to be fast
+            await finish_all(backend, asyncio.ensure_future(pool.run(same, 0)))
+        (worker,) = backend.workers
+        worker.messages.clear()
+        task: asyncio.Future[Any]
+        if how == "gather":
+            task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(40)]))
+        else:
+            task = asyncio.gather(*(getattr(pool, how)(same, x) for x in range(40)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert max(worker.messages) == 3
+        assert 4 <= sum(worker.messages) <= 6  # with three, it has less than a megabyte
+        await finish_all(backend, task)
+        assert await task == list(range(40))
+        assert max(worker.messages) == 3
+
+
+async def test_a_batch_size_counts_calls_however_large_they_are() -> None:
+    backend = HeavyBackend()
+    async with Pool(1, backend) as pool:
+        task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(40)], batch_size=20))
+        await finish_all(backend, task)
+        assert backend.workers[0].messages == [20, 20]
 
 
 async def test_a_call_goes_to_the_worker_that_was_used_last() -> None:

@@ -106,6 +106,10 @@ class Encoder(ABC):
         """Do the same for a call whose caller waits for it: it may be encoded later, if that would hold the loop."""
         return self.encode(call)
 
+    def size_of(self, payload: Any) -> int:
+        """About how many bytes of *payload* a message has to carry, or 0 if they are few."""
+        return 0
+
     def close(self) -> None:  # noqa: B027
         """Let go of what is kept for further calls: there will be none."""
 

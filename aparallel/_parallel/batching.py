@@ -17,6 +17,10 @@ BatchSize = Literal["auto"] | int
 MESSAGE_SECONDS = 0.002
 MESSAGE_CALLS = 1024
 
+# It carries no more than this, unless one call does: large arguments go through memory of some megabytes, which is to
+# have room for the next message, too.
+MESSAGE_BYTES = 1024 * 1024
+
 # Calls are not spread over workers in parts shorter than this: the message would cost as much.
 PART_SECONDS = 0.0005
 
@@ -52,6 +56,11 @@ def calls_per_message(seconds: float | None, budget: float, share: int, batch_si
     if count < 1:
         return 1 if budget >= MESSAGE_SECONDS else 0
     return min(count, max(share, int(PART_SECONDS / seconds) if seconds > 0 else MESSAGE_CALLS))
+
+
+def calls_within(size: int, call_bytes: float) -> int:
+    """How many calls of *call_bytes* each to add to a message that has *size* bytes of room left; 0 for none."""
+    return int(size / call_bytes) if call_bytes else MESSAGE_CALLS
 
 
 def fair_share(waiting: int, workers: int) -> int:

@@ -218,7 +218,7 @@ class Flow(Queue):
         self._drawn_bytes += drawn.size
         for function, payloads in drawn.runs:
             if payloads:
-                self._add(function, payloads)
+                self._add(function, payloads, drawn.size * len(payloads) // drawn.count)
         if drawn.large is not None:
             await self._admit_large(drawn.large)
         elif drawn.failed is not None:
@@ -235,15 +235,15 @@ class Flow(Queue):
         if not self.cancelled:
             self._large.append((self.drawn, size))
             self._large_bytes += size
-            self._add(function, [payload])
+            self._add(function, [payload], self._encoder.size_of(payload))
             self._scheduler.dispatch()
 
-    def _add(self, function: Any, payloads: list[Any]) -> None:
+    def _add(self, function: Any, payloads: list[Any], size: int) -> None:
         if self.cancelled:  # while a large call was encoded
             return
         self._timing = function.timing
         self._scheduler.admit(self)
-        self.push(Batch(self, function, self._reserve(len(payloads)), payloads))
+        self.push(Batch(self, function, self._reserve(len(payloads)), payloads, size))
 
     def _reserve(self, count: int) -> int:
         first = self.drawn

@@ -244,6 +244,6 @@ def still_wanted(batch: Batch) -> list[Batch]:
     for kept, run in itertools.groupby(wanted):
         end = start + len(list(run))
         if kept:
-            parts.append(Batch(batch.owner, batch.function, batch.first + start, batch.payloads[start:end]))
+            parts.append(batch.part(start, end))
         start = end
     return parts

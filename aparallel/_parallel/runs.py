@@ -105,8 +105,12 @@ class RunQueue(Queue):
         timeout: float | None,
         on_cancel: OnCancel,
         retries: int = 0,
+        size: int = 0,
     ) -> tuple[Runs, int]:
-        """Add calls, to the last batch if they are like it; return their owner and the index of the first there."""
+        """Add calls, to the last batch if they are like it; return their owner and the index of the first there.
+
+        *size*: as a batch has it.
+        """
         if self.pending:
             last = self.pending[-1]
             runs: Runs = last.owner
@@ -122,12 +126,13 @@ class RunQueue(Queue):
             ):
                 runs.futures += futures
                 last.payloads += payloads
+                last.size += size
                 self.count += len(futures)
                 self.tally.calls += len(futures)
                 return runs, index
         runs = Runs(self, context, timeout, on_cancel, retries)
         runs.futures += futures
-        self.push(Batch(runs, function, 0, payloads))
+        self.push(Batch(runs, function, 0, payloads, size))
         return runs, 0
 
     def head(self) -> Batch | None:

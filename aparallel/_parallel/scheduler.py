@@ -27,7 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.accounts import Accounts
 from aparallel._parallel.backlog import Backlog
-from aparallel._parallel.batching import MESSAGE_CALLS, MESSAGE_SECONDS, calls_per_message, fair_share
+from aparallel._parallel.batching import (
+    MESSAGE_BYTES,
+    MESSAGE_CALLS,
+    MESSAGE_SECONDS,
+    calls_per_message,
+    calls_within,
+    fair_share,
+)
 from aparallel._parallel.delivery import Delivery
 from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
 from aparallel._parallel.patience import Patience
@@ -216,7 +223,7 @@ class Scheduler:
         if self.workforce.max_calls_per_worker is not None:
             room = min(room, self.workforce.max_calls_per_worker - slot.total)
         share = fair_share(queue.count, queue.most_workers(self.workforce.limit))
-        budget = MESSAGE_SECONDS
+        budget, space = MESSAGE_SECONDS, MESSAGE_BYTES
         batches: list[Batch] = []
         count = 0
         pace: float | None = None
@@ -225,9 +232,14 @@ class Scheduler:
             wanted = calls_per_message(pace, budget, share - count, queue.batch_size)
             if wanted < 1:
                 break
+            if head.size and queue.batch_size is None:
+                wanted = min(wanted, calls_within(space, head.size / len(head.payloads)) or (0 if batches else 1))
+                if wanted < 1:
+                    break
             batch = queue.take(min(wanted, room))
             batches.append(batch)
             taken = len(batch.payloads)
+            space -= batch.size
             count += taken
             room -= taken
             if pace is None or queue.batch_size is not None:
@@ -337,8 +349,8 @@ class Scheduler:
         if slot.state is State.OVERRAN and owner.timeout is not None:
             error = ran_too_long(call_name(batch, index), owner.timeout, " and was stopped")
         elif owner.may_retry(index):
-            payload = batch.payloads[index - batch.first]
-            self.backlog.put_back([Batch(owner, batch.function, index, [payload])])
+            position = index - batch.first
+            self.backlog.put_back([batch.part(position, position + 1)])
             self.accounts.broken += 1
             return
         else:

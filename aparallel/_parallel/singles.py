@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from aparallel._parallel.engine import Bound, Engine
     from aparallel._parallel.futures import CallFuture, RunOptions
     from aparallel._parallel.runs import RunQueue
-    from aparallel._parallel.scheduler import Scheduler
     from aparallel.abc import Function, OnCancel
 
     # The context that a call runs in, its timeout, what stops it, and how often it is run again.
@@ -123,7 +122,7 @@ class Singles:
             future.add_done_callback(lambda _: place.__exit__(None, None, None))
         how = context, options.timeout, policy, retries
         if encoded is not None:
-            self._enter(future, bound.scheduler, encoded, how, patience)
+            self._enter(future, bound, encoded, how, patience)
             return
         # Meanwhile it counts as waiting: many at a time would fill the memory.
         runs.add_to_coming(1)
@@ -223,7 +222,8 @@ class Singles:
                 continue
             if not runs.count:  # else it has its place
                 bound.scheduler.admit(runs)
-            owner, first = runs.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual)
+            size = drawn.size * len(payloads) // drawn.count
+            owner, first = runs.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual, size=size)
             for index, future in enumerate(part, first):
                 future.home, future.place = engine.admitted, (owner, index)
                 del future.request, self._to_begin[0]
@@ -251,18 +251,19 @@ class Singles:
     def _enter(
         self,
         future: CallFuture[Any],
-        scheduler: Scheduler,
+        bound: Bound,
         encoded: tuple[Function, Any],
         how: _How,
         patience: float | None,
     ) -> None:
         """Have a call wait for a worker, and send it if one is free."""
-        runs = self._runs
+        runs, scheduler = self._runs, bound.scheduler
         function, payload = encoded
         context, timeout, policy, retries = how
         if not runs.count:  # else it has its place
             scheduler.admit(runs)
-        future.place = runs.enter(function, [payload], [future], context, timeout, policy, retries)
+        size = bound.encoder.size_of(payload)
+        future.place = runs.enter(function, [payload], [future], context, timeout, policy, retries, size)
         scheduler.dispatch_soon()
         if patience is not None:
             expiry = scheduler.withdraw_after(patience, *future.place)
@@ -283,7 +284,7 @@ class Singles:
             return
         self._end_encoding(future)
         if future.is_wanted:  # neither cancelled nor ended with the pool meanwhile
-            self._enter(future, bound.scheduler, (function, payload), how, patience)
+            self._enter(future, bound, (function, payload), how, patience)
 
     def _end_encoding(self, future: CallFuture[Any]) -> None:
         if self._engine.admitted.encoding.pop(future, None) is not None:

@@ -6,7 +6,7 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aparallel._parallel.batching import PREFETCH_SECONDS
+from aparallel._parallel.batching import MESSAGE_BYTES, PREFETCH_SECONDS
 from aparallel.abc import Batch
 
 if TYPE_CHECKING:
@@ -98,9 +98,10 @@ class Nobody:
 class Slot:
     """A worker's place in the pool. The worker tells its events here.
 
-    Invariants: ``calls`` is the number of calls in ``inflight``, which are in the order in which they were sent; each
-    is counted in the ``serving`` of its queue, and in that of its queue's key. The only timer, ``alarm``, is the end of
-    the grace period while DYING, never set on the way out, and otherwise when a call may first overrun its timeout.
+    Invariants: ``calls`` is the number of calls in ``inflight``, which are in the order in which they were sent, and
+    ``size`` the sum of these batches' sizes; each call is counted in the ``serving`` of its queue, and in that of its
+    queue's key. The only timer, ``alarm``, is the end of the grace period while DYING, never set on the way out, and
+    otherwise when a call may first overrun its timeout.
     """
 
     def __init__(self, events: SlotEvents, generation: int, max_calls: int) -> None:
@@ -111,6 +112,7 @@ class Slot:
         self.ready = False
         self.inflight: deque[Batch] = deque()
         self.calls = 0
+        self.size = 0
         self.max_calls = max_calls
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
@@ -157,6 +159,7 @@ class Slot:
             and self.pace is not None
             and self.pace * self.calls < PREFETCH_SECONDS
             and self.calls <= self.max_calls // 2
+            and self.size < MESSAGE_BYTES
         )
 
     def holds(self, owner: object, index: int | None) -> bool:
@@ -180,6 +183,7 @@ class Slot:
         """Send the *count* calls of *batches*, which are *queue*'s and should take *pace* seconds each."""
         self.inflight.extend(batches)
         self.calls += count
+        self.size += sum(batch.size for batch in batches)
         self.total += count
         self.pace = pace
         queue.count_in(self, count)
@@ -220,6 +224,7 @@ class Slot:
     def _uncount(self, batch: Batch) -> None:
         calls = len(batch.payloads)
         self.calls -= calls
+        self.size -= batch.size
         queue: Counted = batch.owner.queue
         queue.count_out(self, calls)
         if queue.quota is not None:
@@ -261,4 +266,4 @@ class Slot:
 
 
 def _nobodys(batch: Batch) -> Batch:
-    return Batch(Nobody(batch.owner), batch.function, batch.first, batch.payloads)
+    return Batch(Nobody(batch.owner), batch.function, batch.first, batch.payloads, batch.size)

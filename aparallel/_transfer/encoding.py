@@ -327,6 +327,9 @@ class ProcessEncoder(Encoder):
 
         return is_inert(self._content)
 
+    def size_of(self, payload: Any) -> int:
+        return payload.size if type(payload) is Shipment else 0
+
     def encode(self, call: Call[Any]) -> tuple[PickledFunction, Any] | None:
         try:
             return self._encode(call)

@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RING_SIZE = 2 << 20
+RING_SIZE = 4 << 20
 
 
 class Ring:
