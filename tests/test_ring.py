@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -361,3 +363,43 @@ def test_what_takes_long_to_read_is_told_at_once_and_alone(outgoing: tuple[Outgo
 def test_both_directions_have_numbers_of_their_own() -> None:
     assert TAKEN_BY_PARENT != TAKEN_BY_WORKER
     assert SIZE_WITH_RINGS - SIZE == 2 * RING_SIZE
+
+
+# What has to be imported first
+
+WITHOUT_NUMPY = """
+import asyncio, sys, threading
+
+from aparallel import Pool, delayed
+
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "numpy":
+            print("numpy in", threading.current_thread() is threading.main_thread())
+
+
+def array(size):
+    import numpy
+    return numpy.full(size, 7.0)
+
+
+async def main():
+    async with Pool(n_jobs=1) as pool:
+        calls = [delayed(abs)(-1), delayed(array)(SIZE), delayed(int)("x"), delayed(str)([1]), delayed(array)(SIZE)]
+        one, first, error, text, second = await pool.gather(calls, batch_size=5, return_exceptions=True)
+        print(one, first.sum(), type(error).__name__, text, second.sum())
+
+
+sys.meta_path.insert(0, Finder())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_a_result_whose_module_is_not_imported_is_read_off_the_loop(size: int, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_NUMPY.replace("SIZE", str(size)))
+    run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60)
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == ["numpy in False", f"1 {7.0 * size} ValueError [1] {7.0 * size}"]

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
-from aparallel._ground.hop import in_thread, pause
-from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, rebuild_failure
+from aparallel._backends.outcomes import Reader, Told, read_failure, read_value
+from aparallel._transfer.failures import rebuild_failure
 from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
-from aparallel._transfer.unpickling import unpickle_in_slices
 from aparallel._wire import frames
 from aparallel._wire.outbox import CLAIMED, RECALLS, read
-from aparallel.abc import Batch, Exit, Later, Worker, WorkerEvents
-from aparallel.errors import AparallelError, SharedMemoryError, UnpicklableCallError, UnpicklableResultError
+from aparallel.abc import Batch, Exit, Worker, WorkerEvents
+from aparallel.errors import SharedMemoryError
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 # Functions that a worker remembers. More would be a leak in a server that makes closures per request.
 _MANY_FUNCTIONS = 256
-
-# Pickles up to this size are read on the loop (a fraction of a millisecond); larger ones in a thread.
-_ON_LOOP_BYTES = 32 * 1024
 
 # A worker that was asked to leave has this long for its exit handlers.
 _FAREWELL_SECONDS = 2.0
@@ -86,9 +82,9 @@ class ProcessWorker(Worker):
         self._received = 0
 
         assert child.outbox is not None
-        # Where large pickles go, and come from.
+        # Where large pickles go.
         self._ring = child.outbox.to_worker
-        self._ring_to_us = child.outbox.to_parent
+        self._reader = Reader(child.outbox.to_parent)
         self._channel = Channel(loop, child.socket, self._take_frame, self._on_end, child.kill)
         # The shared memory between us.
         self.loans = Loans(loop, self._channel, on_memory)
@@ -184,10 +180,10 @@ class ProcessWorker(Worker):
         if kind in (frames.PLAIN_OUTCOMES, frames.OUTCOMES):
             self._take_outcomes(first, read(body, count), kind == frames.PLAIN_OUTCOMES, busy / 1e9)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
-            self._take_large(body, kind == frames.LARGE_FAILURE, busy / 1e9)
+            told = Told([read_failure(body)], [0]) if kind == frames.LARGE_FAILURE else read_value(body)
+            self._tell(*told, busy / 1e9)
         elif kind == frames.VALUE_IN_RING:
-            position, size = pickle.loads(body)
-            self._take_from_ring(position, size, busy / 1e9)
+            self._tell(*self._reader.take_slow(*pickle.loads(body)), busy / 1e9)
         elif kind == frames.VALUE_IN_SEGMENT:
             self._take_in_segment(body, busy / 1e9)
         elif kind == frames.SEGMENT:
@@ -214,39 +210,12 @@ class ProcessWorker(Worker):
             outcomes = outcomes[known:]
             if not outcomes:
                 return
-        failed: list[int] = []
-        if not are_plain:
-            for position, outcome in enumerate(outcomes):
-                if type(outcome) is tuple:
-                    read_outcome = _unpickled if type(outcome[0]) is bytes else self._taken
-                    outcomes[position], is_failure = read_outcome(*outcome)
-                    if is_failure:
-                        failed.append(position)
-        self._tell(outcomes, failed, seconds)
-
-    def _taken(self, position: int, size: int) -> tuple[Any, bool]:
-        """As :func:`_unpickled`, of what lies in the ring."""
-        ring = self._ring_to_us
-        assert ring is not None
-        with ring.look(position, size) as data:
-            outcome = _unpickled(data, False)
-        ring.take(position + size)
-        return outcome
-
-    def _take_large(self, body: memoryview, failure: bool, seconds: float) -> None:
-        if failure:
-            self._tell([_failure(body)], [0], seconds)
-        else:
-            self._take_value(body, None, seconds)
-
-    def _take_from_ring(self, position: int, size: int, seconds: float) -> None:
-        """Take what the worker took a while to pickle, and so will whoever reads it."""
-        ring = self._ring_to_us
-        assert ring is not None
-        with ring.look(position, size) as data:
-            body = memoryview(bytes(data))
-        ring.take(position + size)
-        self._take_value(body, None, seconds)
+        if are_plain:
+            self._tell(outcomes, [], seconds)
+            return
+        told = self._reader.read(outcomes)
+        for values, failed in told:
+            self._tell(values, failed, seconds / len(told))
 
     def _take_in_segment(self, body: memoryview, seconds: float) -> None:
         number, spans, data = pickle.loads(body)
@@ -259,19 +228,7 @@ class ProcessWorker(Worker):
         def buffers() -> list[memoryview]:
             return [loan.view(offset, size, "r+") for offset, size in spans]
 
-        self._take_value(memoryview(data), buffers, seconds)
-
-    def _take_value(self, data: memoryview, buffers: Callable[[], list[memoryview]] | None, seconds: float) -> None:
-        """Read a value, here if that is quick. Importing NumPy is not."""
-        if len(data) > _ON_LOOP_BYTES or (buffers is not None and "numpy" not in sys.modules):
-            self._tell([Later(lambda: _read_in_thread(data, buffers))], [], seconds)
-            return
-        try:
-            value = pickle.loads(data, buffers=buffers and buffers())
-        except BaseException as error:  # as in _unpickled
-            self._tell([_unreadable(error)], [0], seconds)
-        else:
-            self._tell([value], [], seconds)
+        self._tell(*read_value(data, buffers), seconds)
 
     def _notice_records(self) -> None:
         """Log records that were made before what has just come are to be handled before it is told further up."""
@@ -379,60 +336,3 @@ def _counted(shipment: Shipment, references: dict[Segment, int]) -> list[tuple[i
         references[segment] = references.get(segment, 0) + 1
         parts.append((segment.number, content.offset, content.nbytes, mode))
     return parts
-
-
-def _unpickled(data: bytes | memoryview, is_failure: bool) -> tuple[Any, bool]:
-    """Return the value or error that an outcome is, and whether it is an error."""
-    if is_failure:
-        return _failure(data), True
-    try:
-        return pickle.loads(data), False
-    except BaseException as error:  # sys.exit in someone's __setstate__ must not end this program
-        return _unreadable(error), True
-
-
-def _failure(data: bytes | memoryview) -> BaseException:
-    try:
-        stage, error = rebuild_failure(data)
-    except Exception as reason:  # an error that refuses whatever is done to it
-        return _unreadable(reason)
-    if stage == RUNNING or isinstance(error, SharedMemoryError):
-        return error
-    wrapped: AparallelError
-    if stage == LOADING:
-        wrapped = UnpicklableCallError(
-            f"A call could not be rebuilt in its worker: {type(error).__name__}: {error}\n"
-            f"Workers import what they need by name, with this program's sys.path; what they cannot import can travel "
-            f"by value (cloudpickle.register_pickle_by_value)."
-        )
-    else:
-        assert stage == RETURNING
-        wrapped = UnpicklableResultError(
-            f"A call ran, but its result could not be pickled: {type(error).__name__}: {error}\n"
-            f"Return plain data or picklable objects, or use backend='thread'."
-        )
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _unreadable(error: BaseException) -> UnpicklableResultError:
-    wrapped = UnpicklableResultError(
-        f"A call ran, but its result could not be rebuilt here: {type(error).__name__}: {error}\n"
-        f"Return plain data or objects whose pickles can be read in this process."
-    )
-    wrapped.__cause__ = error
-    return wrapped
-
-
-async def _read_in_thread(data: memoryview, buffers: Callable[[], list[memoryview]] | None) -> Any:
-    try:
-        return await in_thread(_read_guarded, data, buffers)
-    except Exception as error:
-        raise _unreadable(error.__cause__ or error) from error.__cause__
-
-
-def _read_guarded(data: memoryview, buffers: Callable[[], list[memoryview]] | None) -> Any:
-    try:
-        return unpickle_in_slices(data, pause, buffers and buffers())
-    except BaseException as error:  # as in _unpickled; a bare SystemExit would also end the thread
-        raise RuntimeError from error

@@ -1,12 +1,47 @@
-"""Reading a large pickle in a thread, in slices, so that other threads can run."""
+"""Reading pickles in a process that has an event loop: at once where that is quick, else in a thread, in slices."""
 
 from __future__ import annotations
 
-from _pickle import Unpickler
+import io
+import sys
+from _pickle import Unpickler, loads
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+# What names something in a pickle of protocol 4 and later.
+_STACK_GLOBAL = b"\x93"
+# A pickle of arrays names what makes them in its first bytes.
+_BEGINNING = 256
+
+
+class NotImported(Exception):
+    """A pickle names a module that has yet to be imported. That may take long: NumPy, 100 ms."""
+
+
+def unpickle_small(data: bytes) -> Any:
+    """Unpickle here and now.
+
+    Raises:
+        NotImported: use :func:`unpickle_in_slices` in a thread. Some of it may have been made, and is dropped.
+    """
+    if _STACK_GLOBAL in data:
+        return _Careful(io.BytesIO(data)).load()
+    return loads(data)
+
+
+def names_numpy(data: memoryview) -> bool:
+    """Whether a large pickle has arrays, as far as that is quickly told."""
+    return b"numpy" in bytes(data[:_BEGINNING])
+
+
+class _Careful(Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            raise NotImported
+        return super().find_class(module, name)
 
 
 def unpickle_in_slices(
