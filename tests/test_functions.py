@@ -18,6 +18,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
+from aparallel._transfer import encoding
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -688,3 +690,30 @@ def test_a_function_may_be_redefined_between_gathers(tmp_path: Path) -> None:
     asyncio.run(main())
     """
     assert run_script(tmp_path, body).split() == ["0", "1", "2"]
+
+
+async def test_code_with_constants_that_no_compiler_makes_travels_too() -> None:
+    def answer() -> Any:
+        return 42
+
+    answer.__code__ = answer.__code__.replace(co_consts=(None, Fraction(1, 3)))
+    async with Pool(1) as pool:
+        assert await pool.run(answer) == Fraction(1, 3)
+
+
+async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled: list[Any] = []
+    pickling = encoding.pickle_within
+
+    def noted(obj: Any, *args: Any) -> Any:
+        pickled.append(obj)
+        return pickling(obj, *args)
+
+    def twice(x: int) -> int:
+        return 2 * x
+
+    monkeypatch.setattr(encoding, "pickle_within", noted)
+    async with Pool(1) as pool:
+        for x in range(5):
+            assert await pool.run(twice, x) == 2 * x
+    assert pickled.count(twice) == 2  # the second time it is found worth watching

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import marshal
 import os
 import sys
 from collections import ChainMap
@@ -121,6 +122,8 @@ def _complete_cached(cached: Any, function: Any) -> None:
     cached.__wrapped__ = function
 
 
+_BUILDERS = rebuilding.__name__
+
 # What stands in a pickle for cloudpickle's own builders, so that reading it does not import cloudpickle.
 _ours: dict[Any, Any] = {
     cloudpickle.cloudpickle._make_function: rebuilding.make_function,
@@ -145,11 +148,18 @@ def _reduce_with_our_builders(obj: object) -> Any:
 # Where types.CodeType takes the name of the file, in Python 3.11 to 3.14.
 _FILENAME = 10
 
+# The version of marshal's format in which equal code is equal bytes: later ones tell what is referred to twice.
+_SAME_BYTES = 2
+
 
 def _reduce_code(code: CodeType) -> _Reduced:
-    """Keep the name of its file, which tracebacks and warnings show: recent versions of cloudpickle drop it."""
-    builder, parts = _reduce_with_our_builders(code)
-    return builder, (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
+    """Have code travel as marshal writes it, in a fifth of the time that its parts take."""
+    try:
+        return rebuilding.load_code, (marshal.dumps(code, _SAME_BYTES),)
+    except ValueError:  # someone put more into its constants than a compiler does
+        builder, parts = _reduce_with_our_builders(code)
+        # Recent versions of cloudpickle drop the name of the file, which tracebacks and warnings show.
+        return builder, (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
 
 
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -165,13 +175,16 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     array_reducers: Mapping[type, Callable[[Any], Any]] = MappingProxyType({})
 
     def reducer_override(self, obj: Any) -> Any:
-        reducer = self.array_reducers.get(type(obj))
+        kind = type(obj)
+        reducer = self.array_reducers.get(kind)
         if reducer is not None:
             return reducer(obj)
-        if type(obj) is FunctionType:
+        if kind is FunctionType:
+            if obj.__module__ == _BUILDERS:  # imported by name, which cloudpickle would look into at length
+                return NotImplemented
             return _with_our_builders(super().reducer_override(obj))
         if not isinstance(obj, type):
-            return super().reducer_override(obj)
+            return NotImplemented
         tracker_id = _tracked.get(obj)
         if tracker_id is not None and tracker_id not in _given_here:
             return _same_class, (tracker_id,)

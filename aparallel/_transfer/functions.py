@@ -47,6 +47,9 @@ class Functions:
         self._timings = Timings()
         # Functions that travel by value and can be seen to be unchanged; the oldest go first.
         self._witnessed: dict[FunctionType, tuple[Witness, PickledFunction]] = {}
+        # Functions that travelled by value once. Many never do again, as each is made for its call, and to be able to
+        # see that one is unchanged takes a while.
+        self._met: dict[FunctionType, None] = {}
 
     def known(self, fn: Any) -> PickledFunction | None:
         """Return what is known of *fn* if its pickle is, too: its name, or what it was and would be now; else None."""
@@ -87,10 +90,11 @@ class Functions:
         """
         key = blob if len(blob) <= 64 else blake2b(blob, digest_size=24).digest()
         function = PickledFunction(key, name_of(fn), self._timings.of(fn), blob)
-        if witnessed and type(fn) is FunctionType and (witness := Witness.of(fn)) is not None:
-            self._witnessed[fn] = witness, function
-            if len(self._witnessed) > MANY_FUNCTIONS:
-                del self._witnessed[next(iter(self._witnessed))]
+        if witnessed and type(fn) is FunctionType:
+            if fn not in self._met:
+                _remember(self._met, fn, None)
+            elif (witness := Witness.of(fn)) is not None:
+                _remember(self._witnessed, fn, (witness, function))
         return function
 
     def as_argument(self, fn: Any) -> PickledFunction:
@@ -99,3 +103,9 @@ class Functions:
         So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
         """
         return PickledFunction(CALLED, name_of(fn), self._timings.of(fn), CALLED)
+
+
+def _remember(functions: dict[FunctionType, Any], fn: FunctionType, what: Any) -> None:
+    functions[fn] = what
+    if len(functions) > MANY_FUNCTIONS:
+        del functions[next(iter(functions))]

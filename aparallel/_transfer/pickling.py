@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from _pickle import PickleBuffer, Pickler, dumps
 from copyreg import dispatch_table
+from types import FunctionType
 
 from aparallel._transfer.out_of_band import TooLarge
 
@@ -116,7 +117,8 @@ def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> _Sin
     if buffers is not None:
         buffers.sources.clear()
     reducers = array_reducers(buffers)
-    if not is_by_value_registered():
+    is_nameless = type(obj) is FunctionType and "<" in obj.__qualname__  # a lambda, or one of a function's own
+    if not is_nameless and not is_by_value_registered():
         try:
             pickler = Pickler(sink, PROTOCOL, buffer_callback=buffers)
             if reducers:

@@ -6,6 +6,7 @@ cloudpickle has such functions too, but importing it costs a worker 25 ms before
 from __future__ import annotations
 
 import builtins
+import marshal
 import operator
 import sys
 from _pickle import loads
@@ -62,6 +63,9 @@ def _parts(value: object) -> list[object]:
 
 def _are_same(now: list[object], before: list[object]) -> bool:
     return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+load_code = marshal.loads
 
 
 def make_code(*parts: Any) -> CodeType:
