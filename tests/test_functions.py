@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cloudpickle
 import pytest
@@ -717,3 +717,35 @@ async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: py
         for x in range(5):
             assert await pool.run(twice, x) == 2 * x
     assert pickled.count(twice) == 2  # the second time it is found worth watching
+
+
+KEYWORDS: list[dict[str, Any]] = [
+    {"a": 1},
+    {"a": None, "b": 2.5, "c": b"bytes", "d": "text"},
+    {"": 0, "0": 1, "not an identifier": 2},
+    {"a": [1, 2]},
+    {"a": "x" * 5000},
+    {"self": 1, "args": 2, "function": 3, "payload": 4},
+    {"b": False},
+]
+ARGUMENTS: list[tuple[Any, ...]] = [(), (1,), (b"",), (1, "x"), ([1],)]
+
+
+@pytest.mark.parametrize("backend", ["process", "thread", "inline"])
+async def test_arguments_with_names_arrive_whatever_they_are(backend: Literal["process", "thread", "inline"]) -> None:
+    class Name(str):
+        """Its pickle brings its class along."""
+
+        __slots__ = ()
+
+    def echo(*args: Any, **keywords: Any) -> Any:
+        return args, keywords
+
+    given = [(args, keywords) for args in ARGUMENTS for keywords in [*KEYWORDS, {Name("a"): 1}]]
+    async with Pool(1, backend) as pool:
+        for _ in range(2):  # as the worker does not know the function, and as it does
+            calls = [delayed(echo)(*args, **keywords) for args, keywords in given]
+            assert await pool.gather(calls) == given
+            assert await asyncio.gather(*map(pool.run, calls)) == given
+        with pytest.raises(TypeError, match="unexpected keyword argument 'missing'"):
+            await pool.run(delayed(double)(1, missing=1))  # type: ignore[call-arg]

@@ -24,7 +24,7 @@ from aparallel._transfer.pickling import (
 )
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
-from aparallel._wire.frames import OUT_OF_LINE
+from aparallel._wire.frames import OUT_OF_LINE, UNNAMED
 from aparallel.abc import Drawn, Encoder
 from aparallel.errors import SharedMemoryError, SharingError
 
@@ -91,6 +91,15 @@ def _plain(args: tuple[Any, ...]) -> Any:
     program.
     """
     return args[0] if len(args) == 1 and type(args[0]) is not bytes else args
+
+
+def _plain_with_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Any, Any] | None:
+    """Return the payload for arguments of which *args* are plain, if those with names are, too; else None."""
+    for name, value in keywords.items():
+        kind = type(value)
+        if type(name) is not str or (kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT)):
+            return None
+    return {UNNAMED: args, **keywords}
 
 
 def _with_references(pieces: Sequence[bytes | memoryview], references: list[Any]) -> bytes | Shipment:
@@ -242,8 +251,13 @@ class ProcessEncoder(Encoder):
                             self._add_pickled(call, drawn, add)
                             break
                     else:
-                        if variables or call.keywords:
+                        if variables:
                             self._add_pickled(call, drawn, add)
+                        elif call.keywords:
+                            if (named := _plain_with_names(args, call.keywords)) is not None:
+                                add(named)
+                            else:
+                                self._add_pickled(call, drawn, add)
                         elif len(args) == 1 and kind is not bytes:  # as _plain() does it, but here
                             add(value)
                         else:
@@ -353,12 +367,15 @@ class ProcessEncoder(Encoder):
                 self._recent.clear()
                 self._recent_bytes = 0
                 function = self._function(call.func)
-            plain = not keywords and not self._variables
+            plain = not self._variables
             for value in args:
                 kind = type(value)
                 if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
                     plain = False
-            return function, _plain(args) if plain else self._pickle((args, keywords, self._values()))
+            if plain and not keywords:
+                return function, _plain(args)
+            named = _plain_with_names(args, keywords) if plain else None
+            return function, named or self._pickle((args, keywords, self._values()))
         except NotLoaded:
             raise
         except TooLarge:

@@ -22,6 +22,7 @@ To the worker::
     batches    [(id, [payload], (largest, folder))]
                                        payload: a number, a str or None, the one plain argument,
                                        or a tuple of plain arguments,
+                                       or a dict, of plain ones by name and such a tuple by UNNAMED,
                                        or bytes, a pickle of (args, kwargs, variables),
                                        or [bytes, int or pair, [(segment, offset, size, mode)]], such a
                                        pickle, or the size of one in the tail, or (position, size) of
@@ -96,6 +97,9 @@ VALUE_IN_SEGMENT = 8
 PLAIN_OUTCOMES = 9
 SHORTAGE = 10
 VALUE_IN_RING = 11
+
+# In place of a name, in the arguments of a call.
+UNNAMED = 0
 
 # What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
 OUT_OF_LINE = 16 * 1024

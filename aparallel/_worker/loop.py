@@ -13,6 +13,7 @@ from types import ModuleType
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
 from aparallel._transfer.pickling import pickle, pickle_in_pieces, pickle_plain
 from aparallel._wire import descriptors, frames
+from aparallel._wire.frames import UNNAMED
 from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
 from aparallel._worker.arrival import Arrival
@@ -48,7 +49,7 @@ _PLAIN_LENGTH = 4096
 # What takes no longer to pickle does not hold the parent's loop for long when it is read.
 _MOMENT_NS = 200_000
 # What arguments come as that need no unpickling of their own.
-_ARGUMENTS = _NUMBERS | {str, tuple}
+_ARGUMENTS = _NUMBERS | {str, tuple, dict}
 
 _HEADER_FLAGS = MSG_WAITALL | descriptors.RECEIVE_FLAGS
 
@@ -276,7 +277,12 @@ class _Worker:
                 call += 1
                 if type(payload) in _ARGUMENTS and not isinstance(function, bytes):
                     try:
-                        outcome = function(*payload) if type(payload) is tuple else function(payload)
+                        if type(payload) is tuple:
+                            outcome = function(*payload)
+                        elif type(payload) is dict:
+                            outcome = function(*payload.pop(UNNAMED), **payload)
+                        else:
+                            outcome = function(payload)
                     except BaseException as error:
                         kind, outcome = FAILURE, describe_failure(error, RUNNING)
                     else:
@@ -286,7 +292,9 @@ class _Worker:
                 else:
                     blob, parts = payload if type(payload) is list else (payload, None)
                     if parts is None:
-                        if type(blob) is not bytes:
+                        if type(blob) is dict:
+                            blob = dumps((blob.pop(UNNAMED), blob, None), 5)
+                        elif type(blob) is not bytes:
                             blob = dumps((blob if type(blob) is tuple else (blob,), {}, None), 5)
                     elif type(blob) is int:
                         end = offset + blob
