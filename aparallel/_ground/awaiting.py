@@ -7,11 +7,12 @@ import functools
 import inspect
 import sys
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Generator
 
+T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
@@ -32,6 +33,38 @@ def mark_as_coroutine_function(thing: Any) -> None:
         # The mark has one name in 3.12 and another in 3.13; and inspect would put it on a bound method's function.
         thing._is_coroutine_marker = inspect.markcoroutinefunction(lambda: None)._is_coroutine_marker  # type: ignore[attr-defined]
     thing._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
+
+
+class Announced(Generic[T]):
+    """Awaits *thing* as it is awaited by itself, but calls *before* first if that does not end at once."""
+
+    __slots__ = ("_before", "_thing")
+
+    def __init__(self, thing: Awaitable[T], before: Callable[[], object]) -> None:
+        self._thing = thing
+        self._before = before
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps: Any = self._thing.__await__()
+        try:
+            signal = next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)
+        self._before()
+        # From here on as ``yield from`` does it, which cannot begin with what has come already.
+        while True:
+            try:
+                sent = yield signal
+            except BaseException as error:
+                if not hasattr(steps, "throw"):  # no generator, but any iterator
+                    raise
+                step = functools.partial(steps.throw, error)
+            else:
+                step = functools.partial(next, steps) if sent is None else functools.partial(steps.send, sent)
+            try:
+                signal = step()
+            except StopIteration as end:
+                return cast("T", end.value)
 
 
 def coroutine_method(method: F) -> F:

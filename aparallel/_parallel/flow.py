@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, cast
 
+from aparallel._ground.awaiting import Announced
 from aparallel._ground.bars import load_tqdm
 from aparallel._ground.call import Call, close_coroutines, wrong_item
 from aparallel._ground.hop import in_thread
@@ -176,18 +177,36 @@ class Flow(Queue):
                 return drawn
 
     async def _draw_async(self, calls: AsyncIterator[Any]) -> None:
+        # Encoded already, and to be handed out together: before the source suspends, or when it has not for a while.
+        drawn = Drawn([])
+
+        def hand_out() -> None:
+            nonlocal drawn
+            if drawn.count:
+                ready, drawn = drawn, Drawn([])
+                self._line_up(ready)
+                self._scheduler.dispatch()
+
         until = time.monotonic() + _SLICE_SECONDS
         while not self.cancelled:
-            if self._ahead() - self.drawn + self.released() <= 0:
+            if self._ahead() - self.drawn - drawn.count + self.released() <= 0:
+                hand_out()
                 await self._wait_for_room()
                 continue
             try:
-                call = await anext(calls)
+                call = await Announced(anext(calls), hand_out)
             except StopAsyncIteration:
+                hand_out()
                 return
-            await self._admit(self._encoder.draw(iter((call,)), 1, self.drawn, 1.0))
-            self._scheduler.dispatch()
-            if time.monotonic() > until:  # the source may never suspend
+            one = self._encoder.draw(iter((call,)), 1, self.drawn + drawn.count, 1.0)
+            if one.count:
+                drawn.extend(one)
+            else:  # it is large, or cannot be encoded
+                hand_out()
+                await self._admit(one)
+                self._scheduler.dispatch()
+            if time.monotonic() > until:
+                hand_out()
                 await asyncio.sleep(0)
                 until = time.monotonic() + _SLICE_SECONDS
 
@@ -215,15 +234,18 @@ class Flow(Queue):
 
     async def _admit(self, drawn: Drawn) -> None:
         """Queue what was drawn; a call that is too large for the loop is encoded first."""
-        self._drawn_bytes += drawn.size
-        for function, payloads in drawn.runs:
-            if payloads:
-                self._add(function, payloads, drawn.size * len(payloads) // drawn.count)
+        self._line_up(drawn)
         if drawn.large is not None:
             await self._admit_large(drawn.large)
         elif drawn.failed is not None:
             index = self._reserve(1)
             self.deliver(index, [drawn.failed], [0])
+
+    def _line_up(self, drawn: Drawn) -> None:
+        self._drawn_bytes += drawn.size
+        for function, payloads in drawn.runs:
+            if payloads:
+                self._add(function, payloads, drawn.size * len(payloads) // drawn.count)
 
     async def _admit_large(self, call: Call[Any]) -> None:
         self._scheduler.dispatch()
