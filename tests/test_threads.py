@@ -233,3 +233,41 @@ print(asyncio.run(in_thread(str, "child")), flush=True)
 os._exit(0)
 """
     assert sorted(run_script(script).split()) == ["child", "parent"]
+
+
+def test_clean_up_does_not_hold_the_loop_while_another_thread_imports_anyio() -> None:
+    script = """
+import asyncio, importlib.util, sys, threading
+from aparallel._ground.shield import outlast
+
+NAME = "anyio._backends._asyncio"
+importing, cleaned_up = threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name != NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            importing.set()
+            print("in time" if cleaned_up.wait(5) else "late", flush=True)
+            execute(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+async def main():
+    sys.meta_path.insert(0, Slow())
+    thread = threading.Thread(target=importlib.import_module, args=[NAME])
+    thread.start()
+    importing.wait()
+    await outlast([asyncio.ensure_future(asyncio.sleep(0))])
+    cleaned_up.set()
+    thread.join()
+
+asyncio.run(main())
+"""
+    assert run_script(script) == "in time\n"

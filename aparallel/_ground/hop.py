@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import importlib
-import sys
-import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from aparallel._ground.scopes import has_anyio, shielded
 from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
-
-_ANYIO = "anyio._backends._asyncio"
-
-# Only a cache: once it is imported, it stays.
-_has_anyio = False
 
 # Seconds between pauses: shorter than the 5 ms after which the interpreter itself would let others in.
 _AT_ONCE = 0.0008
@@ -42,42 +33,11 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
     await anyio.lowlevel.checkpoint_if_cancelled()
     result = _threads.start(fn, *args)
     try:
-        with anyio.CancelScope(shield=True):
+        with shielded():
             await result
         return result.result()
     finally:
         del result  # an error that it holds refers to this frame
-
-
-def has_anyio() -> bool:
-    """Whether anyio is imported, and to its end: to import what another thread is importing waits for that thread."""
-    global _has_anyio
-    if not _has_anyio:
-        spec = getattr(sys.modules.get(_ANYIO), "__spec__", None)
-        _has_anyio = spec is not None and not getattr(spec, "_initializing", False)
-    return _has_anyio
-
-
-async def import_anyio() -> None:
-    """Import it in a thread: here it would hold the loop for 70 ms, and most programs never get here."""
-    if has_anyio():
-        return
-    loop = asyncio.get_running_loop()
-    imported: asyncio.Future[None] = loop.create_future()
-
-    def tell() -> None:
-        if not imported.done():
-            imported.set_result(None)
-
-    def load() -> None:
-        try:
-            importlib.import_module(_ANYIO)
-        finally:
-            with contextlib.suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(tell)
-
-    threading.Thread(target=load, name="aparallel-import", daemon=True).start()
-    await imported
 
 
 def pause() -> None:

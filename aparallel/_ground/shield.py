@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from aparallel._ground.scopes import shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
     if not waiting:  # perhaps no loop runs any more
         return
     cancelled: asyncio.CancelledError | None = None
-    with _shield():
+    with shielded():
         while waiting:
             try:
                 await asyncio.wait(waiting)
@@ -30,12 +30,3 @@ async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
             waiting = [future for future in waiting if not future.done()]
     if cancelled is not None:
         raise cancelled
-
-
-def _shield() -> contextlib.AbstractContextManager[object]:
-    """An anyio shield if anyone here can have an anyio scope: importing it would hold the loop for 40 ms."""
-    if "anyio._backends._asyncio" not in sys.modules:
-        return contextlib.nullcontext()
-    import anyio
-
-    return anyio.CancelScope(shield=True)
