@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aparallel._backends.channel import Channel
     from aparallel._transfer.borrowing import GivenBack, Loan
     from aparallel._transfer.lending import Segment
-    from aparallel._wire.frames import When
+    from aparallel._wire.frames import FreeWhen
 
 
 class Loans:
@@ -126,7 +126,7 @@ class Loans:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._tell)
 
-    def _tell(self, discarded: Sequence[int] = (), free: When | None = None) -> None:
+    def _tell(self, discarded: Sequence[int] = (), free: FreeWhen | None = None) -> None:
         self._telling = False
         released = self._borrower.released
         given_back: list[Any] = [released.popleft() for _ in range(len(released))]

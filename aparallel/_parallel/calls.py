@@ -12,7 +12,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import is_iterable, single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
 from aparallel._parallel.options import Options, Unset, resolve
-from aparallel._parallel.singles import When
+from aparallel._parallel.singles import Encode
 from aparallel._parallel.stream import ResultStream
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Calls:
             WrongLoopError: this is not the loop of the pool. All other errors are the future's.
         """
         request = _single_call(fn, args, "submit"), _run_options(timeout, on_cancel, queue_timeout, retries)
-        return _begun(self._runner.singles, request, When.NOW)
+        return _begun(self._runner.singles, request, Encode.NOW)
 
     @overload
     async def gather(
@@ -395,13 +395,13 @@ Calls.run = coroutine_method(Calls.run)  # type: ignore[method-assign]
 
 async def _run_later(singles: Singles, request: tuple[Call[Any], RunOptions]) -> Any:
     """Run a call that was made where no loop runs, on the loop that this is awaited on."""
-    return await _begun(singles, request, When.SOON)
+    return await _begun(singles, request, Encode.SOON)
 
 
 _run_later.__qualname__ = "Pool.run"  # in the warning that nobody awaited it
 
 
-def _begun(singles: Singles, request: tuple[Call[Any], RunOptions], when: When) -> AwaitedFuture[Any]:
+def _begun(singles: Singles, request: tuple[Call[Any], RunOptions], when: Encode) -> AwaitedFuture[Any]:
     future: AwaitedFuture[Any] = AwaitedFuture(loop=running_loop())
     future.request = request
     future.place = None

@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 _UNSET: Final = Unset.UNSET
 
 
-class When(enum.Enum):
+class Encode(enum.Enum):
     """When a call is encoded."""
 
-    # At once: its caller goes on, and may change what it refers to.
+    # At once, whatever has to be imported for that: its caller goes on, and may change what it refers to. Only large
+    # arguments are left to a thread.
     NOW = "now"
-    # At once, unless that holds the loop.
+    # At once, unless something has to be imported or an argument is large: its caller waits for it.
     SOON = "soon"
-    # Off the loop, for it is known that it holds it.
+    # In a thread: it was found to be large.
     LATER = "later"
 
 
-_NOW: Final = When.NOW
-_SOON: Final = When.SOON
+_NOW: Final = Encode.NOW
+_SOON: Final = Encode.SOON
 
 # How long a tick is spent on beginning single calls, and how many of them are begun between two looks at the clock.
 _BEGIN_SECONDS = 0.0005
@@ -88,7 +89,7 @@ class Singles:
         # The loop in whose next tick that goes on; None if nothing is left to begin.
         self._begins_on: asyncio.AbstractEventLoop | None = None
 
-    def begin(self, future: CallFuture[Any], when: When = When.SOON) -> None:
+    def begin(self, future: CallFuture[Any], when: Encode = Encode.SOON) -> None:
         """Begin the call that *future* requests, and encode it *when* it is to be."""
         engine, runs = self._engine, self._runs
         call, options = future.request
@@ -177,7 +178,7 @@ class Singles:
             else:
                 self._begins_on = None
 
-    def _begin_next(self, when: When = When.SOON) -> None:
+    def _begin_next(self, when: Encode = Encode.SOON) -> None:
         future = self._to_begin.popleft()
         context = cast("_NotBegun", future.home).context
         try:
@@ -231,7 +232,7 @@ class Singles:
             begun += len(part)
         bound.scheduler.dispatch_soon()
         if drawn.large is not None:
-            self._begin_next(When.LATER)
+            self._begin_next(Encode.LATER)
         elif drawn.failed is not None:
             self._begin_next()
 

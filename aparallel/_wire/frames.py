@@ -74,7 +74,7 @@ TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
-    When: TypeAlias = Literal["soon", "now"]
+    FreeWhen: TypeAlias = Literal["soon", "now"]
 
 TO_WORKER = Struct("<BxxxIQQ")
 TO_PARENT = Struct("<BxxxIQQQ")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aparallel._transfer.borrowing import GivenBack, Loan, Mapped
     from aparallel._transfer.lending import Segment
     from aparallel._transfer.pickling import Pieces
-    from aparallel._wire.frames import When
+    from aparallel._wire.frames import FreeWhen
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.
 # Each costs a descriptor here.
@@ -105,7 +105,7 @@ class WorkerMemory:
             self._introduced.discard(segment.number)
             self._discarded.append(segment.number)
 
-    def update(self, discarded: list[int], given_back: list[GivenBack], free: When | None) -> None:
+    def update(self, discarded: list[int], given_back: list[GivenBack], free: FreeWhen | None) -> None:
         """Take in what the parent tells."""
         for number in discarded:
             self.borrower.discard(number)
