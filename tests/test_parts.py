@@ -171,6 +171,28 @@ class TestBothEnds:
         from_both_ends(do, deque(range(2)))
         assert len(set(seen)) == 2
 
+    def test_the_helper_lets_go_of_all_before_the_caller_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Function:
+            def __call__(self, job: int, give_way: object) -> None:
+                barrier.wait(10)
+
+        barrier = threading.Barrier(2)
+        may_end = threading.Event()
+        start = _thread.start_new_thread
+
+        def start_one_that_lingers(fn: Callable[..., object], args: tuple[Any, ...]) -> int:
+            return start(lambda *args: (fn(*args), may_end.wait(10)), args)
+
+        monkeypatch.setattr(_thread, "start_new_thread", start_one_that_lingers)
+        function = Function()
+        gone = weakref.ref(function)
+        try:
+            from_both_ends(function, deque(range(2)))
+            del function
+            assert gone() is None
+        finally:
+            may_end.set()
+
     def test_what_failed_is_freed_without_the_collector(self) -> None:
         class Job:
             pass

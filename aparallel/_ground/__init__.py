@@ -1,6 +1,8 @@
 """What every part stands on, or has no part of its own to be in. Uses nothing of the package but its errors.
 
-What users hold and extend: ``call``, ``sharing``, ``store``. Threads and loops: ``hop``, ``stoppable``, ``threads``,
-``handover``, ``loops``, ``shield``, ``nesting``. The machine: ``cpus``, ``room``. Small things: ``units``, ``timings``,
-``exceptions``, ``bars``, ``awaiting``.
+What users hold and extend: ``call``, ``sharing``, ``store``, ``encoding``, ``outcomes``. Threads and loops: ``hop`` (to
+a thread and back), ``stoppable`` (for long), ``threads`` (where both happen), ``handover`` (data between a thread and a
+loop), ``helping`` and ``both_ends`` (a second thread at the same work), ``cores``, ``loops``, ``scopes``, ``shield``,
+``nesting``. The machine: ``cpus``, ``room``. Small things: ``units``, ``timings``, ``exceptions``, ``bars``,
+``awaiting``.
 """

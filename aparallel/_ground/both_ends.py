@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+from aparallel._ground.helping import Helper
 
 TYPE_CHECKING = False  # loaded in workers
 if TYPE_CHECKING:
@@ -30,38 +30,17 @@ def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[
     from aparallel._ground.cores import offer_core  # and ctypes with it, which a worker loads only for arrays
 
     failures: list[BaseException] = []
-    # Bare: a threading.Thread takes three times as long to start, and everybody would see it in their lists.
-    gone = _thread.allocate_lock()
-    gone.acquire()
-    try:
-        _thread.start_new_thread(_help, (fn, jobs, offer_core, failures, gone))
-    except RuntimeError:  # no more threads, or the interpreter is ending
-        gone.release()
+    helper = Helper(_work, fn, jobs, jobs.pop, offer_core, failures)
     try:
         _work(fn, jobs, jobs.popleft, offer_core, failures)
     finally:
         jobs.clear()
-        gone.acquire()  # what it works with is the caller's
+        helper.wait()  # what it works with is the caller's
     try:
         if failures:
             raise failures[0]
     finally:
         failures.clear()  # an error's traceback has this frame
-
-
-def _help(
-    fn: Callable[[J, Callable[[], object]], object],
-    jobs: deque[J],
-    give_way: Callable[[], object],
-    failures: list[BaseException],
-    gone: _thread.LockType,
-) -> None:
-    try:
-        # Not at a lower priority: preempted with the GIL in its hands, it would keep an event loop waiting for longer.
-        _work(fn, jobs, jobs.pop, give_way, failures)
-    finally:
-        del fn, jobs, failures  # before the caller goes on, so that nothing lives longer than it thinks
-        gone.release()
 
 
 def _work(

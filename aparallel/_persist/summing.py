@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from xxhash import xxh3_64
 
 from aparallel._ground.cores import offer_core
+from aparallel._ground.helping import Helper
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,21 +42,17 @@ class Checksum:
 
     def __init__(self, head: bytes, seed: int, size: int, threads: int) -> None:
         self._hash = xxh3_64(head, seed)
-        self._has_helper = threads > 1 and size >= _WORTH
+        self._may_have_helper = threads > 1 and size >= _WORTH
+        self._helper: Helper | None = None
         self._due: deque[memoryview] = deque()
         self._summing = _thread.allocate_lock()
         # Tells the helper that something is due, or, by False, that nothing will be.
         self._told: SimpleQueue[bool] = SimpleQueue()
-        self._helper_gone = _thread.allocate_lock()
 
     def __enter__(self) -> Self:
-        if self._has_helper:
-            self._helper_gone.acquire()
-            try:
-                _thread.start_new_thread(self._help, ())
-            except RuntimeError:  # no more threads, or the interpreter is ending
-                self._helper_gone.release()
-                self._has_helper = False
+        if self._may_have_helper:
+            helper = Helper(self._help)
+            self._helper = helper if helper.is_there else None
         return self
 
     def __exit__(
@@ -66,7 +63,7 @@ class Checksum:
 
     def announce(self, view: memoryview) -> None:
         """Take note of what is about to be written. It must not change until :meth:`value`."""
-        if self._has_helper:
+        if self._helper is not None:
             self._due.append(view)
             self._told.put(True)
             if sum(map(len, self._due)) > _MOST_BEHIND:
@@ -74,7 +71,7 @@ class Checksum:
 
     def add_written(self, part: memoryview) -> None:
         """Take note that a part of what was announced has been written."""
-        if self._has_helper:
+        if self._helper is not None:
             offer_core()
         else:
             self._hash.update(part)
@@ -87,17 +84,14 @@ class Checksum:
         return self._hash.intdigest()
 
     def _end_helper(self) -> None:
-        if self._has_helper:
-            self._has_helper = False
+        helper, self._helper = self._helper, None
+        if helper is not None:
             self._told.put(False)
-            self._helper_gone.acquire()
+            helper.wait()
 
     def _help(self) -> None:
-        try:
-            while self._told.get():
-                self._sum_up()
-        finally:
-            self._helper_gone.release()
+        while self._told.get():
+            self._sum_up()
 
     def _sum_up(self) -> None:
         """Sum up what is due, unless the other thread is at it."""
