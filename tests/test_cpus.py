@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from aparallel import cpu_count
 from aparallel._ground import cpus
-from aparallel._ground.cpus import (
-    CgroupMount,
-    CgroupQuota,
-    effective_n_jobs,
-    parse_cfs_quota,
-    parse_cgroup_mounts,
-    parse_cgroup_paths,
-    parse_cpu_max,
-    quota_folders,
-)
+from aparallel._ground.cgroups import Mount, limit_folders, parse_mounts, parse_paths
+from aparallel._ground.cpus import CgroupQuota, effective_n_jobs, parse_cfs_quota, parse_cpu_max
 
 V2_MOUNT = "35 24 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:11 - cgroup cgroup rw,cpu,cpuacct\n"
@@ -155,29 +147,29 @@ class TestReading:
 class TestParsing:
     def test_mounts_are_found_among_others_whatever_their_tags(self) -> None:
         text = OTHER_MOUNTS + V1_MOUNT + "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\nbroken line\n"
-        assert parse_cgroup_mounts(text) == [
-            CgroupMount(1, "/", "/sys/fs/cgroup/cpu,cpuacct"),
-            CgroupMount(2, "/", "/sys/fs/cgroup/unified"),
+        assert parse_mounts(text, "cpu") == [
+            Mount(1, "/", "/sys/fs/cgroup/cpu,cpuacct"),
+            Mount(2, "/", "/sys/fs/cgroup/unified"),
         ]
 
     def test_spaces_and_backslashes_in_mount_points_are_read_as_the_kernel_writes_them(self) -> None:
-        (mount,) = parse_cgroup_mounts("41 31 0:38 / /mnt/my\\040groups\\134040 rw - cgroup2 cgroup2 rw\n")
+        (mount,) = parse_mounts("41 31 0:38 / /mnt/my\\040groups\\134040 rw - cgroup2 cgroup2 rw\n", "cpu")
         assert mount.point == "/mnt/my groups\\040"
 
     def test_paths_may_hold_colons(self) -> None:
-        assert parse_cgroup_paths("3:cpuset:/no\n2:cpu,cpuacct:/a:b\n0::/c:d\n\nbroken\n") == {1: "/a:b", 2: "/c:d"}
+        assert parse_paths("3:cpuset:/no\n2:cpu,cpuacct:/a:b\n0::/c:d\n\nbroken\n", "cpu") == {1: "/a:b", 2: "/c:d"}
 
     def test_folders_go_from_our_cgroup_up_to_the_mount_point(self) -> None:
-        mounts = [CgroupMount(2, "/", "/sys/fs/cgroup")]
-        assert list(quota_folders(mounts, {2: "/a/b"})) == [
+        mounts = [Mount(2, "/", "/sys/fs/cgroup")]
+        assert list(limit_folders(mounts, {2: "/a/b"})) == [
             (2, "/sys/fs/cgroup/a/b"),
             (2, "/sys/fs/cgroup/a"),
             (2, "/sys/fs/cgroup"),
         ]
 
     def test_a_mount_that_does_not_show_our_cgroup_is_passed_over_for_one_that_does(self) -> None:
-        mounts = [CgroupMount(2, "/other", "/mnt/other"), CgroupMount(2, "/", "/sys/fs/cgroup")]
-        assert list(quota_folders(mounts, {2: "/otherwise"})) == [
+        mounts = [Mount(2, "/other", "/mnt/other"), Mount(2, "/", "/sys/fs/cgroup")]
+        assert list(limit_folders(mounts, {2: "/otherwise"})) == [
             (2, "/sys/fs/cgroup/otherwise"),
             (2, "/sys/fs/cgroup"),
         ]
@@ -191,8 +183,8 @@ class TestParsing:
 
     @given(st.text(max_size=40))
     def test_no_text_makes_a_parser_fail(self, text: str) -> None:
-        parse_cgroup_mounts(text)
-        parse_cgroup_paths(text)
+        parse_mounts(text, "cpu")
+        parse_paths(text, "cpu")
         parse_cpu_max(text)
         parse_cfs_quota(text, text)
 

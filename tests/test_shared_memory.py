@@ -887,6 +887,12 @@ class TestRoom:
         texts = {"v1_max": "900\n", "v1_current": "500\n", "v1_stat": "cache 9\ntotal_inactive_file 100\n"}
         assert Room(root(mountinfo=self.MOUNT_V1, cgroup="4:memory:/app\n", **texts)).available() == 500
 
+    def test_a_process_that_was_moved_to_another_cgroup_has_the_limit_there(self, root: Callable[..., str]) -> None:
+        room = Room(root(mountinfo=self.MOUNT, cgroup="0::/before\n", meminfo="MemAvailable: 1000 kB\n"))
+        assert room.available() == 1_024_000
+        root(cgroup="0::/app\n", max="900\n", current="500\n")
+        assert room.available() == 400
+
     def test_where_nothing_tells_nothing_is_refused(self, root: Callable[..., str]) -> None:
         room = Room(root())
         assert room.available() is None

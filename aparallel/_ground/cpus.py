@@ -1,21 +1,21 @@
 """How many cores this process may use, and how many workers ``n_jobs`` means on them.
 
 Three things bound the cores: the affinity mask, the CPU quota of this process's cgroup and of every
-cgroup above it, and the user, who overrides both with ``APARALLEL_CPU_COUNT``. Text is parsed by
-pure functions; :class:`CgroupQuota` alone reads files. Sources of the formats: proc(5), cgroups(7),
-and the kernel's ``admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
+cgroup above it, and the user, who overrides both with ``APARALLEL_CPU_COUNT``. Sources of the formats: the
+kernel's ``admin-guide/cgroup-v2.rst`` and ``scheduler/sched-bwc.rst``.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from aparallel._ground.cgroups import Cgroups
 from aparallel._ground.units import whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 ENVIRONMENT_VARIABLE = "APARALLEL_CPU_COUNT"
 
@@ -78,21 +78,17 @@ def _schedulable_cores() -> int:
 class CgroupQuota:
     """The CPU quota that binds this process, as a number of cores.
 
-    *root* and *clock* (seconds) are for tests. Files that are missing, unreadable or not understood
-    limit nothing: away from Linux there are none.
+    *root* and *clock* (seconds) are for tests. Files that are missing or not understood limit nothing.
 
-    The mutable state is ``_mounts``, found once because the cgroup file systems are mounted before a
-    program starts and the mount table can be thousands of lines, and ``_known``, the last answer and
-    when it was read. It is replaced whole, so threads at worst read the files twice. Invariant: an
-    answer is never older than *max_age* seconds, so a quota that changes while we run, or a move to
-    another cgroup, counts soon after.
+    The mutable state is ``_known``, the last answer and when it was read. It is replaced whole, so
+    threads at worst read the files twice. Invariant: an answer is never older than *max_age* seconds,
+    so a quota that changes while we run, or a move to another cgroup, counts soon after.
     """
 
     def __init__(self, root: str = "/", *, max_age: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._root = root
+        self._cgroups = Cgroups("cpu", root)
         self._max_age = max_age
         self._clock = clock
-        self._mounts: list[CgroupMount] | None = None
         self._known: tuple[float, int | None] | None = None
 
     def cpus(self) -> int | None:
@@ -103,102 +99,17 @@ class CgroupQuota:
         return self._known[1]
 
     def _read(self) -> int | None:
-        if self._mounts is None:
-            self._mounts = parse_cgroup_mounts(self._text("/proc/self/mountinfo"))
-        paths = parse_cgroup_paths(self._text("/proc/self/cgroup"))
-        quotas = [self._quota_in(version, folder) for version, folder in quota_folders(self._mounts, paths)]
+        quotas = [self._quota_in(version, folder) for version, folder in self._cgroups.folders()]
         return min((quota for quota in quotas if quota is not None), default=None)
 
     def _quota_in(self, version: int, folder: str) -> int | None:
+        text = self._cgroups.text
         if version == 2:
-            return parse_cpu_max(self._text(f"{folder}/cpu.max"))
-        return parse_cfs_quota(self._text(f"{folder}/cpu.cfs_quota_us"), self._text(f"{folder}/cpu.cfs_period_us"))
-
-    def _text(self, path: str) -> str:
-        try:
-            with open(self._root.rstrip("/") + path, encoding="utf-8", errors="surrogateescape") as file:
-                return file.read()
-        except OSError:
-            return ""
+            return parse_cpu_max(text(f"{folder}/cpu.max"))
+        return parse_cfs_quota(text(f"{folder}/cpu.cfs_quota_us"), text(f"{folder}/cpu.cfs_period_us"))
 
 
 _quota = CgroupQuota()
-
-
-class CgroupMount(NamedTuple):
-    """Where the part of a cgroup hierarchy below *root* can be read: at *point*."""
-
-    version: int
-    root: str
-    point: str
-
-
-def parse_cgroup_mounts(mountinfo: str, controller: str = "cpu") -> list[CgroupMount]:
-    """Find the hierarchies that may limit CPU, or another resource, in the text of ``/proc/self/mountinfo``.
-
-    They are version 2's only one, and the one of version 1 that has the *controller*.
-    """
-    mounts = []
-    for line in mountinfo.splitlines():
-        # id parent device root point options [tags…] - type source super-options
-        before, separator, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if not separator or len(fields) < 5:
-            continue
-        version = 0
-        if kind[0] == "cgroup2":
-            version = 2
-        elif kind[0] == "cgroup" and controller in kind[-1].split(","):
-            version = 1
-        if version:
-            mounts.append(CgroupMount(version, _unescape(fields[3]), _unescape(fields[4])))
-    return mounts
-
-
-def _unescape(field: str) -> str:
-    # The kernel writes these four in octal; the backslash comes last, so that what it uncovers is not read again.
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field
-
-
-def parse_cgroup_paths(text: str, controller: str = "cpu") -> dict[int, str]:
-    """Return this process's own cgroup path by cgroup version, from the text of ``/proc/self/cgroup``."""
-    paths = {}
-    for line in text.splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, separator, path = rest.partition(":")
-        if not separator:
-            continue
-        if hierarchy == "0" and not controllers:
-            paths[2] = path
-        elif controller in controllers.split(","):
-            paths[1] = path
-    return paths
-
-
-def quota_folders(mounts: list[CgroupMount], paths: dict[int, str]) -> Iterator[tuple[int, str]]:
-    """Yield each folder that may hold a quota of ours, with its cgroup version: our cgroup first, then its parents.
-
-    A container may see its own cgroup mounted as if it were the root, and may know its own path only
-    as the host sees it. Where no mount shows the path, the mount point stands for it.
-    """
-    for version, path in paths.items():
-        candidates = [mount for mount in mounts if mount.version == version]
-        shown = [(mount, inner) for mount in candidates if (inner := _path_below(mount.root, path)) is not None]
-        for mount, inner in shown or [(mount, "") for mount in candidates[:1]]:
-            names = [name for name in inner.split("/") if name]
-            for depth in range(len(names), -1, -1):
-                yield version, "/".join([mount.point.rstrip("/"), *names[:depth]])
-
-
-def _path_below(root: str, path: str) -> str | None:
-    if ".." in path.split("/"):  # the process is outside its cgroup namespace's root
-        return None
-    prefix = root.rstrip("/")
-    if path == prefix or path.startswith(f"{prefix}/"):
-        return path[len(prefix) :]
-    return None
 
 
 def parse_cpu_max(text: str) -> int | None:

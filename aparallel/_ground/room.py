@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from aparallel._ground.cpus import parse_cgroup_mounts, parse_cgroup_paths, quota_folders
+from aparallel._ground.cgroups import Cgroups
 
 TYPE_CHECKING = False  # loaded in workers
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ class Room:
     """
 
     def __init__(self, root: str = "/", *, max_age: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
-        self._root = root
+        self._cgroups = Cgroups("memory", root)
         self._max_age = max_age
         self._clock = clock
-        self._folders: list[tuple[int, str]] | None = None
         self._read_at = -1e9
         self._available: int | None = None
         self._granted = 0
@@ -48,12 +47,8 @@ class Room:
 
     def available(self) -> int | None:
         """Return the bytes that can be used before anything is swapped or killed; None if nobody says."""
-        if self._folders is None:
-            mounts = parse_cgroup_mounts(self._text("/proc/self/mountinfo"), "memory")
-            paths = parse_cgroup_paths(self._text("/proc/self/cgroup"), "memory")
-            self._folders = list(quota_folders(mounts, paths))
-        left = [self._left_in(version, folder) for version, folder in self._folders]
-        left.append(parse_available(self._text("/proc/meminfo")))
+        left = [self._left_in(version, folder) for version, folder in self._cgroups.folders()]
+        left.append(parse_available(self._cgroups.text("/proc/meminfo")))
         return min((size for size in left if size is not None), default=None)
 
     def _left_in(self, version: int, folder: str) -> int | None:
@@ -62,19 +57,13 @@ class Room:
             if version == 2
             else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         )
-        limit, usage = self._text(f"{folder}/{limit_name}").strip(), self._text(f"{folder}/{usage_name}").strip()
+        text = self._cgroups.text
+        limit, usage = text(f"{folder}/{limit_name}").strip(), text(f"{folder}/{usage_name}").strip()
         if not (limit.isdecimal() and usage.isdecimal()):  # "max", or not there
             return None
         # The page cache counts as used, and is given up first.
-        cache = parse_field(self._text(f"{folder}/memory.stat"), cache_name) or 0
+        cache = parse_field(text(f"{folder}/memory.stat"), cache_name) or 0
         return max(int(limit) - int(usage) + cache, 0)
-
-    def _text(self, path: str) -> str:
-        try:
-            with open(self._root.rstrip("/") + path, encoding="utf-8", errors="surrogateescape") as file:
-                return file.read()
-        except OSError:
-            return ""
 
 
 def parse_available(meminfo: str) -> int | None:
