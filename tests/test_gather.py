@@ -727,6 +727,10 @@ def test_a_bad_configuration_is_refused_where_it_is_made() -> None:
 async def report_later(done: int, total: int | None) -> None: ...
 
 
+class ReportsLater:
+    async def __call__(self, done: int, total: int | None) -> None: ...
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_job": 2}, TypeError, "no option 'n_job'. Did you mean 'n_jobs'"),
     ({"n_jobs": 0}, ValueError, "n_jobs"),
@@ -755,8 +759,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"retries": -1}, ValueError, "retries"),
     ({"retries": 1.0}, ValueError, "retries"),
     ({"verbose": "loud"}, TypeError, "verbose"),
+    ({"verbose": 1.5}, TypeError, "verbose"),
+    ({"verbose": None}, TypeError, "verbose"),
     ({"progress": 3}, TypeError, "progress"),
+    ({"progress": None}, TypeError, "progress"),
     ({"progress": report_later}, TypeError, "coroutine function"),
+    ({"progress": ReportsLater()}, TypeError, "coroutine function"),
     ({"pool": 3}, TypeError, "pool=3"),
     ({"return_as": "generator"}, TypeError, "stream_parallel"),
     ({"ordered": False}, TypeError, "stream_parallel"),

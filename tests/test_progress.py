@@ -107,11 +107,6 @@ class TestLines:
         reporter.close(failed=False)
         assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.parametrize("verbose", [1.5, "1", None])
-    def test_verbose_that_is_no_integer_is_an_error(self, verbose: object) -> None:
-        with pytest.raises(TypeError, match="verbose must be an integer"):
-            Reporter(1, verbose, False, 2)  # type: ignore[arg-type]
-
 
 class TestCadence:
     @staticmethod
@@ -196,11 +191,6 @@ class TestFunction:
         with pytest.raises(LookupError, match="no such widget"):
             reporter.advance(1)
         reporter.close(failed=True)
-
-    @pytest.mark.parametrize("progress", [None, 1, "bar"])
-    def test_what_is_neither_bool_nor_function_is_an_error(self, progress: object) -> None:
-        with pytest.raises(TypeError, match="progress must be True, False or a function"):
-            Reporter(1, 0, progress, 9)  # type: ignore[arg-type]
 
 
 class TestBar:

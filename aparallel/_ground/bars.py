@@ -1,11 +1,28 @@
-"""tqdm's progress bar: what we use of it, and how it is loaded."""
+"""What may be given as ``progress=``: tqdm's bar, of which here is what we use and how it is loaded, or a function."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
+from aparallel._ground.awaiting import is_coroutine_function
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    ProgressOption = bool | Callable[[int, int | None], object]
+
+
+def checked_progress(progress: ProgressOption) -> ProgressOption:
+    """Return *progress* if it can be one.
+
+    Raises:
+        TypeError: it is neither a bool nor a function, or one that would have to be awaited.
+    """
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress={progress!r} is not True, False or a function of (done, total).")
+    if is_coroutine_function(progress):
+        raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
+    return progress
 
 
 class Bar(Protocol):

@@ -13,9 +13,9 @@ from aparallel._parallel.parsing import READERS
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextvars import Token
 
+    from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
     from aparallel.abc import OnCancel
 
@@ -50,7 +50,7 @@ class Options(NamedTuple):
     pool: HasBackend | None = None
     retries: int = 0
     on_cancel: OnCancel | None = None
-    progress: bool | Callable[[int, int | None], object] = False
+    progress: ProgressOption = False
     inner_max_num_threads: int | None = None
     max_nbytes: int | Literal[Unset.UNSET] | None = Unset.UNSET
     mmap_mode: MmapMode | Literal[Unset.UNSET] = Unset.UNSET

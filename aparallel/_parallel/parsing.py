@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.bars import checked_progress
 from aparallel._ground.cpus import effective_n_jobs
 from aparallel._ground.sharing import MmapMode, check_mmap_mode
 from aparallel._ground.units import parse_bytes, whole_number
@@ -94,14 +94,6 @@ def parse_retries(retries: int) -> int:
     if count is None or count < 0:
         raise ValueError(f"retries={retries!r} is not a number of further attempts, 0 or more.")
     return count
-
-
-def _read_progress(progress: Any) -> Any:
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress={progress!r} is not True, False or a function of (done, total).")
-    if inspect.iscoroutinefunction(progress):
-        raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
-    return progress
 
 
 def parse_timeout(timeout: float | None) -> float | None:
@@ -202,7 +194,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "verbose": _read_verbose,
         "retries": parse_retries,
         "on_cancel": parse_on_cancel,
-        "progress": _read_progress,
+        "progress": checked_progress,
         "inner_max_num_threads": parse_inner_threads,
         "max_nbytes": _read_max_nbytes,
         "mmap_mode": _read_mmap_mode,

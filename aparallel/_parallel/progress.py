@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from aparallel._ground.bars import load_tqdm
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
+
+    from aparallel._ground.bars import ProgressOption
 
 # Above this, verbose= prints a line for every slice of completions; see next_line_at for what is below.
 EVERY_SLICE = 10
@@ -28,7 +29,7 @@ class Reporter:
 
     Args:
         n_jobs: workers of this run, for the lines.
-        verbose: 0 prints nothing; the higher, the more lines; see :func:`next_line_at`.
+        verbose: 0 and less prints nothing; the higher, the more lines; see :func:`next_line_at`.
         progress: True for tqdm's bar, or a function that is given ``(done, total)`` after each slice
             of completions, total being None while it is unknown. A run that succeeds gives it
             ``(n, n)`` once, as the last. What the function raises, :meth:`advance` raises.
@@ -39,14 +40,13 @@ class Reporter:
 
     Raises:
         ModuleNotFoundError: ``progress=True`` and tqdm is not installed.
-        TypeError: *verbose* is no integer, or *progress* neither a bool nor a function.
     """
 
     def __init__(
         self,
         n_jobs: int,
         verbose: int,
-        progress: bool | Callable[[int, int | None], object],
+        progress: ProgressOption,
         total: int | None,
         stream: TextIO | None = None,
         *,
@@ -55,11 +55,9 @@ class Reporter:
     ) -> None:
         self._done = 0
         self._total = total
-        self._lines = _Lines(name, n_jobs, verbose, stream, clock) if checked_verbose(verbose) else None
+        self._lines = _Lines(name, n_jobs, verbose, stream, clock) if verbose > 0 else None
         self._bar = load_tqdm()(desc=name, total=total, file=stream) if progress is True else None
         self._function = _Function(progress) if callable(progress) else None
-        if not (isinstance(progress, bool) or callable(progress)):
-            raise TypeError(f"progress must be True, False or a function of (done, total), got {progress!r}.")
         # Compared with None: a bar without a total has no truth value.
         self._silent = self._lines is None and self._bar is None and self._function is None
 
@@ -92,18 +90,6 @@ class Reporter:
             self._lines.close(self._done, self._total, failed=failed)
         if self._function is not None and not failed:
             self._function(self._done, self._done)
-
-
-def checked_verbose(verbose: int) -> int:
-    """Return *verbose* as an integer, 0 or more.
-
-    Raises:
-        TypeError: it is no integer. True is 1.
-    """
-    try:
-        return max(operator.index(verbose), 0)
-    except TypeError:
-        raise TypeError(f"verbose must be an integer, got {verbose!r}.") from None
 
 
 class _Function:

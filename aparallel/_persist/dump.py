@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.awaiting import is_coroutine_function
+from aparallel._ground.bars import checked_progress
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
 from aparallel._ground.stoppable import Stop, Stopped, ended
@@ -18,14 +19,14 @@ from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import CallableSink, FileSink, replacing
 from aparallel._persist.keys import checked_key
-from aparallel._persist.progress import Meter, Progress, checked
+from aparallel._persist.progress import Meter, Progress
 from aparallel._persist.threads import in_thread_with
 from aparallel.errors import AparallelError, UnpicklableObjectError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from aparallel._persist.progress import ProgressOption
+    from aparallel._ground.bars import ProgressOption
     from aparallel._persist.writer import Sink
 
 T = TypeVar("T")
@@ -159,7 +160,8 @@ def dump_chunks(
 
     Leaving the iteration early, by an error, cancellation or ``aclose()``, ends the thread and waits for it.
     """
-    return _chunks(obj, DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs), checked(progress))
+    options = DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs)
+    return _chunks(obj, options, checked_progress(progress))
 
 
 async def _chunks(obj: object, options: DumpOptions, progress: ProgressOption) -> AsyncGenerator[bytes, None]:

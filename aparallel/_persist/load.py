@@ -19,7 +19,7 @@ from aparallel.errors import CorruptFileError, UnsupportedFormatError, Untrusted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from aparallel._persist.progress import ProgressOption
+    from aparallel._ground.bars import ProgressOption
     from aparallel._persist.sources import Source
     from aparallel._persist.trust import Trust
     from aparallel.abc import Compressor

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aparallel._ground.awaiting import is_coroutine_function
-from aparallel._ground.bars import load_tqdm
+from aparallel._ground.bars import checked_progress, load_tqdm
 from aparallel._ground.hop import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aparallel._ground.bars import Bar
-
-    ProgressOption = bool | Callable[[int, int | None], object]
+    from aparallel._ground.bars import Bar, ProgressOption
 
 
 class Meter:
@@ -33,19 +30,6 @@ class Meter:
     @property
     def done(self) -> int:
         return self.of()
-
-
-def checked(progress: ProgressOption) -> ProgressOption:
-    """Return *progress* if it can be one.
-
-    Raises:
-        TypeError: it is neither a bool nor a function, or one that would have to be awaited.
-    """
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"progress must be True, False or a function of (done, total), got {progress!r}.")
-    if is_coroutine_function(progress):
-        raise TypeError(f"progress={progress!r} is a coroutine function, and nobody would await it.")
-    return progress
 
 
 class Progress:
@@ -68,7 +52,7 @@ class Progress:
             ModuleNotFoundError: ``progress=True`` and tqdm is not installed.
             TypeError: it can be none.
         """
-        if not isinstance(checked(progress), bool):
+        if not isinstance(checked_progress(progress), bool):
             return cls(progress, None)  # type: ignore[arg-type]
         return cls(None, (await in_thread(load_tqdm))(desc=name, unit="B", unit_scale=True) if progress else None)
 

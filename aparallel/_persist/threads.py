@@ -16,7 +16,7 @@ from aparallel._persist.progress import Meter, Progress
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from aparallel._persist.progress import ProgressOption
+    from aparallel._ground.bars import ProgressOption
 
 T = TypeVar("T")
 
