@@ -1,4 +1,4 @@
-"""Worker processes as a backend: how they are set up, and the spare that stands by."""
+"""Worker processes as a backend: how they are set up, and the shared memory that they have together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._backends.child import Child, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
+from aparallel._backends.spare import Spare
 from aparallel._ground.call import name_of
 from aparallel._ground.cpus import cpu_count
 from aparallel._ground.hop import in_thread
@@ -25,7 +26,6 @@ from aparallel._transfer.pickling import pickle
 from aparallel._transfer.shipment import LazyMemory
 from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Backend, WorkerEvents
-from aparallel.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from aparallel._ground.sharing import MmapMode, Shared
     from aparallel.abc import OnCancel, Sharing
-
-# The spare starts when the first workers have had time to start: it must not compete with them.
-_SPARE_DELAY = 0.1
 
 # Shared memory that was used is kept so long for the next use: new memory costs ten times what copying does.
 _UNUSED_SECONDS = 0.5
@@ -55,7 +52,7 @@ _THREAD_VARIABLES = (
 
 
 class ProcessBackend(Backend):
-    """Starts worker processes, and keeps one bare interpreter standing by to replace a killed one.
+    """Starts worker processes, and keeps a spare to replace a killed one.
 
     Attributes:
         inner_threads: threads that BLAS and OpenMP may use in each worker started from now on.
@@ -89,11 +86,7 @@ class ProcessBackend(Backend):
         self._inner_threads_forced = inner_threads_forced
         self._nice = nice
         self._workers: set[ProcessWorker] = set()
-        # At most one child stands by; it is started late, on a timer, and replaced when used.
-        self._spare: Child | None = None
-        self._spare_timer: asyncio.TimerHandle | None = None
-        # Every spare that is alive, standing by or on its way out, with what is done when it is gone.
-        self._spares: dict[Child, asyncio.Future[None]] = {}
+        self._spare = Spare(self._new_child, lambda: bool(self._workers) and not self._closed)
         # Memory of arguments, and what was shared by name of the user.
         self._memory = LazyMemory()
         self._memory.has_spare_core = self._has_spare_core
@@ -115,7 +108,7 @@ class ProcessBackend(Backend):
         return shared
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
-        child = self._take_spare() or self._new_child()
+        child = self._spare.take() or self._new_child()
         worker = ProcessWorker(
             loop,
             child,
@@ -131,7 +124,7 @@ class ProcessBackend(Backend):
         if self._memory.is_made:  # the first call's arguments may have been written before there was a loop to tell
             self._plan_tending(loop)
         worker.set_up(self._setup())
-        self._plan_spare(loop, _SPARE_DELAY)
+        self._spare.start_later(loop)
         return worker
 
     def _new_child(self) -> Child:
@@ -145,10 +138,10 @@ class ProcessBackend(Backend):
 
     def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the spare now instead of a little later."""
-        self._start_spare(loop)
+        self._spare.start(loop)
 
     def rest(self) -> None:
-        self._drop_spare()
+        self._spare.drop()
 
     @property
     def is_unsettled(self) -> bool:
@@ -160,21 +153,17 @@ class ProcessBackend(Backend):
 
     async def aclose(self) -> None:
         self._closed = True
-        self._drop_spare()
+        self._spare.drop()
         self._close_memory()
-        if self._spares:
-            await asyncio.wait(list(self._spares.values()))
+        await self._spare.wait_until_gone()
         if self._relay is not None:
             await self._relay.aclose()
 
     def kill_all(self) -> None:
         self._closed = True
         self._close_memory()
-        children = [worker.child for worker in self._workers]
+        children = [worker.child for worker in self._workers] + self._spare.give_up()
         self._workers.clear()
-        children += self._spares
-        self._spares.clear()
-        self._spare = None
         for child in children:
             child.kill()
         for child in children:
@@ -265,44 +254,6 @@ class ProcessBackend(Backend):
             "nice": self._nice,
             "initializer": self._initializer,
         }
-
-    def _take_spare(self) -> Child | None:
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            del self._spares[spare]  # its exit is its worker's to tell from now on
-        return spare
-
-    def _plan_spare(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
-        if self._spare_timer is not None:
-            self._spare_timer.cancel()
-        self._spare_timer = loop.call_later(delay, self._start_spare, loop)
-
-    def _start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._spare_timer is not None:
-            self._spare_timer.cancel()
-            self._spare_timer = None
-        if self._spare is not None or self._closed or not self._workers:
-            return
-        with contextlib.suppress(OSError, UnsupportedPlatformError):  # the spare can wait; a worker would report it
-            self._spare = child = self._new_child()
-            self._spares[child] = loop.create_future()
-            child.watch(loop, lambda: self._on_spare_exit(child))
-
-    def _on_spare_exit(self, child: Child) -> None:
-        if self._spare is child:
-            self._spare = None
-        child.reap()
-        gone = self._spares.pop(child, None)
-        if gone is not None and not gone.done():
-            gone.set_result(None)
-
-    def _drop_spare(self) -> None:
-        if self._spare_timer is not None:
-            self._spare_timer.cancel()
-            self._spare_timer = None
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.kill()
 
 
 def _pickle_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> bytes:
