@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from traveling import by_value
 
 from aparallel import Pool, delayed
-from aparallel._backends import process
+from aparallel._backends import tending
 from aparallel._ground import cores
 from aparallel._ground.both_ends import from_both_ends
 from aparallel._transfer import lending, shared_memory, writing
@@ -63,7 +63,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tending, "cpu_count", lambda: 2)
 
 
 @pytest.fixture
@@ -609,13 +609,13 @@ class TestPools:
         self, two_cores: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         asked: list[bool] = []
-        real = process.ProcessBackend._has_spare_core
+        real = tending.Tending._has_spare_core
 
         def ask(backend: Any) -> bool:
             asked.append(real(backend))
             return asked[-1]
 
-        monkeypatch.setattr(process.ProcessBackend, "_has_spare_core", ask)
+        monkeypatch.setattr(tending.Tending, "_has_spare_core", ask)
         go, begun = tmp_path / "go", tmp_path / "begun"
 
         def wait_for(begun: Path, go: Path) -> None:
@@ -657,8 +657,8 @@ def test_a_program_that_ends_while_two_threads_write_ends_at_once() -> None:
     script = """
         import asyncio, numpy as np
         from aparallel import Pool
-        from aparallel._backends import process
-        process.cpu_count = lambda: 2
+        from aparallel._backends import tending
+        tending.cpu_count = lambda: 2
         array = np.ones(10_000_000)
 
         async def main():

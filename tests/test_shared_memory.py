@@ -249,12 +249,12 @@ class TestResults:
         async with Pool(1, max_nbytes=1000) as pool:
             await attempt(pool)
             await assert_freed_without_collector(lambda: attempt(pool))
-            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
+            memory = pool._engine.backend._tending.memory.get()  # type: ignore[attr-defined]
             assert all(segment.is_free for segment in memory.lender.segments.values())
 
     async def test_a_worker_lets_go_of_the_arguments_of_failed_calls_without_its_garbage_collector(self) -> None:
         async with Pool(1, max_nbytes=1000, initializer=gc.disable) as pool:
-            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
+            memory = pool._engine.backend._tending.memory.get()  # type: ignore[attr-defined]
             for _ in range(5):
                 with pytest.raises(ValueError, match="refused"):
                     await pool.run(refuse, np.zeros(50_000))
@@ -263,7 +263,7 @@ class TestResults:
 
     async def test_gathers_of_ever_new_arrays_write_into_the_memory_of_the_last(self) -> None:
         async with Pool(1, max_nbytes=1000) as pool:
-            memory = pool._engine.backend._memory.get()  # type: ignore[attr-defined]
+            memory = pool._engine.backend._tending.memory.get()  # type: ignore[attr-defined]
             arrays = [np.full(MB // 8, float(value)) for value in range(20)]
             for value, array in enumerate(arrays):
                 assert await pool.gather([delayed(total)(array) for _ in range(3)]) == [value * MB // 8] * 3

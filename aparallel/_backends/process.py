@@ -1,44 +1,32 @@
-"""Worker processes as a backend: how they are set up, and the shared memory that they have together."""
+"""Worker processes as a backend: how they are set up, started and ended."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import sys
-import threading
-import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from aparallel._backends.child import Child, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
 from aparallel._backends.spare import Spare
+from aparallel._backends.tending import Tending
 from aparallel._ground.call import name_of
-from aparallel._ground.cpus import cpu_count
-from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.functions import Functions
 from aparallel._transfer.pickling import pickle
-from aparallel._transfer.shipment import LazyMemory
 from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Backend, WorkerEvents
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
     from contextvars import ContextVar
 
     from aparallel._ground.sharing import MmapMode, Shared
     from aparallel.abc import OnCancel, Sharing
-
-# Shared memory that was used is kept so long for the next use: new memory costs ten times what copying does.
-_UNUSED_SECONDS = 0.5
-
-# Workers that are asked to free memory are waited for so long at most: one that runs a call hears of it afterwards.
-_FREEING_SECONDS = 0.25
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -86,26 +74,19 @@ class ProcessBackend(Backend):
         self._inner_threads_forced = inner_threads_forced
         self._nice = nice
         self._workers: set[ProcessWorker] = set()
-        self._spare = Spare(self._new_child, lambda: bool(self._workers) and not self._closed)
-        # Memory of arguments, and what was shared by name of the user.
-        self._memory = LazyMemory()
-        self._memory.has_spare_core = self._has_spare_core
-        self._shared: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
-        self._tending: asyncio.TimerHandle | None = None
-        # For workers that wait for room.
-        self._relieving: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._spare = Spare(self._new_child, lambda: bool(self._workers) and not self._closed)
+        self._tending = Tending(self._workers)
 
     def describe(self) -> str:
         return self.executable
 
     def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> ProcessEncoder:
-        return ProcessEncoder(self._functions, self._variables, self._memory, sharing, single=single, at_once=at_once)
+        memory = self._tending.memory
+        return ProcessEncoder(self._functions, self._variables, memory, sharing, single=single, at_once=at_once)
 
     async def share(self, value: Any, mode: MmapMode, sharing: Sharing) -> Shared[Any]:
-        shared = await in_thread(lambda: self._memory.get().share(value, mode, sharing.temp_folder))
-        self._shared.add(shared)
-        return shared
+        return await self._tending.share(value, mode, sharing.temp_folder)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ProcessWorker:
         child = self._spare.take() or self._new_child()
@@ -114,15 +95,12 @@ class ProcessBackend(Backend):
             child,
             events,
             self._workers.discard,
-            lambda: self._plan_tending(loop),
-            lambda worker: self._relieve(loop, worker),
+            self._tending.plan,
+            self._tending.relieve,
             self._relay,
         )
         self._workers.add(worker)
-        self._memory.on_unused = lambda: self._on_unused(loop)
-        self._memory.on_shortage = lambda: self._on_shortage(loop)
-        if self._memory.is_made:  # the first call's arguments may have been written before there was a loop to tell
-            self._plan_tending(loop)
+        self._tending.begin(loop)
         worker.set_up(self._setup())
         self._spare.start_later(loop)
         return worker
@@ -154,14 +132,14 @@ class ProcessBackend(Backend):
     async def aclose(self) -> None:
         self._closed = True
         self._spare.drop()
-        self._close_memory()
+        self._tending.close()
         await self._spare.wait_until_gone()
         if self._relay is not None:
             await self._relay.aclose()
 
     def kill_all(self) -> None:
         self._closed = True
-        self._close_memory()
+        self._tending.close()
         children = [worker.child for worker in self._workers] + self._spare.give_up()
         self._workers.clear()
         for child in children:
@@ -170,78 +148,6 @@ class ProcessBackend(Backend):
             child.reap()
         if self._relay is not None:
             self._relay.close_now()
-
-    # Shared memory
-
-    def _has_spare_core(self) -> bool:
-        """Whether a core is left besides that of the thread that asks, any one, and those of workers with calls."""
-        busy = sum(not worker.is_idle() for worker in self._workers.copy())
-        return busy + 2 <= cpu_count()
-
-    def _plan_tending(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._tending is None and not self._closed:
-            self._tending = loop.call_later(_UNUSED_SECONDS / 2, self._tend, loop)
-
-    def _tend(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give memory back that nobody has used for a while; look again if there is some that was used lately."""
-        self._tending = None
-        unused, remains = self._memory.trim(time.monotonic() - _UNUSED_SECONDS)
-        for worker in self._workers:
-            worker.loans.discard(unused)
-            if worker.is_idle():
-                worker.loans.free_unused()
-            remains = remains or worker.loans.has_unused
-        if remains:
-            self._plan_tending(loop)
-
-    def _on_unused(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Memory of arguments has become free. Called in any thread, by finalisers."""
-        if self._tending is None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(self._plan_tending, loop)
-
-    def _on_shortage(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have workers free what they keep for results. Called in a thread, which waits for it."""
-        deadline = time.monotonic() + _FREEING_SECONDS
-        asked = threading.Event()
-
-        def ask() -> None:
-            for worker in self._workers:
-                worker.loans.free_unused_now()
-            asked.set()
-
-        with contextlib.suppress(RuntimeError):  # the loop has closed
-            loop.call_soon_threadsafe(ask)
-            asked.wait(_FREEING_SECONDS)
-        while self._are_freeing() and time.monotonic() < deadline:
-            time.sleep(0.001)
-
-    def _are_freeing(self) -> bool:
-        return any(worker.loans.is_freeing for worker in self._workers.copy())
-
-    def _relieve(self, loop: asyncio.AbstractEventLoop, worker: ProcessWorker) -> None:
-        """*worker* finds no room for a result: keep nothing for later, then tell it."""
-
-        async def relieve() -> None:
-            try:
-                await in_thread(self._memory.give_back)
-                if self._tending is not None:
-                    self._tending.cancel()
-                self._tend(loop)
-            finally:
-                worker.loans.tell_relieved()
-
-        task = loop.create_task(relieve())
-        self._relieving.add(task)
-        task.add_done_callback(self._relieving.discard)
-
-    def _close_memory(self) -> None:
-        if self._tending is not None:
-            self._tending.cancel()
-            self._tending = None
-        for shared in list(self._shared):
-            shared.close()
-        self._memory.close()
 
     def _setup(self) -> dict[str, Any]:
         threads = str(self.inner_threads)

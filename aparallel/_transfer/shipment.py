@@ -34,16 +34,21 @@ class Shipment:
 class LazyMemory:
     """A pool's memory for arguments, made in the thread that needs it first: it imports numpy.
 
-    Attributes:
+    Args:
         on_unused: called, in any thread, when some of it is used no more, or soon may be.
         has_spare_core: asked, in any thread, whether a second one may help with what is large.
         on_shortage: called by a thread that finds no room: to have others give back what they keep for later.
     """
 
-    def __init__(self) -> None:
-        self.on_unused: Callable[[], object] = bool
-        self.has_spare_core: Callable[[], bool] = bool
-        self.on_shortage: Callable[[], object] = bool
+    def __init__(
+        self,
+        on_unused: Callable[[], object] = lambda: None,
+        has_spare_core: Callable[[], bool] = lambda: False,
+        on_shortage: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._on_unused = on_unused
+        self._has_spare_core = has_spare_core
+        self._on_shortage = on_shortage
         self._made: ArgumentMemory | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -53,7 +58,7 @@ class LazyMemory:
             if self._made is None:
                 from aparallel._transfer.arguments import ArgumentMemory
 
-                self._made = ArgumentMemory(self._tell_unused, self._has_spare_core, self._tell_shortage)
+                self._made = ArgumentMemory(self._on_unused, self._has_spare_core, self._on_shortage)
                 if self._is_closed:  # a call that was cancelled is still being written
                     self._made.close()
             return self._made
@@ -62,19 +67,10 @@ class LazyMemory:
     def is_made(self) -> bool:
         return self._made is not None
 
-    def _tell_unused(self) -> None:
-        self.on_unused()
-
-    def _has_spare_core(self) -> bool:
-        return self.has_spare_core()
-
-    def _tell_shortage(self) -> None:
-        self.on_shortage()
-
     def give_back(self) -> None:
         """Keep nothing for later, and have others do so. Takes long."""
         if self._made is None:
-            self.on_shortage()
+            self._on_shortage()
         else:
             self._made.give_back()
 
