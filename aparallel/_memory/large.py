@@ -62,7 +62,7 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
         OSError: it cannot be read.
     """
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.reader import Keys, read_container
+    from aparallel._persist.reader import ReadOptions, read_container
     from aparallel._persist.sources import FileSource, MemorySource
 
     source = (
@@ -71,7 +71,7 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
         else FileSource(content.fileno(), Stop(), size)
     )
     try:
-        with contextlib.closing(read_container(source, Keys(signing_key=signing_key), whole=True)):
+        with contextlib.closing(read_container(source, ReadOptions(signing_key=signing_key), whole=True)):
             pass
     except CorruptFileError as error:
         raise Damaged(f"its value is damaged: {error}") from error

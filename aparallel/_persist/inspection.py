@@ -113,10 +113,10 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
     from aparallel._persist.container import VERSION, Flag
     from aparallel._persist.inspector import Inspector
     from aparallel._persist.pickling import PiecesReader
-    from aparallel._persist.reader import Keys, skim_container
+    from aparallel._persist.reader import ReadOptions, skim_container
     from aparallel._persist.tokens import Look, needed_look
 
-    with contextlib.closing(skim_container(source, Keys(compressors=compressors), whole=whole)) as content:
+    with contextlib.closing(skim_container(source, ReadOptions(compressors=compressors), whole=whole)) as content:
         inspector = Inspector()
         # Plain data asks for nothing and has no arrays.
         pickle = PiecesReader(content.pieces(), stop)

@@ -267,18 +267,20 @@ class _Loading:
         return Trust(self._options.trusted)
 
     def _load_container(self, source: Source, *, whole: bool, file: Any) -> Any:
-        from aparallel._persist.reader import Keys, read_container
+        from aparallel._persist.reader import ReadOptions, read_container
         from aparallel._persist.unpickling import read_object
 
         options = self._options
         trust = self._trust()
-        keys = Keys(options.signing_key, options.threads, options.compressors)
+        reading = ReadOptions(options.signing_key, options.threads, options.compressors)
         if options.mmap_mode is not None:
             from aparallel._persist.mapping import map_container
 
-            content = map_container(file, options.mmap_mode, keys, self._stop, verify=options.verify, size=source.size)
+            content = map_container(
+                file, options.mmap_mode, reading, self._stop, verify=options.verify, size=source.size
+            )
         else:
-            content = read_container(source, keys, whole=whole)
+            content = read_container(source, reading, whole=whole)
         with contextlib.closing(content):
             return read_object(content, trust, self._stop)
 

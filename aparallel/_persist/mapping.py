@@ -29,7 +29,7 @@ from aparallel._persist.container import (
     unpack_record,
     unpack_trailer,
 )
-from aparallel._persist.reader import Content, Keys, check_signed, wrong_signature
+from aparallel._persist.reader import Content, ReadOptions, check_signed, wrong_signature
 from aparallel._persist.sources import read_at
 from aparallel.errors import ChecksumError, CorruptFileError, TruncatedFileError, UnsupportedFormatError
 
@@ -46,7 +46,9 @@ def mapped_file(file: Any, mode: Any) -> Any:
     return np.memmap(file, np.uint8, mode)
 
 
-def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool, size: int | None = None) -> Content:
+def map_container(
+    file: Any, mode: str, options: ReadOptions, stop: Stop, *, verify: bool, size: int | None = None
+) -> Content:
     """Map a plain container and read no more of it than its pickle.
 
     Args:
@@ -62,7 +64,7 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool,
     fd = file.fileno()
     size = os.fstat(fd).st_size if size is None else size
     header = unpack_header(read_at(fd, LINE, 0))
-    check_signed(header, keys.signing_key)
+    check_signed(header, options.signing_key)
     if header.codec:
         raise UnsupportedFormatError(
             f"it is compressed with {header.codec}, and only what is not can be mapped. "
@@ -70,12 +72,12 @@ def map_container(file: Any, mode: str, keys: Keys, stop: Stop, *, verify: bool,
         )
     if size < 2 * LINE:
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
-    if keys.signing_key is not None and mode == "r+":
+    if options.signing_key is not None and mode == "r+":
         raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
     trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
     memory: Any = mapped_file(file, mode)
-    if keys.signing_key is not None:
-        _verify_signature(fd, size, keys.signing_key, trailer, stop)
+    if options.signing_key is not None:
+        _verify_signature(fd, size, options.signing_key, trailer, stop)
     _, index = _mapped_payload(fd, trailer.index_offset, stop)
     content = Content(header)
     try:

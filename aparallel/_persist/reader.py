@@ -53,7 +53,7 @@ _BELIEVED = 64 << 20
 _KEPT = 24 << 20
 
 
-class Keys(NamedTuple):
+class ReadOptions(NamedTuple):
     """How a container is to be read.
 
     Attributes:
@@ -102,7 +102,7 @@ class Content:
             self._spool.close()
 
 
-def read_container(source: Source, keys: Keys, *, whole: bool) -> Content:
+def read_container(source: Source, options: ReadOptions, *, whole: bool) -> Content:
     """Read a container from where *source* stands, and verify all of it.
 
     Args:
@@ -112,31 +112,31 @@ def read_container(source: Source, keys: Keys, *, whole: bool) -> Content:
         CorruptFileError: it is damaged, or its signature is not that of the key.
         UnsupportedFormatError: it is not for this version.
     """
-    return _Reading(source, keys).read(whole=whole)
+    return _Reading(source, options).read(whole=whole)
 
 
-def skim_container(source: Source, keys: Keys, *, whole: bool) -> Content:
+def skim_container(source: Source, options: ReadOptions, *, whole: bool) -> Content:
     """Read a container as :func:`read_container` does, but go past its buffers, which are not verified."""
-    return _Reading(source, keys, skim=True).read(whole=whole)
+    return _Reading(source, options, skim=True).read(whole=whole)
 
 
 class _Reading:
-    def __init__(self, source: Source, keys: Keys, *, skim: bool = False) -> None:
+    def __init__(self, source: Source, options: ReadOptions, *, skim: bool = False) -> None:
         self._source = source
-        self._keys = keys
+        self._options = options
         self._skim = skim
-        self._signature = _signature(keys.signing_key)
+        self._signature = _signature(options.signing_key)
         source.signature = self._signature
         self._base = source.position
-        self._filling = Filling(source, keys.threads)
+        self._filling = Filling(source, options.threads)
 
     def read(self, *, whole: bool) -> Content:
         source = self._source
         header = unpack_header(bytes(source.read_up_to(LINE)))
-        check_signed(header, self._keys.signing_key)
+        check_signed(header, self._options.signing_key)
         content = Content(header)
         try:
-            self._decoding = _decoding(header, self._keys)
+            self._decoding = _decoding(header, self._options)
             try:
                 self._read_records(content)
             finally:
@@ -355,8 +355,8 @@ class _Decoding:
         return b""
 
 
-def _decoding(header: Header, keys: Keys) -> _Decoding | None:
-    return _Decoding(decompressor(header.codec, keys.compressors), keys.threads) if header.codec else None
+def _decoding(header: Header, options: ReadOptions) -> _Decoding | None:
+    return _Decoding(decompressor(header.codec, options.compressors), options.threads) if header.codec else None
 
 
 def _signature(key: bytes | None) -> hmac.HMAC | None:
