@@ -329,10 +329,10 @@ class TestParts:
         borrower = Borrower()
         for number, fds in enumerate(got):
             borrower.introduce(number, [PAGE, PAGE], fds, keep=True)
-        assert bytes(borrower.lend(0).view(PAGE - 3, 7, "r")) == b"content"
+        assert bytes(borrower.borrow(0).view(PAGE - 3, 7, "r")) == b"content"
         for number in (1, 2):
             with pytest.raises(SharedMemoryError, match="descriptor"):
-                borrower.lend(number).view(0, 1, "r")
+                borrower.borrow(number).view(0, 1, "r")
         gc.collect()
         assert [lost for _, _, _, lost in sorted(borrower.released)] == [False, True, True]
         borrower.close()

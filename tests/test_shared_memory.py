@@ -1044,7 +1044,7 @@ class TestBorrower:
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
         borrower.introduce(7, [4096], [fd], keep=False)
-        loan = borrower.lend(7, 3)
+        loan = borrower.borrow(7, 3)
         view = np.frombuffer(loan.view(0, 7, "r+"), np.uint8)
         part = view[2:4]
         del loan, view
@@ -1064,7 +1064,7 @@ class TestBorrower:
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
         borrower.introduce(1, [4096], [fd], keep=False)
-        array = np.frombuffer(borrower.lend(1).view(3, 4, "r+"), np.uint8)
+        array = np.frombuffer(borrower.borrow(1).view(3, 4, "r+"), np.uint8)
         assert list(borrower.released) == [(1, 1, False, True)]
         borrower.close()
         assert array.tobytes() == b"tent"
@@ -1078,8 +1078,8 @@ class TestBorrower:
         fd = create_in_memory(4096)
         os.pwrite(fd, b"content", 0)
         borrower.introduce(1, [4096], [fd], keep=True)
-        views = [bytes(borrower.lend(1).view(0, 7, mode)) for mode in ("r", "c", "r+")]  # type: ignore[arg-type]
-        kept = borrower.lend(1).view(3, 4, "r")
+        views = [bytes(borrower.borrow(1).view(0, 7, mode)) for mode in ("r", "c", "r+")]  # type: ignore[arg-type]
+        kept = borrower.borrow(1).view(3, 4, "r")
         borrower.discard(1)
         assert views == [b"content"] * 3
         assert bytes(kept) == b"tent"
@@ -1092,7 +1092,7 @@ class TestBorrower:
     def test_a_fork_spoils_what_is_lent_at_that_time(self) -> None:
         borrower = Borrower()
         borrower.introduce(1, [4096], [create_in_memory(4096)], keep=False)
-        loan = borrower.lend(1)
+        loan = borrower.borrow(1)
         if not (pid := os.fork()):
             os._exit(0)
         os.waitpid(pid, 0)
@@ -1105,7 +1105,7 @@ class TestBorrower:
             borrower = Borrower()
             borrower.introduce(1, [5000], [], keep=keep)
             with pytest.raises(SharedMemoryError, match=r"5,000 bytes.*descriptor"):
-                borrower.lend(1).view(0, 10, "r+")
+                borrower.borrow(1).view(0, 10, "r+")
             gc.collect()
             assert list(borrower.released) == [(1, 1, False, True)]
             borrower.close()

@@ -79,7 +79,7 @@ class Loans:
         Raises:
             SharedMemoryError: it could not be mapped.
         """
-        return self._borrower.lend(number)
+        return self._borrower.borrow(number)
 
     def update(self, discarded: list[int], given_back: list[GivenBack], answers: int) -> None:
         """Take in what the worker tells: segments of its own that are gone, and references to ours that are.

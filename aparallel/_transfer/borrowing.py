@@ -174,7 +174,7 @@ class Borrower:
             except SharedMemoryError as error:
                 segment.failure = str(error)
 
-    def lend(self, number: int, count: int = 1) -> Loan:
+    def borrow(self, number: int, count: int = 1) -> Loan:
         """Take in references to a segment.
 
         Raises:

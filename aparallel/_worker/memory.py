@@ -44,7 +44,7 @@ class WorkerMemory:
         self._results: dict[int, OutOfBand] = {}
 
     def borrow(self, loans: list[tuple[int, int]]) -> dict[int, Loan]:
-        return {number: self.borrower.lend(number, count) for number, count in loans}
+        return {number: self.borrower.borrow(number, count) for number, count in loans}
 
     def load(self, blob: bytes | memoryview, parts: list[tuple[int, int, int, Any]], loans: dict[int, Loan]) -> Any:
         """Unpickle a call whose large buffers are *parts*: (segment, offset, size, mode)."""
