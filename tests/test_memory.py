@@ -31,8 +31,8 @@ from memory_support import Recorder, files_of, until
 
 from aparallel import Memory, Pool, delayed, errors, gather_parallel
 from aparallel._ground.threads import Threads
-from aparallel._memory import computation, computing, lookup, single_flight, tier
-from aparallel._memory.computing import ComputingThreads
+from aparallel._memory import computation, computing_threads, lookup, single_flight, tier
+from aparallel._memory.computing_threads import ComputingThreads
 from aparallel._memory.disk import recency
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 
@@ -62,8 +62,8 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def one_thread(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them for each loop."""
-    monkeypatch.setattr(computing, "_threads", Threads(1))
-    monkeypatch.setattr(computing, "COMPUTING_THREADS", 1)
+    monkeypatch.setattr(computing_threads, "_threads", Threads(1))
+    monkeypatch.setattr(computing_threads, "COMPUTING_THREADS", 1)
 
 
 # Remembering

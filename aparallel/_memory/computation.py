@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aparallel._ground.call import Call
 from aparallel._ground.hop import in_thread
 from aparallel._memory.behind import behind
-from aparallel._memory.computing import ComputingThreads
+from aparallel._memory.computing_threads import ComputingThreads
 from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
 from aparallel._memory.storing import Storing
