@@ -44,4 +44,4 @@ class Admission:
             scheduler.accounts.refused += 1
             raise queue_is_full(waiting, self.max_queued, None, scheduler.seconds_left(None))
         if patience == 0 and not free:
-            raise scheduler.impatient(quota, 0)
+            raise scheduler.refusal(quota, 0)

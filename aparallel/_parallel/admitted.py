@@ -22,17 +22,17 @@ class Admitted:
     entered and, whatever happens, taken out by whoever runs it.
 
     Attributes:
-        runs: single calls. One that was cancelled stays until its call has stopped.
+        futures: single calls. One that was cancelled stays until its call has stopped.
         flows: gathers and streams, and the workers that each asked for.
-        encoding: the single calls among *runs* whose arguments are being pickled, and what does it.
+        encoding: the single calls among *futures* whose arguments are being pickled, and what does it.
     """
 
-    __slots__ = ("_backend", "_quiet", "_scheduler", "encoding", "flows", "runs")
+    __slots__ = ("_backend", "_quiet", "_scheduler", "encoding", "flows", "futures")
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._scheduler: Scheduler
-        self.runs: set[CallFuture[Any]] = set()
+        self.futures: set[CallFuture[Any]] = set()
         self.flows: dict[Flow, int] = {}
         self.encoding: dict[CallFuture[Any], asyncio.Task[None]] = {}
         # For those who wait until nothing is left.
@@ -60,7 +60,7 @@ class Admitted:
         for future, value in zip(futures, values, strict=True):
             if future is not None and not future.done():
                 future.set_result(value)
-        self.runs.difference_update(futures)
+        self.futures.difference_update(futures)
         if self._quiet is not None:
             self.tell_if_quiet()
 
@@ -76,7 +76,7 @@ class Admitted:
 
     def forget(self, future: CallFuture[Any]) -> None:
         """A single call has ended, and not by an outcome."""
-        self.runs.discard(future)
+        self.futures.discard(future)
         self.tell_if_quiet()
 
     # All of it
@@ -86,7 +86,7 @@ class Admitted:
         self.tell_if_quiet()
 
     def is_empty(self) -> bool:
-        return not (self.flows or self.runs)
+        return not (self.flows or self.futures)
 
     def quiet(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """A future that is done when nothing is left, or :meth:`give_up` was called."""
@@ -111,9 +111,9 @@ class Admitted:
             if not flow.finished.done():
                 self._scheduler.cancel(flow)
                 flow.stop(error)
-        for future in list(self.runs):
+        for future in list(self.futures):
             if future.is_wanted:
                 self.stop(future)
                 future.set_exception(error)
                 future.exception()  # whoever waits for it is told; asyncio need not say that nobody does
-                self.runs.discard(future)
+                self.futures.discard(future)

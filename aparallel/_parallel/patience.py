@@ -58,7 +58,7 @@ class Patience:
         calls = self._backlog.calls + self._backlog.tallies.coming.calls + self._workforce.running()
         return _seconds_for(calls, workers, mean_seconds)
 
-    def impatient(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
+    def refusal(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
         """Count a call that cannot wait any longer, and build its error."""
         self._accounts.refused += 1
         if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
@@ -100,7 +100,7 @@ class Patience:
     def _refuse(self, runs: Runs, index: int, seconds: float) -> None:
         future = runs.futures[index]
         self._backlog.drop(runs, index)
-        runs.queue.tell([future], [self.impatient(runs.queue.quota, seconds)], [0])
+        runs.queue.tell([future], [self.refusal(runs.queue.quota, seconds)], [0])
 
 
 def _slot_with(runs: Runs, index: int) -> Slot | None:

@@ -123,7 +123,7 @@ class Scheduler:
         self.abandon_all = workforce.abandon_all
         self.withdraw_after = patience.withdraw_after
         self.seconds_left = patience.seconds_left
-        self.impatient = patience.impatient
+        self.refusal = patience.refusal
 
     @property
     def limit(self) -> int:

@@ -115,7 +115,7 @@ class Singles:
             del future  # the error's traceback refers to this frame
             return
         future.home = admitted = engine.admitted
-        admitted.runs.add(future)
+        admitted.futures.add(future)
         context = call_context() if engine.shares_context else _NO_CONTEXT
         if engine.runs_on_loop:
             place = engine.place_for_nested(context, runs.quota)
@@ -228,7 +228,7 @@ class Singles:
             for index, future in enumerate(part, first):
                 future.home, future.place = engine.admitted, (owner, index)
                 del future.request, self._to_begin[0]
-            engine.admitted.runs.update(part)
+            engine.admitted.futures.update(part)
             begun += len(part)
         bound.scheduler.dispatch_soon()
         if drawn.large is not None:
