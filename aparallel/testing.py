@@ -85,6 +85,7 @@ class FakeWorker(Worker):
     Attributes:
         waiting: calls sent that have not started, oldest first.
         running: the call that has started and not finished, or None.
+        messages: how many calls came in each message, in the order in which they were sent.
         alive: it has not ended.
     """
 

@@ -65,6 +65,11 @@ class Shared(Generic[T]):
                 release()
 
     def check_open(self) -> None:
+        """Make sure that it was not closed.
+
+        Raises:
+            SharingError: it was.
+        """
         if self.closed:
             raise SharingError(
                 f"{self!r} was closed before a call that gets it was drawn. Close it when the calls are done."

@@ -66,6 +66,11 @@ class MemorizedFunction(Generic[P, T]):
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the remembered result of this call, or compute and remember it.
 
+        All who ask for it at the same time wait for one computation.
+
+        Cancellation: this caller leaves, and the others go on. With the last one the computation ends: a coroutine
+        function is cancelled, as is a pool's call; a thread runs on, and its result is stored.
+
         Raises:
             Exception: what the function raises. It is not remembered, unless ``cache_errors`` says so.
             UnstableValueError: no key can be made of an argument.
@@ -88,7 +93,10 @@ class MemorizedFunction(Generic[P, T]):
     # What else can be asked of a function
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Compute the result anew, whether it is stored or not, store it and return it."""
+        """Compute the result anew, whether it is stored or not, store it and return it.
+
+        Cancellation and errors are those of a call.
+        """
         if self._shelf.store is None:
             return await self._computation.only_compute(args, kwargs)  # type: ignore[no-any-return]
         call = await in_thread(self._lookup.call_of, args, kwargs)
@@ -98,14 +106,25 @@ class MemorizedFunction(Generic[P, T]):
     call = refresh  # joblib's name
 
     async def check_call_in_cache(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Return whether this call would be a hit. Nothing is computed."""
+        """Return whether this call would be a hit. Nothing is computed.
+
+        Raises:
+            UnstableValueError, UntrustedDirectoryError: as a call.
+        """
         if self._shelf.store is None:
             return False
         _, look = await in_thread(self._lookup.find, None, args, kwargs)
         return look.state is State.HIT
 
     async def call_and_shelve(self, /, *args: P.args, **kwargs: P.kwargs) -> MemorizedResult[T]:
-        """Make sure that the result is stored, and return a small stand-in for it."""
+        """Make sure that the result is stored, and return a small stand-in for it.
+
+        If it cannot be stored, the stand-in has the result itself.
+
+        Raises:
+            StoreError: the store cannot be read.
+            Exception: what a call raises.
+        """
         value = await self(*args, **kwargs)
         if self._shelf.store is None:
             return ShelvedValue(self._lookup.name, value)
@@ -138,7 +157,11 @@ class MemorizedFunction(Generic[P, T]):
         return await self._shelf.clear(self._lookup.identifier)
 
     async def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
-        """Say whether this call would be a hit, or why it would be a miss. Nothing is computed."""
+        """Say whether this call would be a hit, or why it would be a miss. Nothing is computed.
+
+        Raises:
+            UnstableValueError, UntrustedDirectoryError: as a call.
+        """
         if self._shelf.store is None:
             return Explanation(hit=False, reason="not cached")
         return await in_thread(self._storing.explain, args, kwargs)

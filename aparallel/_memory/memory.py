@@ -218,7 +218,10 @@ class Memory:
         return _Decorator(self._shelf, options) if fn is None else MemorizedFunction(self._shelf, fn, options)
 
     async def eval(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Return the result of ``fn(*args, **kwargs)``, remembered or computed."""
+        """Return the result of ``fn(*args, **kwargs)``, remembered or computed.
+
+        As ``await memory.cache(fn)(*args, **kwargs)``, with the memory's own options.
+        """
         return await self.cache(fn)(*args, **kwargs)
 
     async def clear(self) -> int:

@@ -131,16 +131,21 @@ class MemorizedResult(Generic[T]):
         self._mmap_mode = mmap_mode
 
     async def get(self) -> T:
-        """Load the result.
+        """Load the result. One that is an exception (``cache_errors``) is raised.
 
         Raises:
             MissingResultError: it is not there any more.
+            StoreError: the store cannot be read.
         """
         result: T = await self._source.get(self._place, self.function, self._mmap_mode)
         return result
 
     async def clear(self) -> None:
-        """Remove the result from the memory."""
+        """Remove the result from the memory.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
         await self._source.forget(self._place)
 
     def __aparallel_key__(self) -> Any:

@@ -295,6 +295,11 @@ class Calls:
         """Run calls on this pool and return their results in order: see :func:`aparallel.gather_parallel`.
 
         ``n_jobs`` caps the workers that this gather uses at a time.
+
+        Raises:
+            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
+            PoolSaturatedError: ``max_queued`` calls of ``run`` are waiting already.
+            Exception: what :func:`aparallel.gather_parallel` raises.
         """
         return await self._runner.gather(single_source(calls), self._resolve(options), return_exceptions)
 
@@ -319,7 +324,10 @@ class Calls:
     def stream(
         self, calls: Any, *, ordered: bool = True, return_exceptions: bool = False, **options: Any
     ) -> ResultStream[Any]:
-        """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`."""
+        """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`.
+
+        To enter it raises what :meth:`gather` raises before a call is drawn.
+        """
         source, resolved = single_source((calls,)), self._resolve(options)
         return ResultStream(resolved, lambda: self._runner.begin_stream(source, resolved, ordered, return_exceptions))
 
@@ -365,7 +373,14 @@ class Calls:
         **options: Unpack[PoolOptions],
     ) -> list[T]: ...
     async def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Any) -> list[Any]:
-        """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order."""
+        """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order.
+
+        It ends with the shortest. Items are drawn on the event loop, and only as workers free up. Options, errors and
+        what cancellation does are those of :meth:`gather`; the first failure is raised.
+
+        Raises:
+            TypeError: *fn* is not callable, or what should be an iterable is none; an async one is not, either.
+        """
         if not callable(fn):
             raise not_a_function(fn, "map(f, xs)")
         if not iterables:

@@ -176,11 +176,12 @@ async def gather_parallel(*calls: Any, return_exceptions: bool = False, **option
             other calls are cancelled.
         BrokenWorkerError: a worker died; its exit code or signal is in the message.
         CallTimeoutError: a call ran longer than ``timeout``.
+        ClosedPoolError, PoolSaturatedError: ``pool`` is closed, or too many calls wait for it already.
         RemoteCallError: a call failed with what cannot be raised here.
         SharedMemoryError: large arguments or results find no room.
         TypeError, ValueError: a bad option, or something that is not a call.
         UnpicklableCallError, UnpicklableResultError: a call or its result cannot travel.
-        WrongLoopError: no asyncio loop is running.
+        WrongLoopError: no asyncio loop is running, or it is not that of ``pool``.
     """
     source, resolved = single_source(calls), resolve(options)
     runner, workers = _runner_for(resolved)
@@ -221,7 +222,8 @@ def stream_parallel(
     cancellation does there. A failure is raised as soon as it arrives, in any order.
 
     Raises:
-        TypeError, ValueError: a bad option. What the calls raise, the iteration raises.
+        TypeError, ValueError: a bad option. What :func:`gather_parallel` raises otherwise, entering the block or the
+            iteration raises.
     """
     source, resolved = single_source((calls,)), resolve(options)
 

@@ -152,6 +152,8 @@ class Pool(Calls):
 
         Thread and inline workers use *value* itself.
 
+        Cancellation: nothing stays shared.
+
         Raises:
             TypeError: ``mode="r+"``, and *value* is no array.
             ValueError: *mode* is none of ``"r"``, ``"c"`` and ``"r+"``.
@@ -167,9 +169,13 @@ class Pool(Calls):
     async def warm_up(self) -> None:
         """Start all ``n_jobs`` workers and wait until they are ready and their initializers are done.
 
+        Cancellation: those that were started go on, and are there for the pool's calls.
+
         Raises:
             InitializerError: the initializer failed.
             BrokenWorkerError: workers die at their start.
+            OSError, UnsupportedPlatformError: none can be started, for want of descriptors or by that ``executable``.
+            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
         """
         await self._engine.warm_up()
 

@@ -1,4 +1,8 @@
-"""What users are told of a pool at one moment. Loaded with Pool: a gather of its own has no use for it."""
+"""What users are told of a pool at one moment.
+
+Imported by those who ask, not by the scheduler: ``gather_parallel`` without a pool has no use for it, and a script's
+first result would wait for dataclasses.
+"""
 
 from __future__ import annotations
 

@@ -132,7 +132,8 @@ class ResultStream(Generic[T_co]):
     """The results of calls that still run: an async iterator, inside its ``async with`` block.
 
     Leaving the block cancels the calls that have not finished and waits until they have stopped.
-    Several tasks may iterate: each result is given to one of them.
+    Several tasks may iterate: each result is given to one of them. A failure is raised by the next step of each, and
+    ends the stream. Cancelling a step loses no result.
     """
 
     def __init__(self, options: Options, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
