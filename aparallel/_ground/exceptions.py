@@ -1,6 +1,8 @@
-"""What calls raise: as pickles that can be read again, whatever their ``__init__`` takes, and told as something else.
+"""What calls raise, on its way to who is to see it.
 
-A worker loads it at its start.
+Exceptions are pickled so that they can be read again, whatever their ``__init__`` takes; described as text, whatever
+their ``__str__`` does; and put into a RemoteCallError where they would mean something else. A worker loads this at its
+start.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class ReducesExceptions:
-    """The first base of a pickler: exceptions, wherever they sit, become what :func:`_rebuild` takes.
+    """The first base of a pickler: exceptions, wherever they sit in what it pickles, become a call of :func:`_rebuild`.
 
-    Unless their type says otherwise.
+    But for those whose type has a ``__reduce__`` of its own.
     """
 
     def reducer_override(self, obj: Any) -> Any:

@@ -106,11 +106,12 @@ def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | 
 
 
 class _End(Enum):
-    """The last job of a thread."""
+    """What a thread finds in the place of a job when it is to end."""
 
-    ALL = 1
-    """Who gets it puts it back for the others."""
-    ONE = 2
+    ALL = "all"
+    """All threads of the crew: who gets it puts it back for the others."""
+    ONE = "one"
+    """Whichever gets it."""
 
 
 class _Crew:

@@ -56,7 +56,18 @@ class Look(NamedTuple):
 
 
 class PendingCall:
-    """A call on its way: its parts, whether its result was looked for, and whether its key's lock is held."""
+    """A call whose result is looked for, or computed.
+
+    Attributes:
+        tags: those of its result, each with the text that says whether it was invalidated since.
+        removals: what the store said of removals before the result was computed.
+        is_new: it goes straight to where it would be computed, and its result is looked for there first.
+        is_refresh: it is computed though its result is stored.
+        is_told: what is wrong with its entry has been logged.
+        deadline: until when it waits for another process that computes it, on time.monotonic's clock.
+        is_locked: this process has its key's lock for it.
+        is_abandoned: nobody waits for it any more. Who takes the lock then gives it back at once.
+    """
 
     __slots__ = (
         "args",
@@ -80,13 +91,12 @@ class PendingCall:
         self.args = args
         self.kwargs = kwargs
         self.tags: dict[str, str] = {}
-        # What the store said of removals before the result was computed.
         self.removals: Hashable = None
         self.is_new = False
         self.is_refresh = False
         self.is_told = False
         self.deadline = math.inf
-        # Guarded by the mutex: a thread takes the lock while the task that asked for it may be cancelled.
+        # Guards the two below: a thread takes the lock while the task that asked for it may be cancelled.
         self.mutex = threading.Lock()
         self.is_locked = False
         self.is_abandoned = False

@@ -39,7 +39,8 @@ _PARTING_SECONDS = 1.0
 # Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
 _OPEN: Final = Phase.OPEN
 
-# The inline pools, and the keys of them, in whose calls this context runs.
+# The inline pools, and their keys, that have a call around this code: calls that it makes there must not wait for the
+# place that the outer one holds.
 _inline_pools: contextvars.ContextVar[tuple[Engine | Quota | None, ...]] = contextvars.ContextVar(
     "aparallel_inline_pools", default=()
 )
@@ -74,7 +75,7 @@ class Engine:
         quotas: what the calls of each key have together, for as long as anyone refers to it.
         admitted: the calls that it still owes an outcome.
         phase: how far its life has come.
-        on_closed: told when it is no more, in whichever way: whoever keeps it must forget it.
+        on_closed: called once when it has ended, in whichever way, so that who keeps it forgets it.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -29,7 +29,8 @@ class RunOptions(NamedTuple):
     retries: int = 0
 
 
-# Nothing. Known by its identity, which is quicker than to look at each.
+# What is given for a call that asks for nothing. It is recognised by its identity, as to look at each option would take
+# longer than all else that is decided by them.
 USUAL = RunOptions()
 
 
@@ -44,7 +45,7 @@ class Beginner(Protocol):
 
 
 class Home(Protocol):
-    """Who is answerable for calls."""
+    """Who stops a call and must be told of its end: the queue that it is to begin from, and then what its pool owes."""
 
     def stop(self, future: CallFuture[Any]) -> list[asyncio.Future[Any]]:
         """Stop its call, which nobody wants any more; return what to wait for until it has stopped."""
@@ -73,7 +74,7 @@ class CallFuture(asyncio.Future[T]):
     place: tuple[Runs, int] | None
     request: tuple[Call[T], RunOptions]
     is_awaited: bool
-    # What is waited for since it was cancelled; None before.
+    # What has to end before it counts as cancelled; None as long as nobody has cancelled it.
     _stopping: list[asyncio.Future[Any]] | None = None
 
     def move(self, loop: asyncio.AbstractEventLoop) -> None:

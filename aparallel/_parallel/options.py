@@ -73,10 +73,10 @@ class Options(NamedTuple):
 
 _NAMES = frozenset(Options._fields)
 
-# What is asked of a gather now and then, joblib's name for it included.
+# Given to a gather by mistake, in our words or in joblib's: the error says where it belongs.
 _OF_STREAMS = frozenset({"ordered", "return_as"})
 
-# What a pool has settled already, whatever a surrounding block says.
+# What a pool was made with. A surrounding parallel_config() that says otherwise is not heard where pool= is given.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
 # What configure() has set in this context, read already: a task and the tasks that it starts, nobody else.

@@ -56,10 +56,10 @@ _NO_CONTEXT = contextvars.Context()
 
 
 class _NotBegun:
-    """Answerable for calls that have not begun.
+    """The home of calls that have not begun: there is nothing to stop yet, and nobody to tell.
 
     Attributes:
-        context: what they are to begin in; None if that is nothing to them.
+        context: the context that they were made in, to begin in it; None where calls see nothing of it.
     """
 
     __slots__ = ("context",)

@@ -110,7 +110,10 @@ class Stopping:
             slot.enter(State.HELD)
 
     def hold(self, slot: Slot) -> None:
-        """What is left there has finished, with its outcome on the way, but for the last one, which may run."""
+        """Look after the last call there, if it still runs: kill it if nobody wants it, or if it takes too long.
+
+        Only what had started is left. All but the last have finished, and their outcomes are on the way.
+        """
         slot.worker.look()
         if slot.calls and slot.state is State.HELD:
             running = slot.inflight[-1]

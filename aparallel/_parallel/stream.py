@@ -37,11 +37,12 @@ class StreamFlow(Flow):
         self._consumed = 0
         # A future for each task that waits for a result.
         self._waiting: set[asyncio.Future[None]] = set()
-        # What belongs before a result, as log records do, is handled before it is given. So far it was, for so many
-        # results in all and for so many announcements.
-        self._settled_results = 0
-        self._settled = 0
+        # What belongs before a result, as log records of its call do, is handled before it is given: the backend
+        # settles it. An announcement is counted when results, or the end, have come; of these so many are settled, and
+        # with them so many results, counted from the first one. Invariant: no result beyond them is given.
         self._announced = 0
+        self._settled = 0
+        self._settled_results = 0
 
     def released(self) -> int:
         return self._consumed

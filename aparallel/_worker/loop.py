@@ -102,7 +102,7 @@ class _Worker:
         # Frames that were read while a verdict was awaited.
         self.waiting: deque[_Frame] = deque()
         self.verdicts = 0
-        # The first call that those took back that came while the frame that runs was running.
+        # The lowest call that was taken back since the frame that runs now began.
         self.void_from = _NEVER
         # A function is kept pickled until its first call: a function that cannot be rebuilt
         # costs the calls that need it and no others.
@@ -193,7 +193,8 @@ class _Worker:
             raise ConnectionResetError
         if frame.kind == frames.VERDICT:
             self.void_from = min(self.void_from, frame.control)
-            # It takes all calls of the frames before it that wait; the functions stay sent.
+            # The parent has taken back the calls of all frames that came before and wait here. Their functions stay:
+            # it counts them as sent.
             for _ in range(len(self.waiting)):
                 before = self.waiting.popleft()
                 if before.kind == frames.CALLS:
