@@ -511,7 +511,8 @@ async def test_a_function_that_raises_cancelled_error_raises_it_to_all_who_wait(
     async def ask(x: int) -> None:
         nonlocal runs
         runs += 1
-        await asyncio.sleep(0)
+        (flight,) = single_flight._flights.values()
+        await until(lambda: len(flight.waiters) == 2)
         raise asyncio.CancelledError("of something that it waited for")
 
     async def caught() -> str:
