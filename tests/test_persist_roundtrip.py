@@ -149,7 +149,7 @@ class TestZlib(CompressorSuite):
         class Renamed(Zlib):
             name = "renamed zlib"
 
-        return Renamed()
+        return Renamed(level=3)
 
 
 async def test_items_of_any_size_are_compressed_whole() -> None:

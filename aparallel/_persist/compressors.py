@@ -27,7 +27,7 @@ class Zlib(Compressor):
     name = "zlib"
     _wbits = zlib.MAX_WBITS
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int) -> None:
         self._level = level
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
@@ -46,7 +46,7 @@ class Gzip(Zlib):
 class Bz2(Compressor):
     name = "bz2"
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int) -> None:
         self._level = max(level, 1)
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
@@ -60,7 +60,7 @@ class Xz(Compressor):
     name = "xz"
     _format = lzma.FORMAT_XZ
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int) -> None:
         self._level = level
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
@@ -85,7 +85,7 @@ class Zstd(Compressor):
 
     name = "zstd"
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int) -> None:
         self._level = level
         self._module: Any = _zstd()
 
@@ -109,7 +109,7 @@ class Zstd(Compressor):
 class Lz4(Compressor):
     name = "lz4"
 
-    def __init__(self, level: int = 1) -> None:
+    def __init__(self, level: int) -> None:
         self._level = level
         self._module: Any = lz4_frame()
 
@@ -132,7 +132,7 @@ class Numeric(Compressor):
 
     name = "numeric"
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int) -> None:
         self._level = level
         self._blosc: Any = _imported("numcodecs.blosc", "numeric", "numcodecs")
 
