@@ -152,12 +152,24 @@ def _content_of(cell: CellType) -> Any:
 
 
 class _Walk:
-    """Follows what functions refer to. Each is visited once, in an order that the code alone decides."""
+    """Follows what functions refer to. Each is visited once, in an order that the code alone decides.
+
+    Attributes:
+        packages: those whose code is followed.
+        entries: what functions and classes are encoded as, in the order in which they were met; empty while one is
+            being visited. A reference to one is encoded as its place here.
+        parts: the digests of these, by name.
+        unseen: see :class:`Fingerprint`.
+        codes, names, cells: what must still be the same for the fingerprint to hold: functions with their code and
+            defaults, names in namespaces with their values, cells with their contents.
+        dynamic: values that are held and can change in place.
+    """
 
     def __init__(self, packages: set[str], track: Track, encode: Encode) -> None:
         self._encode = encode
         self.packages = packages
         self._track = track
+        # Places in entries, by id. What was met is kept alive, so that no id comes twice.
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []
         self.entries: list[bytes] = []

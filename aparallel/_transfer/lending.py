@@ -54,10 +54,14 @@ class Segment:
     It is free when nobody in this process holds it and nobody else has it, and is then written again or closed.
 
     Attributes:
+        number: what other processes know it by.
+        parts: its descriptors.
+        mapping: where it lies in this process, once it was written again; None before.
         written: bytes, from the start, that have been written once and therefore exist.
         held: a :class:`Hold` on it exists.
         lent: how many references to it were sent to other processes and have not been reported gone.
         spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
+        free_since: when it became free last, on time.monotonic's clock.
         pid: of the process that made it. A fork of that has a copy of this object.
     """
 

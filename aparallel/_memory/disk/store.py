@@ -122,7 +122,7 @@ class DiskStore(Store):
         return self.directory.is_there() and self.slots.remove(place)
 
     def clear(self, function: str | None = None) -> int:
-        self.directory.is_there()
+        self.directory.is_there()  # which raises if it is not to be believed; of one that is missing there are no slots
 
         def is_unwanted(one: Candidate) -> bool:
             return function is None or one.function == function
@@ -138,7 +138,7 @@ class DiskStore(Store):
                 yield Listed(place, found.size, found.created, found.used)
 
     def totals(self) -> Totals:
-        self.directory.is_there()
+        self.directory.is_there()  # as in clear()
         return self.slots.counts.total()
 
     # Bounds
