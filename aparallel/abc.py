@@ -19,6 +19,7 @@ from aparallel._ground.timings import Timing, Timings
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     from aparallel._ground.sharing import MmapMode
@@ -133,7 +134,7 @@ class Later:
 
     __slots__ = ("get",)
 
-    def __init__(self, get: Any) -> None:
+    def __init__(self, get: Callable[[], Awaitable[Any]]) -> None:
         self.get = get
 
 

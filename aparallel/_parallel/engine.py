@@ -69,10 +69,15 @@ class Engine:
 
     Attributes:
         n_jobs: the most workers that it may have.
+        sharing: how large buffers travel, where gathers do not say otherwise.
+        shares_context: calls run in a copy of the caller's context; elsewhere they see none of it.
+        runs_on_loop: they run on its loop.
+        needs_context: the context in which a call is made matters, to run in or for the variables that travel along.
         policy: what is done to running calls that are to stop.
         patience: seconds that a single call may wait to be started, unless it says otherwise; None for ever.
         runs: what its single calls without a key wait in.
         quotas: what the calls of each key have together, for as long as anyone refers to it.
+        admission: which calls may wait.
         admitted: the calls that it still owes an outcome.
         phase: how far its life has come.
         on_closed: called once when it has ended, in whichever way, so that who keeps it forgets it.
@@ -202,8 +207,7 @@ class Engine:
             quota = self.quotas[key] = Quota(key)
         if runs is None:
             runs = self._runs_of[key] = RunQueue(sys.maxsize, self.sharing, self.admitted.tell, self._waiting, quota)
-        more, quota.limit, quota.max_queued = most > quota.limit, most, max_queued
-        if more and quota.turns.entries and self._bound is not None:
+        if quota.allow(most, max_queued) and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()
         return quota, runs
 
@@ -227,7 +231,7 @@ class Engine:
     async def warm_up(self) -> None:
         """Start all workers and wait until they are ready."""
         scheduler = self.use().scheduler
-        scheduler.workforce.start_error = None
+        scheduler.workforce.forget_start_error()
         try:
             await self._start_all(scheduler)
         finally:

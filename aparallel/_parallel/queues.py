@@ -8,24 +8,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aparallel._parallel.turns import Turns
 from aparallel.abc import Batch
+from aparallel.abc import Owner as OwnerToWorkers
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
-    from contextvars import Context
 
     from aparallel._parallel.slots import Slot
-    from aparallel.abc import OnCancel, Sharing
+    from aparallel.abc import OnCancel
 
 
 # Keys come from strangers, and errors quote them.
 _LONG_KEY = 80
 
 
-class Owner(Protocol):
-    """Who asked for calls. Told of each outcome once; ``cancelled`` ones are told nothing."""
+class Owner(OwnerToWorkers, Protocol):
+    """Who asked for calls, as those see it who give them to workers. Told of each outcome once.
 
-    context: Context
-    sharing: Sharing
+    Attributes:
+        timeout: seconds that each of its calls may run; None for any time.
+        on_cancel: what is done to those that run when it wants them no more.
+        cancelled: it wants none of them any more, and is told nothing.
+        queue: where its calls wait.
+    """
+
     timeout: float | None
     on_cancel: OnCancel
 
@@ -36,8 +41,11 @@ class Owner(Protocol):
     def wants(self, index: int) -> bool:
         """Whether the outcome of this call is still of use."""
 
-    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None: ...
-    def may_retry(self, index: int) -> bool: ...
+    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
+        """Take what calls gave, from the one with the index *first* on; at each position in *failed*, an exception."""
+
+    def may_retry(self, index: int) -> bool:
+        """Whether to run this call again, whose worker died of it. Each time that it is asked counts."""
 
 
 class Cancellable(Owner, Protocol):
@@ -200,6 +208,12 @@ class Quota(Bounded):
         self.nested = 0
         self.turns: Turns[Queue] = Turns()
         self.spent = 0.0
+
+    def allow(self, workers: int, max_queued: int | None) -> bool:
+        """Let its calls have so many workers, and so many of them wait; return whether that is more workers."""
+        is_more = workers > self.limit
+        self.limit, self.max_queued = workers, max_queued
+        return is_more
 
     @property
     def name(self) -> str:

@@ -114,6 +114,7 @@ class Slot:
         self.calls = 0
         self.size = 0
         self.max_calls = max_calls
+        # Calls that it was given, but for those taken back.
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
         self.pace: float | None = None
@@ -201,8 +202,9 @@ class Slot:
         return batch
 
     def take_back(self, count: int) -> list[Batch]:
-        """Remove the last *count* calls from what is in flight; newest batch first."""
+        """Remove the last *count* calls, which have not started, from what is in flight; newest batch first."""
         taken: list[Batch] = []
+        self.total -= count
         while count:
             batch = self.inflight.pop()
             if len(batch) > count:

@@ -104,7 +104,6 @@ class Stopping:
 
     def take_back(self, slot: Slot, count: int) -> None:
         """The worker has let go of so many calls: have them wait for others. :meth:`hold` must follow."""
-        slot.total -= count
         self._backlog.put_back(slot.take_back(count))
         if slot.state is State.RECALLING:
             slot.enter(State.HELD)

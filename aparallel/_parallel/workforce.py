@@ -37,7 +37,7 @@ class Workforce:
         slots: all that have not ended.
         idle: those that wait for calls. Reused newest first: their caches are warm, and the coldest can expire.
         max_calls_per_worker: calls after which a worker is replaced; None for no limit.
-        start_error: why workers could not start, for those who wait for one; reset when one does.
+        start_error: why workers could not start, for those who wait for one; None again when one does.
     """
 
     def __init__(
@@ -109,6 +109,10 @@ class Workforce:
             if self.start() is None:
                 return False
         return all(slot.ready for slot in self.present())
+
+    def forget_start_error(self) -> None:
+        """Somebody is about to wait for workers, and wants to know whether these can start."""
+        self.start_error = None
 
     def on_ready(self, slot: Slot) -> None:
         self._failed_starts = 0
