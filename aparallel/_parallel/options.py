@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._parallel.batching import DrawLimit
 from aparallel._parallel.kinds import kind_of
-from aparallel._parallel.parsing import READERS
+from aparallel._parallel.parsing import PARSERS
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _NO_LIMIT = DrawLimit()
 
 
 class Options(NamedTuple):
-    """All options of one gather or stream, checked and read, with their defaults."""
+    """All options of one gather or stream, parsed, with their defaults."""
 
     n_jobs: int | None = None
     backend: str | Backend | None = None
@@ -79,7 +79,7 @@ _OF_STREAMS = frozenset({"ordered", "return_as"})
 # What a pool was made with. A surrounding parallel_config() that says otherwise is not heard where pool= is given.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
-# What configure() has set in this context, read already: a task and the tasks that it starts, nobody else.
+# What configure() has set in this context, parsed: for a task and the tasks that it starts, nobody else.
 _configured: ContextVar[dict[str, Any]] = ContextVar("aparallel_config", default={})  # noqa: B039 (never changed)
 
 
@@ -110,7 +110,7 @@ def resolve(given: dict[str, Any]) -> Options:
 
 
 def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
-    """Return what was given, read, and the options that it makes together with what is configured."""
+    """Return what was given, parsed, and the options that it makes together with what is configured."""
     for name in given:
         if name not in _NAMES:
             import difflib
@@ -131,15 +131,15 @@ def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
     elif given.get("require") is not None:
         processes = kind_of(configured.get("backend") or "process") == "process"
         outweighed = frozenset({"pool", "backend"} if processes else {"pool"})  # as in joblib
-    told = _read(given)
+    told = _parsed(given)
     options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | told)
     _check_together(options)
     _check_inner_threads_reach(Options(**told))
     return told, options
 
 
-def _read(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: READERS[name](value) if name in READERS else value for name, value in options.items()}
+def _parsed(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: PARSERS[name](value) if name in PARSERS else value for name, value in options.items()}
 
 
 def _check_together(options: Options) -> None:

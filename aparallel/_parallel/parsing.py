@@ -29,22 +29,22 @@ def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder:
         ValueError: a bad size or mode, or a folder that is none.
         TypeError: a size or a folder of the wrong type.
     """
-    return Sharing(_read_max_nbytes(max_nbytes), _read_mmap_mode(mmap_mode), _read_temp_folder(temp_folder))
+    return Sharing(_parse_max_nbytes(max_nbytes), _parse_mmap_mode(mmap_mode), _parse_temp_folder(temp_folder))
 
 
-def _read_max_nbytes(max_nbytes: int | str | None) -> int | None:
+def _parse_max_nbytes(max_nbytes: int | str | None) -> int | None:
     try:
         return None if max_nbytes is None else parse_bytes(max_nbytes)
     except (TypeError, ValueError) as error:
         raise type(error)(f"max_nbytes={max_nbytes!r}: {error}") from None
 
 
-def _read_mmap_mode(mmap_mode: MmapMode) -> MmapMode:
+def _parse_mmap_mode(mmap_mode: MmapMode) -> MmapMode:
     check_mmap_mode(mmap_mode, hint=" To send arrays without shared memory, use max_nbytes=None.")
     return mmap_mode
 
 
-def _read_temp_folder(temp_folder: Any) -> str | None:
+def _parse_temp_folder(temp_folder: Any) -> str | None:
     if temp_folder is None:
         return None
     if not isinstance(temp_folder, str | bytes | os.PathLike):
@@ -55,29 +55,29 @@ def _read_temp_folder(temp_folder: Any) -> str | None:
     return folder
 
 
-def _read_backend(backend: str | Backend | None) -> str | Backend | None:
+def _parse_backend(backend: str | Backend | None) -> str | Backend | None:
     return backend if backend is None or isinstance(backend, Backend) else kind_of(backend)
 
 
-def _read_n_jobs(n_jobs: int | None) -> int | None:
+def _parse_n_jobs(n_jobs: int | None) -> int | None:
     if n_jobs is not None:
         effective_n_jobs(n_jobs, 1)
     return n_jobs
 
 
-def _read_prefer(prefer: str | None) -> str | None:
+def _parse_prefer(prefer: str | None) -> str | None:
     if prefer not in (None, "processes", "threads"):
         raise ValueError(f"prefer={prefer!r} is not 'processes' or 'threads'.")
     return prefer
 
 
-def _read_require(require: str | None) -> str | None:
+def _parse_require(require: str | None) -> str | None:
     if require not in (None, "sharedmem"):
         raise ValueError(f"require={require!r} is not 'sharedmem'.")
     return require
 
 
-def _read_verbose(verbose: int) -> int:
+def _parse_verbose(verbose: int) -> int:
     lines = int(verbose) if isinstance(verbose, bool) else whole_number(verbose)
     if lines is None:
         raise TypeError(f"verbose={verbose!r} is not an int; 0 is silent, 10 tells much.")
@@ -181,23 +181,23 @@ def parse_inner_threads(count: int | None) -> int | None:
     return parse_count("inner_max_num_threads", count, 1)
 
 
-# How each option of a gather is read; one that is not here is taken as it is.
-READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+# How each option of a gather is parsed; one that is not here is taken as it is.
+PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
-        "n_jobs": _read_n_jobs,
-        "backend": _read_backend,
-        "prefer": _read_prefer,
-        "require": _read_require,
+        "n_jobs": _parse_n_jobs,
+        "backend": _parse_backend,
+        "prefer": _parse_prefer,
+        "require": _parse_require,
         "batch_size": parse_batch_size,
         "pre_dispatch": parse_pre_dispatch,
         "timeout": parse_timeout,
-        "verbose": _read_verbose,
+        "verbose": _parse_verbose,
         "retries": parse_retries,
         "on_cancel": parse_on_cancel,
         "progress": checked_progress,
         "inner_max_num_threads": parse_inner_threads,
-        "max_nbytes": _read_max_nbytes,
-        "mmap_mode": _read_mmap_mode,
-        "temp_folder": _read_temp_folder,
+        "max_nbytes": _parse_max_nbytes,
+        "mmap_mode": _parse_mmap_mode,
+        "temp_folder": _parse_temp_folder,
     }
 )

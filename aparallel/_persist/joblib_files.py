@@ -189,8 +189,7 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
 
 class _Unpickler(Unpickler):
     def __init__(self, reader: PickleReader, trust: Trust | None) -> None:
-        # Text of Python 2 as joblib reads it.
-        super().__init__(reader)
+        super().__init__(reader)  # text of Python 2 counts as ASCII then, as it does to joblib
         self._reader = reader
         self._trust = trust
         reader.nested = lambda reader: _Unpickler(reader, trust).load()
