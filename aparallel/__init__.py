@@ -1,7 +1,17 @@
-"""Parallel calls and persistence for asyncio: CPU-bound work without blocking the loop.
+"""Parallel calls, persistence and memoization for asyncio: CPU-bound work without blocking the loop.
 
 The names are loaded on first use, so that a worker process, which imports this package
 too, starts with nothing but the standard library.
+
+Where things are. Imports run from left to right, and a test holds that::
+
+    web -> _parallel -> _backends -> _transfer -> _wire    a call, from a request down to what is sent to a worker
+                         _worker  -> _transfer -> _wire    the worker's end
+    web -> _memory -> _persist                             results that are remembered, and files
+    all -> _ground, abc, errors                            what every part stands on, the seams, the errors
+
+Each of these says in its docstring what its modules are for. ``testing``, ``_backend_suite`` (the tests that a backend
+has to pass) and ``_cli`` (the command line) may use all of them.
 """
 
 from __future__ import annotations

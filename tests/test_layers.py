@@ -135,6 +135,17 @@ def test_an_import_along_the_layers_is_not(module: str, source: str) -> None:
     assert violations(module, source) == []
 
 
+WITH_A_MAP = sorted({name.rpartition(".")[0] for name in modules() if name.split(".")[1:2] != ["_backend_suite"]})
+
+
+@pytest.mark.parametrize("package", [name for name in WITH_A_MAP if name.count(".")])
+def test_a_package_says_in_its_docstring_what_each_of_its_modules_is_for(package: str) -> None:
+    told = ast.get_docstring(ast.parse(modules()[package].read_text())) or ""
+    inside = {name.rpartition(".")[2] for name in modules() if name.rpartition(".")[0] == package} - {"__main__"}
+    public = {name for name in inside if package == "aparallel.web" and not name.startswith("_")}
+    assert {name for name in inside - public if not re.search(rf"\b{name}\b", told)} == set()
+
+
 def used_by(path: Path, known: Iterable[str]) -> set[str]:
     """Those of *known* modules that *path* imports, wherever that stands, be it for type checkers only."""
     tree = ast.parse(path.read_text())

@@ -5,4 +5,24 @@ For the inside of the house, all that happens to one file happens in one call, i
 to a thread already, as a cache has, calls these; the public ``dump`` and ``load`` are one hop around them. Both take a
 :class:`~aparallel._ground.stoppable.Stop` that ends them between two slices.
 ``files.replacing(path, durable=...)`` is the atomic write by itself.
+
+What happens to an object, and back::
+
+    dump, load, inspection            the public functions, and what they are for the inside of the house
+    threads, progress, keys           their thread, what they tell meanwhile, their keys
+    pickling, trees, arrays           an object into a pickle and buffers; arrays out of these
+    writer, compressors, summing      records, compressed and summed up
+    container                         what is where in a file
+    files, sources                    what it is written to and read from
+    reader, filling, mapping          read and verified, or mapped
+    unpickling                        the pickle into the object
+    joblib_files, old_pickles         files of others
+
+What a pickle would do, before it does::
+
+    checking                          whether all of it is trusted, found out in one of three ways:
+    tokens, dry_run, walk             by its opcodes alone, by a run with stand-ins, or step by step
+    trust, guard, plain_data          what is trusted, and what is held against that
+    inspector, dtypes                 what can be told of it, such as its arrays and their data types
+    standins, window                  what stands for its objects; its bytes
 """

@@ -1,1 +1,20 @@
-"""What both ends of a process worker do to calls, results and errors. A child loads it at start: keep it light."""
+"""What both ends of a process worker do to calls, results and errors. A child loads it at start: keep it light.
+
+For both ends::
+
+    failures                          exceptions, described there and raised again here
+    pickling, by_value, rebuilding    pickles: by name where that can be imported, else by value
+    out_of_band, arrays               which buffers leave a pickle, and how arrays are built around them again
+    lending, borrowing                shared memory: written, lent and used again; mapped and given back
+    writing, shared_memory            how it is written, and what it is
+
+For the parent alone::
+
+    encoding                          calls into payloads
+    functions, unchanged              functions that were pickled, and whether they still are what they were
+    shipment, arguments               payloads that are large; what there is of arguments in shared memory
+    known, contents, pages, users     a buffer that was written; its bytes; whether it was changed since; for whom
+    stillness                         whether anything can have changed from one call to the next
+    unpickling                        large results, in slices
+    diagnosis                         why a call could not be pickled
+"""

@@ -1,7 +1,12 @@
 """aparallel behind a web server: a pool that lives with the app, and requests that stop their work.
 
 Names are loaded on first use, and no framework is imported but by the module that is named after it:
-``aparallel.web.starlette``, ``.fastapi``, ``.litestar`` and ``.aiohttp``.
+``aparallel.web.starlette``, ``.fastapi``, ``.litestar`` and ``.aiohttp``. They share::
+
+    _serving, _asgi, _finding         a pool that lives with the app, and is found
+    _disconnect, _ahead, _protocol    a client that leaves
+    _errors, _handlers                what a client is told of calls that could not be served
+    _streaming, _events, _encoding    results as a body, as they come
 """
 
 from typing import TYPE_CHECKING

@@ -14,4 +14,12 @@
 Every file is written in tmp and renamed into its place, so it is whole or absent. Nothing is mapped but arrays,
 no descriptor stays open, and no lock is held while anything is computed but the one of its key: all of it works
 on a network file system.
+
+::
+
+    store                             the store
+    slots, counts, locks              entries, slot by slot, with a count and a lock for each
+    bounds, eviction, recency         what is too much, which of it goes, and what was used last
+    removed                           what went lately
+    directory, trust, files           the directory, whether it is believed, and single files in it
 """
