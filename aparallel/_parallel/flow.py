@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.options import Options
     from aparallel._parallel.queues import Quota
-    from aparallel.abc import Encoder, OnCancel, Sharing
+    from aparallel.abc import Encoder, Function, OnCancel, Sharing, Timing
 
 Source = Iterable[Any] | AsyncIterable[Any]
 
@@ -92,7 +92,8 @@ class Flow(Queue):
         self._retries = options.retries
         self._attempts: dict[int, int] = {}
         self._exhausted = False
-        self._timing: Any = None
+        # Of the function whose calls were drawn last.
+        self._timing: Timing | None = None
         # Bytes of calls encoded on the loop, and of the large ones that are still ahead. Those are counted singly: of
         # many calls that share an array, one has all its bytes, and no mean tells what the next will have.
         self._drawn_bytes = 0
@@ -260,7 +261,7 @@ class Flow(Queue):
             self._add(function, [payload], self._encoder.size_of(payload))
             self._scheduler.dispatch()
 
-    def _add(self, function: Any, payloads: list[Any], size: int) -> None:
+    def _add(self, function: Function, payloads: list[Any], size: int) -> None:
         if self.cancelled:  # while a large call was encoded
             return
         self._timing = function.timing

@@ -21,9 +21,10 @@ from aparallel._parallel.stream import ResultStream
 from aparallel.abc import Backend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable
 
     from aparallel._parallel.config import GatherOptions
+    from aparallel._parallel.stream import StreamFlow
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -32,9 +33,12 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 T5 = TypeVar("T5")
 
-# The pools that belong to each loop, by what kind of workers they have and how deep in workers they
-# are used. Each loop's are only touched on that loop; a pool ends itself with its loop.
-_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Engine]] = weakref.WeakKeyDictionary()
+# What a loop knows its own pools by: a Backend that was given, or the kind of workers that was asked for, and how deep
+# in workers that was.
+_Key = Backend | tuple[str, int]
+
+# The pools that belong to each loop. They are only touched on that loop, and a pool ends itself with its loop.
+_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, Engine]] = weakref.WeakKeyDictionary()
 
 
 @overload
@@ -227,14 +231,14 @@ def stream_parallel(
     """
     source, resolved = single_source((calls,)), resolve(options)
 
-    def begin() -> Any:
+    def begin() -> tuple[StreamFlow, Callable[[], None]]:
         runner, workers = _runner_for(resolved)
         return runner.begin_stream(source, resolved, ordered, return_exceptions, workers)
 
     return ResultStream(resolved, begin)
 
 
-def _forget(loop: weakref.ref[asyncio.AbstractEventLoop], key: Any) -> None:
+def _forget(loop: weakref.ref[asyncio.AbstractEventLoop], key: _Key) -> None:
     """Drop a pool that has ended: it refers to its loop, and would keep it alive."""
     living = loop()
     if living is not None and (pools := _pools.get(living)) is not None:
@@ -248,7 +252,7 @@ def _runner_for(options: Options) -> tuple[Runner, int | None]:
         return runner_of(options.pool), None
     asked: Any = options.backend if isinstance(options.backend, Backend) else choose_kind(options)
     workers = options.workers()
-    key: Any = asked if isinstance(asked, Backend) else (asked, nesting_level())
+    key: _Key = asked if isinstance(asked, Backend) else (asked, nesting_level())
     pools = _pools.setdefault(loop, {})
     engine = pools.get(key)
     if engine is None or engine.phase > Phase.OPEN:
