@@ -27,6 +27,7 @@ from aparallel._persist.keys import checked_key
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from aparallel._ground.sharing import MmapMode
     from aparallel._ground.store import Listed
     from aparallel._memory.tracking import Track
 
@@ -329,6 +330,6 @@ def _home(location: str | os.PathLike[str] | Store | None, limits: Limits, trust
     return Home(store=location)
 
 
-def _check_can_map(home: Home, mmap_mode: str | None) -> None:
+def _check_can_map(home: Home, mmap_mode: MmapMode | None) -> None:
     if mmap_mode is not None and home.store is not None and not home.store.keeps_files:
         raise ValueError(f"mmap_mode={mmap_mode!r} maps files, and {type(home.store).__name__} keeps none.")

@@ -12,6 +12,7 @@ from aparallel._persist.compressors import chosen
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from aparallel._ground.sharing import MmapMode
     from aparallel._memory.tracking import Track
 
 
@@ -24,7 +25,7 @@ class MemoryOptions:
     """
 
     verbose: int = 0
-    mmap_mode: str | None = None
+    mmap_mode: MmapMode | None = None
     compress: Any = None
     ttl: float | None = None
     signing_key: bytes | None = None
@@ -51,7 +52,7 @@ class FunctionOptions:
     ttl: float | None = None
     stale_while_revalidate: float = 0.0
     tags: tuple[str, ...] | Callable[..., Iterable[str]] = ()
-    mmap_mode: str | None = None
+    mmap_mode: MmapMode | None = None
     validate: Callable[[Mapping[str, Any]], bool] | None = None
     depends_on: tuple[Any, ...] = ()
     track: Track = "deep"
@@ -72,7 +73,7 @@ def function_options(
     ttl: str | float | timedelta | None,
     stale_while_revalidate: str | float | timedelta,
     tags: Sequence[str] | Callable[..., Iterable[str]],
-    mmap_mode: str | None,
+    mmap_mode: MmapMode | None,
     validate: Callable[[Mapping[str, Any]], bool] | None,
     cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None,
     depends_on: Sequence[Any],

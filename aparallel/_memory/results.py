@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from aparallel._ground.sharing import MmapMode
     from aparallel._ground.store import Place
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ T = TypeVar("T")
 class Source(Protocol):
     """Where a stored result can be had from."""
 
-    async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any: ...
+    async def get(self, place: Place, function: str, mmap_mode: MmapMode | None) -> Any: ...
     async def forget(self, place: Place) -> bool: ...
 
 
@@ -123,7 +124,7 @@ class MemorizedResult(Generic[T]):
         key: 64 hexadecimal digits.
     """
 
-    def __init__(self, source: Source, function: str, place: Place, mmap_mode: str | None) -> None:
+    def __init__(self, source: Source, function: str, place: Place, mmap_mode: MmapMode | None) -> None:
         self.function = function
         self.key = place.key.hex()
         self._source = source

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from io import FileIO
 
+    from aparallel._ground.sharing import MmapMode
     from aparallel._ground.store import Place, Store
 
 
@@ -75,7 +76,7 @@ class SealedStore:
             raise
         return Found(entry, record.version, content, size)
 
-    def value_of(self, found: Found, mmap_mode: str | None = None) -> Any:
+    def value_of(self, found: Found, mmap_mode: MmapMode | None = None) -> Any:
         """Return the value of an entry. Arrays are mapped, if that is asked for, and their file is one.
 
         Raises:

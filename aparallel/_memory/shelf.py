@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from types import FrameType
 
+    from aparallel._ground.sharing import MmapMode
     from aparallel._ground.store import Listed, Place
     from aparallel._memory.options import MemoryOptions
 
@@ -119,7 +120,7 @@ class Shelf:
             hint = _HINTS.get(error.errno, "Try again when it can be reached")
             raise StoreError(f"The memory in {where} cannot {what}: {error}. {hint}.", location=where) from error
 
-    async def get(self, place: Place, function: str, mmap_mode: str | None) -> Any:
+    async def get(self, place: Place, function: str, mmap_mode: MmapMode | None) -> Any:
         """Return a stored result of a function, by its name.
 
         Raises:
@@ -143,7 +144,7 @@ class Shelf:
             call=function,
         )
 
-    def _load(self, place: Place, mmap_mode: str | None) -> tuple[bool, Any] | None:
+    def _load(self, place: Place, mmap_mode: MmapMode | None) -> tuple[bool, Any] | None:
         found = self.sealed.read(place, mapped=mmap_mode is not None)
         if found is None:
             return None

@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.sharing import check_mmap_mode
 from aparallel._ground.stoppable import Stop
 from aparallel._persist.dump import path_of
 from aparallel._persist.keys import checked_key
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aparallel._ground.bars import ProgressOption
+    from aparallel._ground.sharing import MmapMode
     from aparallel._persist.sources import Source
     from aparallel._persist.trust import Trust
     from aparallel.abc import Compressor
-
-MMAP_MODES = ("r", "r+", "c")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class LoadOptions:
         compressors: of the user's own.
     """
 
-    mmap_mode: str | None = None
+    mmap_mode: MmapMode | None = None
     trusted: tuple[Any, ...] | None = None
     signing_key: bytes | None = None
     verify: bool = False
@@ -50,7 +50,7 @@ class LoadOptions:
     @classmethod
     def checked(
         cls,
-        mmap_mode: str | None = None,
+        mmap_mode: MmapMode | None = None,
         *,
         trusted: Iterable[Any] | None = None,
         signing_key: str | bytes | None = None,
@@ -64,10 +64,8 @@ class LoadOptions:
             ValueError: a mode or key that cannot be.
             TypeError: something of another type.
         """
-        if mmap_mode is not None and mmap_mode not in MMAP_MODES:
-            raise ValueError(
-                f"mmap_mode={mmap_mode!r} is none of 'r' (read), 'r+' (read and write) and 'c' (copy on write)."
-            )
+        if mmap_mode is not None:
+            check_mmap_mode(mmap_mode)
         if isinstance(trusted, (str, bytes, bool)) or (trusted is not None and not hasattr(trusted, "__iter__")):
             raise TypeError(
                 f"trusted must be a list of types, functions or names such as 'module.Name', got {trusted!r}. "
@@ -85,7 +83,7 @@ class LoadOptions:
 
 async def load(
     source: Any,
-    mmap_mode: str | None = None,
+    mmap_mode: MmapMode | None = None,
     *,
     trusted: Iterable[Any] | None = None,
     signing_key: str | bytes | None = None,
@@ -323,7 +321,7 @@ class _Loading:
 
 
 @contextlib.contextmanager
-def open_regular(path: str, mmap_mode: str | None) -> Iterator[Any]:
+def open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
     """Open a file for as long as the block lasts; None if it is no regular file, such as a pipe.
 
     Raises:
