@@ -81,6 +81,15 @@ async def tell_and_wait(path: str, data: bytes, seconds: float = 0.0) -> int:
 
 
 @by_value
+async def tell_and_wait_for(path: str, data: bytes, release: str) -> None:
+    """Run until the file *release* exists."""
+    with open(path, "wb", buffering=0) as file:  # noqa: ASYNC230
+        file.write(data)
+    while not os.path.exists(release):  # noqa: ASYNC110 (another process may make it)
+        await asyncio.sleep(0.001)
+
+
+@by_value
 def catch_and_wait(path: str, release: str) -> str:
     """Run until the file *release* exists: a call that a thread cannot be made to drop."""
     with open(path, "wb", buffering=0) as file:
@@ -297,7 +306,8 @@ async def test_cancelled_calls_end_within_the_promised_time_and_the_next_starts_
 @pytest.mark.parametrize("backend", ["process", "thread", "inline"])
 async def test_a_cancelled_queued_call_never_runs_and_its_siblings_do(backend: Any, pipe: Pipe, tmp_path: Path) -> None:
     async with Pool(1, backend) as pool:
-        blocker = asyncio.ensure_future(pool.run(tell_and_wait, pipe.path, b"b", 0.1))
+        release = tmp_path / "release"
+        blocker = asyncio.ensure_future(pool.run(tell_and_wait_for, pipe.path, b"b", str(release)))
         await pipe.read()
         letters = [bytes((letter,)) for letter in b"cdefgh"]
         queued = [asyncio.ensure_future(pool.run(tell, pipe.path, letter)) for letter in letters]
@@ -307,6 +317,7 @@ async def test_a_cancelled_queued_call_never_runs_and_its_siblings_do(backend: A
         queued[4].cancel()
         await asyncio.wait([queued[1], queued[4]])
         assert pool.statistics().queued == 4
+        release.touch()
         await blocker
         await asyncio.wait(queued)
         assert await pipe.read(4) == b"cefh"
