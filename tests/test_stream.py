@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 from traveling import by_value
 from work import double, fail
 
-from aparallel import Pool, delayed, stream_parallel
+from aparallel import Call, Pool, delayed, stream_parallel
 from aparallel.testing import FakeBackend
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
@@ -166,6 +167,38 @@ async def test_leaving_early_ends_the_source_and_leaves_the_pool_usable(backend:
             assert pool.statistics().queued == 0
             assert pool.statistics().running == 0
             assert await pool.run(double, 4) == 8
+
+
+@each_backend
+async def test_leaving_early_lets_go_of_the_source(backend: Any) -> None:
+    closed = asyncio.Event()
+
+    def source() -> Iterator[Call[int]]:
+        try:
+            for x in itertools.count():
+                yield delayed(double)(x)
+        finally:
+            closed.set()
+
+    async def async_source() -> AsyncIterator[Call[int]]:
+        try:
+            for x in itertools.count():
+                yield delayed(double)(x)
+        finally:
+            closed.set()
+
+    gc.disable()  # it may not be left to the collector, which may come much later
+    try:
+        async with stream_parallel(source(), backend=backend, n_jobs=1) as results:
+            await anext(results)
+        assert closed.is_set()
+        closed.clear()
+        async with stream_parallel(async_source(), backend=backend, n_jobs=1) as results:
+            await anext(results)
+        async with asyncio.timeout(10):  # the loop closes it
+            await closed.wait()
+    finally:
+        gc.enable()
 
 
 async def test_leaving_early_ends_running_calls(tmp_path: Path) -> None:

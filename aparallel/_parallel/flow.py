@@ -329,6 +329,8 @@ class Flow(Queue):
         try:
             await outlast(waiting)
         finally:
+            # A generator that nobody else holds runs its finally now, an asynchronous one soon.
+            self._source, self._drawer = (), None
             self._encoder.close()
             self._reporter.close(failed=not clean)
 

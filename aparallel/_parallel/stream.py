@@ -139,7 +139,7 @@ class ResultStream(Generic[T_co]):
 
     def __init__(self, options: Options, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
         self._options = options
-        self._begin = begin
+        self._begin: Callable[[], tuple[StreamFlow, Callable[[], None]]] | None = begin  # None from when it was entered
         self._flow: StreamFlow | None = None
         self._ended: Callable[[], None] | None = None
         self._index: int | None = None
@@ -163,10 +163,11 @@ class ResultStream(Generic[T_co]):
             yield self.index, result
 
     async def __aenter__(self) -> Self:
-        if self._flow is not None:
+        if self._begin is None:
             raise RuntimeError("This stream has been entered before. Call stream_parallel(...) again for another one.")
         await prepare(self._options)
         self._flow, self._ended = self._begin()
+        self._begin = None  # it has the source
         self._flow.draw_in_background()
         return self
 
