@@ -629,6 +629,59 @@ def test_classes_of_main_come_back_as_the_same_classes(tmp_path: Path) -> None:
     assert run_script(tmp_path, body).splitlines() == ["True True True True", "True True", "True 3 3 because"]
 
 
+def test_objects_of_main_with_slots_go_and_come_back(tmp_path: Path) -> None:
+    body = """
+    class One:
+        __slots__ = "x"
+
+    class Two(One):
+        __slots__ = ("__weakref__", "__secret")
+
+        def __init__(self, x, secret):
+            self.x, self.__secret = x, secret
+
+        def tell(self):
+            return self.x, self.__secret, hasattr(self, "__dict__")
+
+    class Open(Two):
+        pass
+
+    def look(thing):
+        return thing.tell(), thing
+
+    async def main():
+        async with Pool(1) as pool:
+            for kind in (Two, Open):
+                told, back = await pool.run(look, kind(1, 2))
+                print(told, back.tell(), type(back) is kind, (await pool.run(kind, 3, 4)).tell())
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body).splitlines() == [
+        "(1, 2, False) (1, 2, False) True (3, 4, False)",
+        "(1, 2, True) (1, 2, True) True (3, 4, True)",
+    ]
+
+
+def test_generic_functions_of_main_travel(tmp_path: Path) -> None:
+    body = """
+    @functools.singledispatch
+    def kind(value):
+        return "any"
+
+    @kind.register
+    def _(value: int):
+        return "int"
+
+    async def main():
+        kind(True)  # it has something in its cache
+        print(await gather_parallel(delayed(kind)(value) for value in (1, "a", True)))
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "['int', 'any', 'int']\n"
+
+
 def test_a_class_of_main_is_unchanged_here_after_its_instances_came_back(tmp_path: Path) -> None:
     body = """
     level = 1

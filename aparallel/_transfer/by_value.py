@@ -11,6 +11,7 @@ from collections import ChainMap
 from contextvars import Context, ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
@@ -122,6 +123,10 @@ def _complete_cached(cached: Any, function: Any) -> None:
     cached.__wrapped__ = function
 
 
+def _reduce_weak_dictionary(weak: Any) -> Any:
+    return type(weak), (), None, None, iter(weak.items())
+
+
 _BUILDERS = rebuilding.__name__
 
 # What stands in a pickle for cloudpickle's own builders, so that reading it does not import cloudpickle.
@@ -162,11 +167,21 @@ def _reduce_code(code: CodeType) -> _Reduced:
         return builder, (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
 
 
+def _with_slots(kind: type, reduced: Any) -> Any:
+    """Have a class rebuilt with its slots: without them, as cloudpickle does it, its objects cannot come back."""
+    slots = kind.__dict__.get("__slots__")
+    if slots is None or reduced is NotImplemented or reduced[0] is not cloudpickle.cloudpickle._make_skeleton_class:
+        return reduced
+    builder, (constructor, name, bases, namespace, *more), *rest = reduced
+    return builder, (constructor, name, bases, {**namespace, "__slots__": slots}, *more), *rest
+
+
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with five amendments.
+    """cloudpickle's pickler, with seven amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
     from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
+    A class keeps its slots. Dictionaries with weak keys or values travel, and so do generic functions, which have one.
     A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
     knows its file.
     """
@@ -188,7 +203,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         tracker_id = _tracked.get(obj)
         if tracker_id is not None and tracker_id not in _given_here:
             return _same_class, (tracker_id,)
-        reduced = super().reducer_override(obj)
+        reduced = _with_slots(obj, super().reducer_override(obj))
         if (tracker_id := _tracked.get(obj)) is not None:
             _given_here.add(tracker_id)
         return reduced
@@ -197,6 +212,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         {
             ContextVar: _reduce_context_var,
             type(_late_cached(0, False)): _reduce_cached,
+            **dict.fromkeys((WeakKeyDictionary, WeakValueDictionary), _reduce_weak_dictionary),
             **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
             CodeType: _reduce_code,
         },
