@@ -129,6 +129,22 @@ async def test_what_cannot_travel_is_found(call: Any, part: str) -> None:
     assert "lock" in str(error)
 
 
+class Service:
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def work(self) -> int:
+        return 1
+
+
+async def test_a_pool_that_a_call_brings_along_is_named() -> None:
+    async with Pool(1) as pool:
+        for calls in (pool, pool.limit("key", 1)):
+            with pytest.raises(errors.UnpicklableCallError, match=r"Pool.*a pool stays in its process") as caught:
+                await calls.run(Service(calls).work)  # type: ignore[arg-type]
+            assert caught.value.part == "the object of the function.pool"
+
+
 async def test_what_is_shared_is_not_blamed_for_a_call_that_cannot_travel() -> None:
     async with Pool(1) as pool, pool.share(b"shared") as shared:
         with pytest.raises(errors.UnpicklableCallError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import get_running_loop
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._ground.awaiting import coroutine_method
 from aparallel._ground.call import Call, close_coroutines, not_a_function
@@ -41,6 +41,9 @@ class Calls:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pool stays in its process; inside a call, use gather_parallel")
 
     @property
     def backend_name(self) -> str:

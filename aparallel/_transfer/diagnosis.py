@@ -77,7 +77,7 @@ def _inside(label: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset):
         for position, inner in enumerate(list(value)[:_BREADTH]):
             yield f"{label}[{position}]", inner
-    else:
+    elif not isinstance(getattr(type(value), "__reduce__", None), FunctionType):  # what that gives is pickled
         for name, inner in list(getattr(value, "__dict__", {}).items())[:_BREADTH]:
             yield f"{label}.{name}", inner
 
