@@ -146,6 +146,16 @@ async def test_what_is_no_function_is_refused_before_it_runs() -> None:
             gc.collect()
 
 
+async def test_a_delayed_function_without_its_arguments_is_not_run_for_a_call() -> None:
+    async with Pool(1, "inline") as pool:
+        half: Any = delayed(add)
+        for run in (pool.run, pool.submit):
+            with pytest.raises(TypeError, match=r"delayed\(.*add\) is without its arguments. Write .*\(f, x\)"):
+                await run(half, 1)
+        with pytest.raises(TypeError, match=r"delayed\(.*add\) is without its arguments. Write map\(f, xs\)"):
+            await pool.map(half, [1])
+
+
 async def test_map_says_what_it_cannot_iterate_over() -> None:
     async def numbers() -> AsyncIterator[int]:
         yield 1

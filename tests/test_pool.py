@@ -86,6 +86,8 @@ async def test_map_is_maps_parallel_twin(backend: Any) -> None:
         assert await pool.map(double, []) == []
         with pytest.raises(TypeError, match="at least one iterable"):
             await pool.map(double)
+        one, error, three = await pool.map(int, ["1", "two", "3"], return_exceptions=True)
+        assert (one, type(error), three) == (1, ValueError, 3)
 
 
 @each_backend

@@ -98,10 +98,21 @@ def _short(value: object) -> str:
     return text if text and len(text) <= 40 else f"<{type(value).__name__}>"
 
 
-def not_a_function(fn: object, instead: str) -> TypeError:
+def is_function(fn: Any) -> bool:
+    """Whether *fn* can be bound to arguments; ``delayed(f)`` can, but running it would not run *f*."""
+    return callable(fn) and not (type(fn) is _partial and fn.func is Call)  # inlined: pool.run asks it
+
+
+def _is_half_a_call(thing: Any) -> bool:
+    return type(thing) is _partial and thing.func is Call
+
+
+def not_a_function(fn: Any, instead: str) -> TypeError:
     """Build the error for what was given where a function belongs; *instead* is how to write it."""
     from collections.abc import Coroutine
 
+    if _is_half_a_call(fn):
+        return TypeError(f"delayed({name_of(fn.args[0])}) is without its arguments. Write {instead}.")
     error = TypeError(f"{_short(fn)} ({type(fn).__name__}) is not a function. Write {instead}.")
     if isinstance(fn, Coroutine):
         fn.close()  # as in wrong_item
@@ -118,7 +129,7 @@ def close_coroutines(source: object) -> None:
                 item.close()
 
 
-def wrong_item(item: object, index: int) -> TypeError:
+def wrong_item(item: Any, index: int) -> TypeError:
     """Build the error for something among the calls that is not a call."""
     import asyncio
     from collections.abc import Coroutine
@@ -131,7 +142,7 @@ def wrong_item(item: object, index: int) -> TypeError:
         return TypeError(f"Item {index} is the coroutine {name}(...). Write delayed({name})(...), which workers await.")
     if isinstance(item, asyncio.Future):
         return TypeError(f"Item {index} is a future ({type(item).__name__}), which is to be awaited, and not a call.")
-    if isinstance(item, functools.partial) and item.func is Call:
+    if _is_half_a_call(item):
         name = name_of(item.args[0])
         return TypeError(f"Item {index} is delayed({name}) without its arguments. Write delayed({name})(...).")
     if isinstance(item, tuple) and len(item) == 3 and callable(item[0]):  # joblib's

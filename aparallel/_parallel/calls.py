@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._ground.awaiting import coroutine_method
-from aparallel._ground.call import Call, close_coroutines, not_a_function
+from aparallel._ground.call import Call, close_coroutines, is_function, not_a_function
 from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import is_iterable, single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
@@ -375,16 +375,41 @@ class Calls:
         *more: Iterable[Any],
         **options: Unpack[PoolOptions],
     ) -> list[T]: ...
-    async def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Any) -> list[Any]:
+    @overload
+    async def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *iterables: Iterable[Any],
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> list[T | BaseException]: ...
+    @overload
+    async def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        return_exceptions: bool,
+        **options: Unpack[PoolOptions],
+    ) -> list[T | BaseException]: ...
+    async def map(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> list[Any]:
         """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order.
 
         It ends with the shortest. Items are drawn on the event loop, and only as workers free up. Options, errors and
-        what cancellation does are those of :meth:`gather`; the first failure is raised.
+        what cancellation does are those of :meth:`gather`.
 
         Raises:
             TypeError: *fn* is not callable, or what should be an iterable is none; an async one is not, either.
         """
-        if not callable(fn):
+        if not is_function(fn):
             raise not_a_function(fn, "map(f, xs)")
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments.")
@@ -397,7 +422,7 @@ class Calls:
                 close_coroutines(iterables)
                 raise error
         calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
-        return cast("list[Any]", await self._runner.gather(calls, self._resolve(options), False))
+        return cast("list[Any]", await self._runner.gather(calls, self._resolve(options), return_exceptions))
 
     def _resolve(self, options: dict[str, Any]) -> Options:
         if options.get("pool") not in (None, self):
@@ -433,7 +458,7 @@ def _begun(singles: Singles, request: tuple[Call[Any], RunOptions], when: Encode
 
 def _single_call(fn: Callable[..., Any], args: tuple[object, ...], method: str) -> Call[Any]:
     if type(fn) is not Call:
-        if not callable(fn):
+        if not is_function(fn):
             raise not_a_function(fn, f"{method}(f, x), or {method}(delayed(f)(x))")
         return Call(fn, *args)
     if args:

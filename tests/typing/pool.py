@@ -73,6 +73,8 @@ async def map_gives_a_list(pool: Pool) -> None:
     assert_type(await pool.map(shout, ["a", "b"]), list[str])
     assert_type(await pool.map(area, [1, 2], range(2)), list[float])
     assert_type(await pool.map(fetch, "abc", n_jobs=2), list[bytes])
+    assert_type(await pool.map(shout, ["a", "b"], return_exceptions=True), list[str | BaseException])
+    assert_type(await pool.map(fetch, "abc", return_exceptions=True), list[bytes | BaseException])
     await pool.map(shout, [1])  # type: ignore[arg-type]
     await pool.map(area, [1], "a")  # type: ignore[arg-type]
 
