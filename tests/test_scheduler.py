@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
-from aparallel import Pool, delayed
+from aparallel import Call, Pool, delayed
 from aparallel._ground.encoding import DirectEncoder, Drawn
 from aparallel._parallel.slots import Slot, SlotEvents, State
 from aparallel.abc import Sharing, WorkerEvents
@@ -179,6 +179,38 @@ async def test_a_gather_of_one_worker_does_not_wait_behind_anothers_slow_call() 
         assert await task == [2]
         slow.finish()
         assert sorted(await asyncio.gather(*runs)) == [0, 1]
+
+
+async def test_a_call_between_two_of_a_gather_of_one_worker_does_not_wait_behind_the_slow_one() -> None:
+    more = asyncio.Event()
+
+    async def two() -> AsyncIterator[Call[int]]:
+        yield delayed(same)(1)
+        await more.wait()
+        yield delayed(same)(2)
+
+    backend = FakeBackend()
+    async with Pool(2, backend) as pool:
+        await pool.warm_up()
+        await finish_all(backend, asyncio.ensure_future(pool.run(same, 0)))  # it is known to be fast
+        unknown = asyncio.ensure_future(pool.run(abs, -9))  # nothing is sent behind this one
+        await until(lambda: any(worker.waiting for worker in backend.workers))
+        free = next(worker for worker in backend.workers if worker.waiting)
+        slow = next(worker for worker in backend.workers if worker is not free)
+        task = asyncio.ensure_future(pool.gather(two(), n_jobs=1))
+        await until(lambda: len(slow.waiting) == 1)
+        run = asyncio.ensure_future(pool.run(same, 3))
+        await until(lambda: len(slow.waiting) == 2)
+        more.set()
+        await until(lambda: len(slow.waiting) == 3)
+        slow.begin()
+        free.finish()
+        await until(lambda: free.waiting)
+        free.finish()
+        assert await run == 3
+        assert not slow.waiting
+        await finish_all(backend, task)
+        assert await asyncio.gather(task, unknown) == [[1, 2], 9]
 
 
 async def test_a_death_costs_the_running_call_and_nothing_else() -> None:

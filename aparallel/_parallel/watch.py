@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from aparallel._parallel.queues import Queue
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.stopping import Stopping
     from aparallel._parallel.workforce import Workforce
@@ -75,7 +76,14 @@ class Watch:
         # takes longer than our patience, as large arguments do, no call of theirs would ever run.
         if slot.worker.running_since() is None:
             return False
-        last, running = slot.inflight[-1].owner.queue, slot.inflight[0].owner.queue
-        # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
-        free = last.may_use(None) or last is not running
-        return free and (last.quota is None or last.quota.may_use(None) or last.quota is not running.quota)
+        first, *others = slot.inflight
+        running = first.owner.queue
+        behind = {batch.owner.queue for batch in others} | ({running} if len(first) > 1 else set())
+        return any(_may_leave(queue, running) for queue in behind)
+
+
+def _may_leave(queue: Queue, running: Queue) -> bool:
+    """Whether calls of *queue* that wait behind one of *running* may go to another worker."""
+    # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
+    free = queue.may_use(None) or queue is not running
+    return free and (queue.quota is None or queue.quota.may_use(None) or queue.quota is not running.quota)
