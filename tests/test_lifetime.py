@@ -595,14 +595,17 @@ async def test_an_inline_pool_can_be_used_from_its_own_calls() -> None:
     async with Pool(1, "inline") as pool:
 
         async def outer() -> list[int]:
-            return [await pool.run(abs, -1), *await pool.gather([delayed(abs)(-2)] * 2)]
+            async with pool.stream([delayed(abs)(-3)] * 2) as results:
+                streamed = [result async for result in results]
+            return [await pool.run(abs, -1), *await pool.gather([delayed(abs)(-2)] * 2), *streamed]
 
         task = asyncio.ensure_future(pool.run(outer))
         done, _ = await asyncio.wait([task], timeout=2)
         task.cancel()
         await asyncio.wait([task])
         assert done, "it waits for itself"
-        assert await task == [1, 2, 2]
+        assert await task == [1, 2, 2, 3, 3]
+        assert pool.statistics().n_jobs == 1
 
 
 async def test_a_thread_pool_used_from_its_own_calls_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
@@ -63,7 +64,10 @@ class Runner:
     ) -> tuple[StreamFlow, Callable[[], None]]:
         """Begin a stream; return it, and what is to be called when it has ended."""
         flow = self._begin(StreamFlow, source, options, return_exceptions, "stream_parallel", workers, ordered=ordered)
-        return flow, lambda: self.engine.admitted.end_flow(flow)
+        ending = contextlib.ExitStack()
+        ending.callback(self.engine.admitted.end_flow, flow)
+        ending.enter_context(self.engine.place_for_nested(flow.context, flow.quota))
+        return flow, ending.close
 
     def _begin(
         self,
