@@ -60,7 +60,7 @@ class Calls:
         on_cancel: OnCancel | None = None,
         queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
         retries: int = 0,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     @overload
     def run(
         self,
@@ -71,7 +71,7 @@ class Calls:
         on_cancel: OnCancel | None = None,
         queue_timeout: float | Literal[Unset.UNSET] | None = Unset.UNSET,
         retries: int = 0,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     def run(
         self,
         fn: Callable[..., Any],

@@ -53,6 +53,8 @@ async def run_gives_what_the_function_returns(pool: Pool) -> None:
     await pool.submit(area, 2, "3")  # type: ignore[arg-type, call-arg]
     assert_type(await pool.run(fetch, "key", retries=1), bytes)
     assert_type(await pool.run(delayed(fetch)("key")), bytes)
+    assert_type(await asyncio.gather(pool.run(area, 2, 3), pool.run(fetch, "key")), tuple[float, bytes])
+    await assert_type(asyncio.create_task(pool.run(area, 2, 3)), asyncio.Task[float])
 
 
 async def run_rejects_wrong_arguments(pool: Pool) -> None:
