@@ -236,6 +236,32 @@ async def test_cancelling_ends_the_running_inline_coroutine(use: Any, pipe: Pipe
             await assert_consistent(pool)
 
 
+@pytest.mark.parametrize("way", ["cancel", "timeout"])
+async def test_no_inline_call_begins_after_one_that_was_cancelled_while_it_held_the_loop(way: str) -> None:
+    begun: list[int] = []
+
+    def hold(x: int) -> None:
+        begun.append(x)
+        time.sleep(0.003)  # it cannot be stopped
+        if x == 5:
+            if way == "cancel":  # what asyncio does on Ctrl-C
+                task.cancel()
+            else:
+                limit.reschedule(0)
+
+    async def limited() -> None:
+        async with limit:
+            await asyncio.create_task(pool.gather(delayed(hold)(x) for x in range(20)))
+
+    limit = asyncio.timeout(None)
+    async with Pool(2, "inline") as pool:
+        task = asyncio.create_task(limited())
+        await asyncio.wait([task])
+        assert task.cancelled() if way == "cancel" else isinstance(task.exception(), TimeoutError)
+        assert begun == list(range(6))
+        await assert_consistent(pool)
+
+
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("backend", ["thread", "process"])
 async def test_cancelling_waits_for_a_running_call_that_may_not_be_killed(

@@ -23,6 +23,42 @@ if TYPE_CHECKING:
 # What an initializer that is cancelled has for its clean-up.
 _PARTING_SECONDS = 1.0
 
+# After a call that held the loop for so long, no worker begins another for so many turns of the loop: a deadline or
+# Ctrl-C that came meanwhile takes some, from task to task, until it has what waits here taken back.
+_LONG_SECONDS = 0.001
+_TURNS = 6
+
+
+class _Pause:
+    """The turns of the loop that its other users have before the next call. Workers wait in line for its end."""
+
+    def __init__(self) -> None:
+        self._turns = 0
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A call held the loop for long."""
+        if not self._turns:
+            loop.call_soon(self._turn, loop)
+        self._turns = _TURNS
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turns -= 1
+        if self._turns:
+            loop.call_soon(self._turn, loop)
+            return
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                place.set_result(None)
+
+    async def over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Return when there is none; at once, as a rule."""
+        while self._turns:
+            place = loop.create_future()
+            self._line.append(place)
+            await place
+
 
 class InlineBackend(Backend):
     """Runs calls on the loop, which other tasks get back between two calls."""
@@ -38,12 +74,13 @@ class InlineBackend(Backend):
         self._initialize = None if initializer is None else functools.partial(initializer, *initargs)
         self._initializing: asyncio.Task[tuple[Any, bool]] | None = None
         self._workers: set[InlineWorker] = set()
+        self._pause = _Pause()
 
     def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> InlineWorker:
-        worker = InlineWorker(loop, events, self._workers, self._initialized)
+        worker = InlineWorker(loop, events, self._workers, self._pause, self._initialized)
         self._workers.add(worker)
         return worker
 
@@ -82,11 +119,13 @@ class InlineWorker(Worker):
         loop: asyncio.AbstractEventLoop,
         events: WorkerEvents,
         alive: set[InlineWorker],
+        pause: _Pause,
         initialized: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._loop = loop
         self._events = events
         self._alive = alive
+        self._pause = pause
         self._calls: deque[tuple[Context, Call[Any]]] = deque()
         self._since: float | None = None
         self._task: asyncio.Task[None] | None = None
@@ -154,10 +193,13 @@ class InlineWorker(Worker):
             self._end()
 
     async def _serve(self) -> None:
-        while self._calls and not self._ended:
+        while True:
+            await self._pause.over(self._loop)
+            if not self._calls or self._ended:
+                return
             context, call = self._calls.popleft()
             started = self._since = time.monotonic()
-            value, failed = await self._outcome(context.copy(), call)
+            value, failed = await self._outcome(context.copy(), call, started)
             self._since = None
             if self._ended:  # we were stopped: this outcome is nobody's
                 return
@@ -173,12 +215,15 @@ class InlineWorker(Worker):
         else:
             self._wake()
 
-    async def _outcome(self, context: Context, call: Call[Any]) -> tuple[Any, bool]:
+    async def _outcome(self, context: Context, call: Call[Any], started: float) -> tuple[Any, bool]:
         """Return what the call gave, or raised, and whether it failed."""
         try:
             value = context.run(call)
         except BaseException as error:
             return wrap_bare(error), True
+        finally:
+            if time.monotonic() - started > _LONG_SECONDS:
+                self._pause.begin(self._loop)
         if not hasattr(type(value), "__await__"):
             return value, False
         self._running = self._loop.create_task(_settle(value), context=context)
