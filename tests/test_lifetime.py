@@ -591,6 +591,18 @@ asyncio.run(main())
     assert done.stderr == ""
 
 
+async def test_a_pool_that_is_dropped_finishes_what_it_has_begun_and_keeps_no_workers() -> None:
+    pool = Pool(2)
+    await pool.warm_up()
+    pids = sorted({*await pool.gather([delayed(tell_pid)()] * 8, batch_size=1)})
+    begun = pool.submit(tell_pid)
+    later = pool.run(tell_pid)
+    del pool
+    gc.collect()
+    pids += [await begun, await later]
+    await asyncio.to_thread(wait_until_dead, pids)
+
+
 async def test_an_inline_pool_can_be_used_from_its_own_calls() -> None:
     async with Pool(1, "inline") as pool:
 

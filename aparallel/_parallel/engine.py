@@ -271,6 +271,13 @@ class Engine:
 
     # Its end
 
+    def let_go(self) -> None:
+        """Keep no idle workers: nobody has the pool any more, only calls that it has begun. In any thread."""
+        bound = self._bound
+        if bound is not None and self.phase is _OPEN and self.is_ours():
+            with contextlib.suppress(RuntimeError):  # the loop has closed, and the workers went with it
+                bound.loop.call_soon_threadsafe(bound.scheduler.workforce.keep_none)
+
     def abort(self) -> None:
         """Admit no more, and end all that was admitted with ClosedPoolError."""
         if self.phase is Phase.CLOSED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
@@ -57,7 +58,8 @@ class Pool(Calls):
         temp_folder: where a file without a name takes the place of memory that is short; None for the system's folder.
 
     A pool belongs to the event loop that it is first used on, and ends with it. Leaving its
-    ``async with`` block normally waits for the calls admitted; leaving it by an exception cancels them.
+    ``async with`` block normally waits for the calls admitted; leaving it by an exception cancels them. One that is
+    dropped without having been closed finishes what it has begun, and keeps no idle workers.
 
     Inside a worker ``"process"`` means threads, and deeper the thread itself. What only processes can keep is let go
     there; a call with a timeout, or to be killed, is abandoned.
@@ -110,6 +112,7 @@ class Pool(Calls):
             )
         )
         super().__init__(Runner(self._engine, self._engine.runs))
+        weakref.finalize(self, self._engine.let_go).atexit = False
 
     def limit(self, key: Hashable, n: int, *, max_queued: int | None = None) -> LimitedPool:
         """Return this pool as the calls of *key* may use it: on at most *n* workers at a time.

@@ -162,6 +162,14 @@ class Workforce:
         slot.enter(State.LEAVING)
         slot.worker.retire()
 
+    def keep_none(self) -> None:
+        """Let those go that are idle, and from now on each as soon as it is."""
+        self._idle_timeout = 0.0
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._plan_expiry()
+
     def _plan_expiry(self) -> None:
         if self._idle_timeout is not None and self._expiry is None and self.idle:
             left = self.idle[0].idle_since + self._idle_timeout - self._clock()
