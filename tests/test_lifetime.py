@@ -106,8 +106,16 @@ def test_a_pool_in_a_variable_does_not_survive_its_closed_loop(
     pid = loop.run_until_complete(pool.run(os.getpid))
     loop.close()
     wait_until_dead([pid])
-    with pytest.raises(WrongLoopError):
+    with pytest.raises(WrongLoopError, match="which has closed"):
         asyncio.run(pool.run(abs, -1))
+
+
+def test_a_pool_used_while_its_loop_does_not_run_says_so() -> None:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        pool = Pool(1, "inline")
+        assert loop.run_until_complete(pool.run(abs, -1)) == 1
+        with pytest.raises(WrongLoopError, match="which does not run now"):
+            asyncio.run(pool.run(abs, -1))
 
 
 @pytest.mark.parametrize("backend", ["process", "thread", "inline"])

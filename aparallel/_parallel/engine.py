@@ -130,9 +130,8 @@ class Engine:
             )
         if bound is not None:
             raise WrongLoopError(
-                f"{self.describe()} belongs to another event loop, "
-                + ("which has closed. " if bound.loop.is_closed() else "which runs in another thread. ")
-                + "A pool serves the loop that it was first used on: make one per loop."
+                f"{self.describe()} belongs to another event loop, {_state_of(bound.loop)}. "
+                f"A pool serves the loop that it was first used on: make one per loop."
             )
         return self._open(loop)
 
@@ -342,6 +341,12 @@ class Engine:
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
+
+
+def _state_of(loop: asyncio.AbstractEventLoop) -> str:
+    if loop.is_closed():
+        return "which has closed"
+    return "which runs in another thread" if loop.is_running() else "which does not run now"
 
 
 async def _until(event: asyncio.Future[None], deadline: float | None) -> bool:
