@@ -122,6 +122,8 @@ def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
             raise TypeError(f"There is no option {name!r}.{hint}")
     if given.get("pool") is not None and given.get("backend") is not None:
         raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
+    if given.get("prefer") == "processes" and given.get("require") == "sharedmem":  # as in joblib
+        raise ValueError("prefer='processes' and require='sharedmem' contradict each other. Leave one out.")
     configured = _configured.get()
     outweighed: frozenset[str] = frozenset()
     if given.get("pool") is not None:  # what it was made with stands
