@@ -133,6 +133,28 @@ async def test_calls_behind_one_that_turns_slow_move_to_an_idle_worker() -> None
         assert await task == list(range(10))
 
 
+async def test_a_worker_that_is_ready_serves_the_calls_for_which_no_other_can_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aparallel._parallel.workforce._SECONDS_BETWEEN_STARTS", 0.05)
+    backend = FakeBackend(ready=False)
+    async with Pool(2, backend) as pool:
+        task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(4)))
+        await until(lambda: len(backend.workers) == 2)
+        first, *_ = backend.workers
+        first.become_ready()
+        for count in range(2, 5):  # three in a row
+            await until(lambda count=count: len(backend.workers) == count)
+            backend.workers[-1].die()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(backend.workers) == 4  # no more for now
+        assert not task.done()
+        await until(lambda: len(backend.workers) == 5)
+        await finish_all(backend, task)
+        assert await task == list(range(4))
+
+
 async def test_calls_that_are_on_their_way_are_not_taken_back_though_a_worker_is_idle() -> None:
     class Looked(FakeWorker):
         looks = 0

@@ -12,8 +12,9 @@ what stands above it here::
     Watch        calls taken back from behind a slow one
     Scheduler    sends what waits to who is free, and takes in what workers tell
 
-Upwards go three notices, each a callback given to a constructor: workers tell their slots' events to the scheduler,
-the workforce says that no worker can be had, and stopping says that there may be something to dispatch.
+Upwards go four notices, each a callback given to a constructor: workers tell their slots' events to the scheduler, the
+workforce says that no worker can be had or that one may be started again, and stopping says that there may be something
+to dispatch.
 
 Everything here runs on the loop's thread in callbacks and never waits, so each method sees and leaves a consistent
 state. What holds across the parts: a call is in exactly one place, pending in its queue, in flight in one slot, being
@@ -102,6 +103,7 @@ class Scheduler:
             clock=clock,
             events=self,
             on_no_worker=backlog.give_up,
+            on_room=self.dispatch,
         )
         self._stopping = stopping = Stopping(
             loop, workforce, backlog, delivery, accounts, clock=clock, dispatch=self.dispatch

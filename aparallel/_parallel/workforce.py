@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Workers that die before they are ready, in a row, before the calls that wait for one are given up.
 _FAILED_STARTS = 3
 
+# Where others are ready to serve those calls, it is this long before the next is started.
+_SECONDS_BETWEEN_STARTS = 1.0
+
 # A loop's timers may come that much early.
 _TICK_SECONDS = 0.001
 
@@ -31,6 +34,7 @@ class Workforce:
     Args:
         events: who is told what workers tell.
         on_no_worker: called with the reason when no worker can be had for the calls that wait.
+        on_room: called when workers may be started again for calls that wait.
 
     Attributes:
         limit: workers at most.
@@ -51,6 +55,7 @@ class Workforce:
         clock: Callable[[], float],
         events: SlotEvents,
         on_no_worker: Callable[[Exception], None],
+        on_room: Callable[[], None],
     ) -> None:
         self.limit = limit
         self.max_calls_per_worker = max_calls_per_worker
@@ -63,8 +68,10 @@ class Workforce:
         self._clock = clock
         self._events = events
         self._on_no_worker = on_no_worker
+        self._on_room = on_room
         self._generation = 0
         self._failed_starts = 0
+        self._rest: asyncio.TimerHandle | None = None  # set while none is started
         self._expiry: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -75,8 +82,9 @@ class Workforce:
         return [slot for slot in self.slots if not slot.is_going()]
 
     def has_room(self) -> bool:
-        """Whether a worker may be started."""
-        return len(self.present()) < self.limit
+        """Whether a worker may be started now."""
+        present = len(self.present())
+        return present < self.limit and not (present and self._rest)
 
     def free_places(self) -> int:
         """How many calls could start at once: idle workers, and workers that may yet be started."""
@@ -105,7 +113,7 @@ class Workforce:
 
     def start_missing(self) -> bool:
         """Start workers up to the limit; return whether all are there and ready."""
-        while self.has_room():
+        while len(self.present()) < self.limit:
             if self.start() is None:
                 return False
         return all(slot.ready for slot in self.present())
@@ -211,15 +219,24 @@ class Workforce:
             return
         self._failed_starts = 0
         self.start_error = error
-        self._on_no_worker(error)
+        if exit.error is None and any(slot.ready for slot in self.present()):
+            if self._rest is None:
+                self._rest = self._loop.call_later(_SECONDS_BETWEEN_STARTS, self._end_rest)
+        else:
+            self._on_no_worker(error)
+
+    def _end_rest(self) -> None:
+        self._rest = None
+        self._on_room()
 
     # The end
 
     def retire_all(self) -> None:
         """Ask every worker to go: idle ones cleanly; those that still run a call are stopped if they can be."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
+        for timer in (self._expiry, self._rest):
+            if timer is not None:
+                timer.cancel()
+        self._expiry = self._rest = None
         for slot in list(self.slots):
             if slot.state is State.LEAVING:
                 continue
