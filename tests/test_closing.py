@@ -262,3 +262,29 @@ async def test_a_worker_that_is_being_killed_is_not_replaced_by_the_close() -> N
     assert task.cancelled() or task.done()
     assert not any(worker.alive for worker in backend.workers)
     assert len(backend.workers) == 1
+
+
+@pytest.mark.parametrize("end", ["close", "loop"])
+def test_a_coroutine_that_was_abandoned_in_a_thread_is_cancelled_with_its_pool(end: str) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def stay() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    async def main() -> None:
+        pool = Pool(1, "thread")
+        future = pool.submit(stay, on_cancel="abandon")
+        await asyncio.to_thread(begun.wait, 10)
+        future.cancel()
+        await asyncio.wait([future])
+        assert not cancelled.is_set()
+        if end == "close":
+            await pool.aclose()
+            assert await asyncio.to_thread(cancelled.wait, 10)
+
+    asyncio.run(main())
+    assert cancelled.wait(10)

@@ -46,6 +46,10 @@ class ThreadBackend(Backend):
         self._workers.add(worker)
         return worker
 
+    async def aclose(self) -> None:
+        for worker in list(self._workers):  # what they run is nobody's
+            worker.abandon()
+
     def kill_all(self) -> None:
         for worker in self._workers:
             worker.abandon()
@@ -72,6 +76,8 @@ class ThreadWorker(Worker):
         self._told = 0.0
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._runner: asyncio.Runner | None = None
+        # The coroutine that runs, with its loop. Set in the thread, looked at from outside.
+        self._awaited: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
         self._initialize = initialize
         self._ready = False
         self._error: BaseException | None = None
@@ -118,9 +124,13 @@ class ThreadWorker(Worker):
         self._wakes.put(False)
 
     def abandon(self) -> None:
-        """The loop is gone: start nothing more, and end after the current call."""
+        """The pool or its loop is gone: start nothing more, and end after the current call. Cancel a coroutine."""
         self._calls.clear()
         self.retire()
+        if (awaited := self._awaited) is not None:
+            loop, task = awaited
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(task.cancel)
 
     # In the thread
 
@@ -172,7 +182,13 @@ class ThreadWorker(Worker):
             self._runner = asyncio.Runner()
 
         async def wait() -> Any:
-            return await awaitable
+            task = asyncio.current_task()
+            assert task is not None
+            self._awaited = task.get_loop(), task
+            try:
+                return await awaitable
+            finally:
+                self._awaited = None
 
         return self._runner.run(wait(), context=context)
 
