@@ -18,6 +18,8 @@ from test_persist_trust import HOSTILE, hand_made, named
 
 from aparallel import dumps, loads
 from aparallel._ground.stoppable import Stop
+from aparallel._persist import nesting, tokens
+from aparallel._persist import walk as walk_module
 from aparallel._persist.checking import walk
 from aparallel._persist.dry_run import Undecided, dry_run
 from aparallel._persist.guard import Guard
@@ -32,7 +34,7 @@ TRUSTED = [Point, twice]
 
 
 def look_at(data: bytes) -> Look:
-    return needed_look(io.BytesIO(data).read, Stop())
+    return needed_look(lambda: io.BytesIO(data), Stop())
 
 
 def quick_verdict(data: bytes) -> str:
@@ -271,6 +273,51 @@ async def test_objects_of_trusted_types_need_no_walk() -> None:
     with pytest.raises(UntrustedTypeError) as caught:
         await loads(await dumps(obj), trusted=[])
     assert caught.value.names == ("persisted.Point", "persisted.twice")
+
+
+def deepest_key(obj: Any, found: dict[int, int]) -> int:
+    """The most levels of tuples that are hashed or might be, in anything in *obj*; *found* is by identity."""
+
+    def levels(part: Any) -> int:
+        if id(part) not in found:
+            found[id(part)] = 1 + max(map(levels, part)) if type(part) is tuple and part else 0
+        return found[id(part)]
+
+    parts = [*obj.keys(), *obj.values()] if type(obj) is dict else obj
+    inside = max((deepest_key(part, found) for part in parts if type(part) in (tuple, list, dict, set)), default=0)
+    return max(inside, levels(obj))
+
+
+def random_tuples(choose: random.Random, depth: int, known: list[Any]) -> Any:
+    """Something of tuples and other things, some of it shared."""
+    kind = choose.randrange(7 if depth else 2)
+    if kind < 2 and known and choose.random() < 0.3:
+        return choose.choice(known)
+    if kind < 2:
+        return choose.choice((None, 1, 2.5, "text", b"bytes", (), "long" * 100))
+    parts = [random_tuples(choose, depth - 1, known) for _ in range(choose.randrange(5))]
+    made: Any = tuple(parts) if kind < 5 else parts if kind == 5 else dict(enumerate(parts))
+    known.append(made)
+    return made
+
+
+# In protocol 2, bytes are a call, which counts as a level.
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_levels_of_tuples_are_counted_and_none_is_missed(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nesting, "MOST_LEVELS", 4)
+    monkeypatch.setattr(walk_module, "MOST_LEVELS", 4)
+    monkeypatch.setattr(tokens, "_FREE", 0)
+    monkeypatch.setattr(tokens, "_FEW", 0)
+    choose, verdicts = random.Random(protocol), set()
+    for _ in range(400):
+        obj = [random_tuples(choose, 7, []), dt.date(2020, 1, 1)][: choose.choice((1, 2))]
+        data = pickle.dumps(obj, protocol)
+        are_too_deep = deepest_key(obj, {}) > 4
+        verdicts.add(are_too_deep)
+        assert (look_at(data) is Look.WALK) is are_too_deep
+        verdict, why = walks_verdict(data)
+        assert (verdict == "untrusted") is are_too_deep, why
+    assert verdicts == {True, False}
 
 
 def test_every_protocol_s_data_is_told_by_its_opcodes() -> None:

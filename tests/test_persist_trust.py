@@ -412,6 +412,43 @@ async def test_depth_and_sizes_that_no_pickler_makes_take_no_memory(data: bytes,
         tracemalloc.stop()
 
 
+DEEP = b")" + b"\x85" * 25_000
+DEEP_BY_MEMO = b")\x94" + b"".join(b"0j%b\x85\x94" % number.to_bytes(4, "little") for number in range(25_000))
+
+
+TOO_DEEP = {
+    "key": b"\x80\x04}" + DEEP + b"Ns.",
+    "set": b"\x80\x04\x8f(" + DEEP + b"\x90.",
+    "frozenset": b"\x80\x04(" + DEEP + b"\x91.",
+    "marks": b"\x80\x04}" + b"(" * 25_000 + b"t" * 25_000 + b"Ns.",
+    "memo": b"\x80\x04" + DEEP_BY_MEMO + b"}(j\xa8\x61\x00\x00Nu.",
+    "numbered memo": b"\x80\x03)q\x00" + b"0h\x00\x85q\x00" * 25_000 + b"0}h\x00Ns.",
+    "protocol 0": b"}" + b"(" * 25_000 + b"t" * 25_000 + b"Ns.",
+    "names": b"\x80\x04}" + DEEP + b"Nscdatetime\ndate\nK\x01K\x01K\x01\x87R\x86.",
+    "call": b"\x80\x04cbuiltins\nset\n]" + DEEP + b"a\x85R.",
+    "extension": b"\x80\x04}" + DEEP + b"Ns\x82\x01.",
+    "slices": b"\x80\x04cbuiltins\nslice\n\x940" + b"(h\x00" * 25_000 + b"N" + b"o" * 25_000 + b".",
+    "dtype": b"\x80\x04cnumpy\ndtype\n\x8c\x02V8\x89\x88\x87R(K\x03\x8c\x01|N" + DEEP + b"\x85}K\x08K\x01K\x10tb.",
+}
+
+
+@pytest.mark.parametrize("name", TOO_DEEP)
+async def test_tuples_that_are_too_deep_for_python_are_refused_and_not_hashed(name: str) -> None:
+    with pytest.raises(UntrustedTypeError, match="nested more than 20,000 levels deep"):
+        await loads(TOO_DEEP[name], trusted=[])
+    await inspect(io.BytesIO(TOO_DEEP[name]))
+
+
+@pytest.mark.parametrize("levels", [12_000, 19_990])
+async def test_tuples_as_deep_as_may_be_are_loaded(levels: int) -> None:
+    deep = b")" + b"\x85" * levels
+    for data in (b"\x80\x04}" + deep + b"Ns.", b"\x80\x04}" + deep + b"Nscdatetime\ndate\n0."):
+        found = next(iter(await loads(data, trusted=[])))
+        for _ in range(levels):
+            (found,) = found
+        assert found == ()
+
+
 async def test_names_that_come_late_in_a_long_file_are_still_told() -> None:
     texts = [f"text{number}" for number in range(80_000)]
     data = await dumps([texts, Point(1, 2), twice, Point(3, 4), [np.arange(2), np.arange(3)]])
@@ -485,7 +522,7 @@ async def test_data_that_does_not_fit_together_is_damage_unless_something_else_m
         assert damaged != data
         with pytest.raises(CorruptFileError, match="its pickle is damaged"):
             await loads(damaged, trusted=[])
-    deep = b")" + b"\x85" * 50_000 + b"N"
+    deep = b")" + b"\x85" * 15_000 + b"N"
     with pytest.raises(CorruptFileError, match="recursion"):
         await loads(b"\x80\x04}(" + deep + deep + b"u.", trusted=[])
     with pytest.raises(decimal.InvalidOperation):

@@ -43,8 +43,7 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
         UntrustedTypeError: it asks for what *trust* does not allow.
         CorruptFileError: it is no pickle, or one that no pickler makes.
     """
-    file = reader()
-    look = needed_look(file.read, stop, file.skip)
+    look = needed_look(reader, stop)
     if look is Look.NONE:
         return Found.DATA
     if look is Look.DRY_RUN:

@@ -119,8 +119,7 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
     with contextlib.closing(skim_container(source, ReadOptions(compressors=compressors), whole=whole)) as content:
         inspector = Inspector()
         # Plain data asks for nothing and has no arrays.
-        pickle = PiecesReader(content.pieces(), stop)
-        if needed_look(pickle.read, stop, pickle.skip) is not Look.NONE:
+        if needed_look(lambda: PiecesReader(content.pieces(), stop), stop) is not Look.NONE:
             pickle = PiecesReader(content.pieces(), stop)
             walk(pickle.read, inspector, stop, pickle.skip)
         return FileInfo(

@@ -21,12 +21,13 @@ class Global(NamedTuple):
 
 
 class Opaque:
-    """A value that does not matter."""
+    """A value that does not matter, but for its levels of tuples (:mod:`aparallel._persist.nesting`)."""
 
-    __slots__ = ("kind",)
+    __slots__ = ("kind", "levels")
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, levels: int = 0) -> None:
         self.kind = kind
+        self.levels = levels
 
 
 OPAQUE = Opaque("value")
@@ -34,6 +35,12 @@ BYTES = Opaque("bytes")
 TEXT = Opaque("text")
 SET = Opaque("set")
 BUFFER = Opaque("buffer")
+
+
+class Nested(tuple[Any, ...]):  # noqa: SLOT001  # a tuple has no room for slots
+    """A tuple with several levels of tuples."""
+
+    levels: int
 
 
 class Listed:
@@ -60,13 +67,15 @@ class Made:
         args: its arguments, a tuple unless they are not known.
         built: it has been given a state.
         known: whatever the watcher knows about it. Only of what something is known does the memo keep.
+        levels: of tuples, with those of the arguments.
     """
 
-    __slots__ = ("args", "built", "known", "of")
+    __slots__ = ("args", "built", "known", "levels", "of")
 
-    def __init__(self, of: Any, args: Any) -> None:
+    def __init__(self, of: Any, args: Any, levels: int = 0) -> None:
         self.of = of
         self.args = args
+        self.levels = levels
         self.built = False
         self.known: Any = None
 

@@ -14,6 +14,9 @@ and memo. What it proves is which opcodes there are, and that the C unpickler wi
 
 The unpickler reads a frame at once and drops what is left of it when an opcode goes beyond. Here a frame must end where
 an opcode does, so that both see the same opcodes.
+
+Tuples that lie too deep within each other would crash the unpickler (:mod:`aparallel._persist.nesting`). A pickle of
+few tuples has none. One of many is stepped over again, and their levels are counted.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from aparallel._persist.nesting import MOST_LEVELS, Levels, TooDeep
 from aparallel._persist.window import Window
 
 if TYPE_CHECKING:
@@ -39,26 +43,42 @@ class Look(enum.Enum):
     WALK = "it is not as picklers write it"
 
 
-def needed_look(
-    read: Callable[[int], bytes | memoryview], stop: Stop, skip: Callable[[int], object] | None = None
-) -> Look:
-    """Step over the pickle that *read* gives and *skip* goes past, from PROTO to STOP.
+def needed_look(reader: Callable[[], Any], stop: Stop) -> Look:
+    """Step over a pickle, from PROTO to STOP.
+
+    Args:
+        reader: gives a file with the pickle, from its beginning each time. It has a ``skip`` if it need not be read.
 
     Raises:
         TruncatedFileError: it ends within a long argument.
     """
-    return _Steps(Window(read, stop, skip)).run()
+    try:
+        return _Steps(_window(reader(), stop), None).run()
+    except _ManyTuples:
+        pass
+    try:
+        return _Steps(_window(reader(), stop), Levels()).run()
+    except (TooDeep, IndexError):  # of the latter the walk says what it is
+        return Look.WALK
+
+
+def _window(file: Any, stop: Stop) -> Window:
+    return Window(file.read, stop, getattr(file, "skip", None))
 
 
 # Without an argument: NONE NEWTRUE NEWFALSE MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET; SETITEM SETITEMS APPEND
-# APPENDS ADDITEMS; TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET; POP POP_MARK.
-_BARE = rb"N\x88\x89(}\])\x8fsuae\x90t\x85\x86\x87\x9101"
+# APPENDS ADDITEMS; FROZENSET; POP POP_MARK.
+_BARE = rb"N\x88\x89(}\])\x8fsuae\x90\x9101"
+# TUPLE TUPLE1 TUPLE2 TUPLE3.
+_TUPLES = rb"t\x85\x86\x87"
 # BINGET BININT1; BININT2; BININT LONG_BINGET; BINFLOAT.
 _FIXED = rb"[hK].|M..|[Jj]....|G.{8}"
-# REDUCE BUILD NEWOBJ NEWOBJ_EX STACK_GLOBAL OBJ NEXT_BUFFER READONLY_BUFFER.
-_CALLING = rb"Rb\x81\x92\x93o\x97\x98"
-# GLOBAL INST.
-_NAMING = rb"[ci][^\n]{1,512}\n[^\n]{1,512}\n"
+# REDUCE BUILD NEWOBJ STACK_GLOBAL NEXT_BUFFER READONLY_BUFFER; and NEWOBJ_EX OBJ, which need no tuple.
+_CALLING = rb"Rb\x81\x93\x97\x98"
+_NESTING = rb"\x92o"
+# GLOBAL; INST.
+_NAMING = rb"c[^\n]{1,512}\n[^\n]{1,512}\n"
+_INST = rb"i[^\n]{1,512}\n[^\n]{1,512}\n"
 _MEMOIZE = rb"\x94"
 _BINPUT = rb"q."
 
@@ -66,8 +86,17 @@ _FRAME, _STOP, _LONG_BINPUT = 0x95, 0x2E, 0x72
 # The width of the length that comes before the argument of: BINUNICODE BINBYTES LONG4 BINUNICODE8 BINBYTES8 BYTEARRAY8.
 _LONG = {0x58: 4, 0x42: 4, 0x8B: 4, 0x8D: 8, 0x8E: 8, 0x96: 8}
 _CALLS = frozenset(b"Rb\x81\x92\x93o\x97\x98ci")
+# Each makes one level, or two with the call of what it makes.
+_NESTS = frozenset(b"t\x85\x86\x87\x92oi")
+_INST_OPCODE = 0x69
 # So much is stepped over between two pauses; it takes below a millisecond.
 _SLICE = 64 << 10
+# So many bytes, in two slices at most, and so many tuples after them have no more levels than may be.
+_FREE = 8_000
+_FEW = 2_000
+assert 2 * _FREE + 2 * _FEW <= MOST_LEVELS
+# As for the walk.
+_MOST_STACKED = 1 << 26
 # No opcode that the expression knows is longer, with its argument.
 _LONGEST = 1200
 
@@ -79,32 +108,60 @@ def _counted(opcode: bytes, zeros: int = 0) -> bytes:
 
 
 @functools.cache
-def _steps(*, numbered: bool, calling: bool) -> re.Pattern[bytes]:
-    """As many opcodes as there are.
+def _step(*, numbered: bool, calling: bool, nesting: bool) -> bytes:
+    """An expression for one opcode.
 
     Args:
         numbered: the memo is filled by number, as before protocol 4.
         calling: opcodes that import and call, too.
+        nesting: those that make a level of tuples or of calls, too.
     """
-    bare = _BARE + (b"" if numbered else _MEMOIZE) + (_CALLING if calling else b"")
+    bare = _BARE + (b"" if numbered else _MEMOIZE) + (_CALLING if calling else b"") + (_TUPLES if nesting else b"")
+    if calling and nesting:
+        bare += _NESTING
     # SHORT_BINUNICODE; SHORT_BINBYTES LONG1; BINUNICODE BINBYTES LONG4, short ones.
     tokens = [b"[" + bare + b"]", _FIXED, _counted(rb"\x8c"), _counted(rb"[C\x8a]"), _counted(rb"[XB\x8b]", 3)]
     if numbered:
         tokens.insert(1, _BINPUT)
     if calling:
-        tokens.append(_NAMING)
+        tokens += [_NAMING, _INST] if nesting else [_NAMING]
+    return b"(?:" + b"|".join(tokens) + b")"
+
+
+@functools.cache
+def _steps(*, numbered: bool, calling: bool, nesting: bool) -> re.Pattern[bytes]:
+    """As many opcodes as there are."""
     # Possessive: no token begins as another does, so what was stepped over need not be gone through again.
-    return re.compile(b"(?:" + b"|".join(tokens) + b")*+", re.DOTALL)
+    return re.compile(_step(numbered=numbered, calling=calling, nesting=nesting) + b"*+", re.DOTALL)
+
+
+@functools.cache
+def _each(*, numbered: bool) -> re.Pattern[bytes]:
+    """Each opcode for :class:`Levels`, of whose arguments it wants the numbers of the memo."""
+    puts = b"|q." if numbered else b""
+    return re.compile(
+        b"(?=(h.|j.{4}" + puts + b"|.))" + _step(numbered=numbered, calling=True, nesting=True), re.DOTALL
+    )
+
+
+class _ManyTuples(Exception):
+    """There are so many that their levels must be counted."""
 
 
 class _Steps:
     """The steps over one pickle.
 
     Invariant: ``_frame_end``, where the frame ends that we are in, is 0 or not before where the window stands.
+
+    Args:
+        levels: to be told of all opcodes, or None to raise _ManyTuples where there may be too many levels.
     """
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, levels: Levels | None) -> None:
         self._window = window
+        self._levels = levels
+        self._is_all_here = False
+        self._tuples = 0
         self._look = Look.NONE
         self._numbered = False
         self._frame_end = 0
@@ -115,9 +172,8 @@ class _Steps:
         if proto != 0x80 or not 2 <= version <= 5:
             return Look.WALK
         self._numbered = version < 4
-        pattern = _steps(numbered=self._numbered, calling=False)
         while True:
-            self._step_with(pattern)
+            self._step_on()
             if window.at >= len(window.data):
                 return Look.WALK
             opcode = window.data[window.at]
@@ -125,22 +181,31 @@ class _Steps:
                 return self._look if self._frame_end in (0, window.position + 1) else Look.WALK
             if opcode in _CALLS and self._look is Look.NONE:
                 self._look = Look.DRY_RUN
-                pattern = _steps(numbered=self._numbered, calling=True)
             elif not self._step(opcode):
                 return Look.WALK
 
-    def _step_with(self, pattern: re.Pattern[bytes]) -> None:
+    def _step_on(self) -> None:
         """Go as far as the expression does."""
-        window = self._window
+        window, levels = self._window, self._levels
         while True:
-            if len(window.data) - window.at < _LONGEST:
-                window.more(window.at, _SLICE)
-            limit = min(window.at + _SLICE, len(window.data))
+            if len(window.data) - window.at < _LONGEST and not self._is_all_here:
+                self._is_all_here = not window.more(window.at, _SLICE)
+            is_free = levels is None and window.position < _FREE
+            pattern = _steps(
+                numbered=self._numbered,
+                calling=self._look is Look.DRY_RUN,
+                nesting=is_free or levels is not None,
+            )
+            limit = min(window.at + (_FREE if is_free else _SLICE), len(window.data))
             if self._frame_end:
                 limit = min(limit, self._frame_end - window.start)
             found = pattern.match(window.data, window.at, limit)
             if found is None or found.end() == window.at:
                 return
+            if levels is not None:
+                levels.follow(_each(numbered=self._numbered).findall(window.data, window.at, found.end()))
+                if levels.size > _MOST_STACKED:
+                    raise TooDeep
             window.at = found.end()
             if window.position == self._frame_end:
                 self._frame_end = 0
@@ -154,10 +219,19 @@ class _Steps:
             self._frame_end = window.position + 8 + int.from_bytes(window.take(8), "little")
         elif opcode in _LONG:
             window.skip(int.from_bytes(window.take(_LONG[opcode]), "little"))
+            if self._levels is not None:
+                self._levels.push()
         elif opcode == _LONG_BINPUT and self._numbered:
             # The unpickler's memo is a table as long as its highest number.
-            if int.from_bytes(window.take(4), "little") > start:
+            index = int.from_bytes(window.take(4), "little")
+            if index > start:
                 return False
+            if self._levels is not None:
+                self._levels.put(index)
+        elif opcode in _NESTS and self._levels is None and (opcode not in _CALLS or self._look is Look.DRY_RUN):
+            self._tuples += 1
+            if self._tuples > _FEW or opcode == _INST_OPCODE:
+                raise _ManyTuples
         else:
             return False
         if self._frame_end and opcode != _FRAME:

@@ -8,11 +8,13 @@ what is kept in the memo.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aparallel._persist.nesting import MOST_LEVELS, TOO_DEEP, levels_of
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
@@ -26,6 +28,7 @@ from aparallel._persist.standins import (
     Items,
     Listed,
     Made,
+    Nested,
     Opaque,
 )
 from aparallel._persist.window import cut
@@ -83,6 +86,7 @@ class Walk:
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._memoized = 0
+        self._deepest = 0
         self._numbered = False
         self._texts = 0
         # Where the frame ends that the walk is in, or 0. The unpickler reads a frame at once, and drops what is left of
@@ -200,6 +204,8 @@ class Walk:
             )
         ):
             self._memo[index] = value
+        elif levels := levels_of(value):
+            self._memo[index] = _nested(levels)
 
     def _rare(self, op: int) -> None:
         found = _RARE.get(op)
@@ -225,7 +231,7 @@ class Walk:
             if stack[-1] is not SET:
                 self._fill(stack[-1])
         elif op == 0x74:  # TUPLE
-            stack.append(tuple(items) if len(items) <= MOST_ITEMS else OPAQUE)
+            self._push_tuple(items)
         elif op == 0x6C:  # LIST
             stack.append(Listed(len(items)))
         elif op == 0x64:  # DICT
@@ -234,7 +240,9 @@ class Walk:
         elif op == 0x91:  # FROZENSET
             stack.append(OPAQUE)
         elif op in (0x6F, 0x69):  # OBJ, INST
-            self._call(items[0], tuple(items[1:]))
+            of = items.pop(0)
+            self._push_tuple(items)
+            self._call(of, stack.pop())
         # 0x31, POP_MARK, has nothing left to do.
 
     def _begin_frame(self, op: int) -> None:
@@ -246,11 +254,31 @@ class Walk:
     def _short_tuple(self, op: int) -> None:
         stack = self._stack
         count = op - 0x84
-        items = tuple(stack[-count:])
+        items = stack[-count:]
         if len(items) < count:
             raise IndexError
         del stack[-count:]
-        stack.append(items)
+        self._push_tuple(items)
+
+    def _push_tuple(self, items: list[Any]) -> None:
+        levels = 1 + max(map(levels_of, items), default=-1)
+        self._see_levels(levels)
+        if levels > MOST_LEVELS:
+            self._stack.append(OPAQUE)
+        elif len(items) > MOST_ITEMS:
+            self._stack.append(_nested(levels))
+        elif levels <= 1:
+            self._stack.append(tuple(items))
+        else:
+            found = Nested(items)
+            found.levels = levels
+            self._stack.append(found)
+
+    def _see_levels(self, levels: int) -> None:
+        """Take note of levels of tuples, or of calls, which may hash what they are given."""
+        self._deepest = max(self._deepest, levels)
+        if levels > MOST_LEVELS:
+            self._watcher.on_odd(TOO_DEEP)
 
     def _push_empty(self, op: int) -> None:
         self._stack.append(() if op == 0x29 else SET)
@@ -279,7 +307,8 @@ class Walk:
         stack = self._stack
         keywords = stack.pop() if op == 0x92 else None
         args, of = stack.pop(), stack.pop()
-        self._call(of, OPAQUE if keywords else args)
+        # Whatever the dictionary has in it.
+        self._call(of, _nested(self._deepest) if keywords else args)
 
     def _build(self, op: int) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -383,7 +412,8 @@ class Walk:
         return found
 
     def _call(self, of: Any, args: Any) -> None:
-        made = Made(of, args)
+        made = Made(of, args, 1 + levels_of(args))
+        self._see_levels(made.levels)
         self._stack.append(made)
         self._watcher.on_call(made)
 
@@ -428,8 +458,14 @@ _RARE: dict[int, Callable[[Walk, int], None]] = {
 _LONGEST_LINE = 1 << 20
 # Small tuples (the shapes of arrays) are remembered if they hold only these.
 _SHORT = 32
-_KEPT = frozenset({str, Global, Made, tuple, bytes})
+_KEPT = frozenset({str, Global, Made, tuple, Nested, Opaque, bytes})
 _SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
+
+
+@functools.cache
+def _nested(levels: int) -> Opaque:
+    """What stands for a tuple of which only the levels matter."""
+    return Opaque("tuple", min(levels, MOST_LEVELS))
 
 
 def _integer(line: bytes) -> Any:
