@@ -151,7 +151,7 @@ class Log(Inspector):
         super().on_build(target, state)
         self.events.append(("state", str(target.of), state))
 
-    def on_fill(self, target: Any) -> None:
+    def on_fill(self, target: Any, frail: list[Made]) -> None:
         # The unpickler adds them one by one.
         if self.events[-1] != ("items", str(target.of)):
             self.events.append(("items", str(target.of)))

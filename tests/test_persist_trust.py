@@ -439,6 +439,67 @@ async def test_tuples_that_are_too_deep_for_python_are_refused_and_not_hashed(na
     await inspect(io.BytesIO(TOO_DEEP[name]))
 
 
+def memo(index: int) -> bytes:
+    return b"j" + index.to_bytes(4, "little")
+
+
+# The memo's first entries: how arrays are made, and the data types of those of objects, with and without fields.
+OBJECTS = (
+    b"cnumpy.core.multiarray\n_reconstruct\n\x940cnumpy\nndarray\n\x940"
+    b"cnumpy\ndtype\n\x8c\x02O8\x89\x88\x87R(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb\x940"
+)
+RECORDS = (
+    b"cnumpy\ndtype\n\x8c\x02V8\x89\x88\x87R"
+    b"(K\x03\x8c\x01|N\x8c\x01a\x85}\x8c\x01ah\x02K\x00\x86sK\x08K\x01K\x1btb\x940"
+)
+ARRAY = b"h\x00h\x01K\x00\x85C\x01b\x87R"
+HOLDING = b"(K\x01K\x01\x85h\x02\x89]"
+DEQUE, DICT = b"ccollections\ndeque\n\x940", b"ccollections\ndefaultdict\n\x940"
+
+CHAINS = {
+    "arrays": lambda n: OBJECTS + (ARRAY + HOLDING) * n + b"N" + b"atb" * n,
+    "arrays by memo": lambda n: (
+        OBJECTS + b"".join(ARRAY + HOLDING + memo(2 + i) + b"atb\x940" for i in range(n)) + memo(2 + n)
+    ),
+    "arrays from without": lambda n: (
+        OBJECTS
+        + ARRAY
+        + b"\x94"
+        + b"".join(ARRAY + b"\x940" + memo(3 + i) + HOLDING + memo(4 + i) + b"atb0" for i in range(n))
+    ),
+    "records": lambda n: OBJECTS + RECORDS + (ARRAY + HOLDING.replace(b"\x02", b"\x03")) * n + b"N" + b"\x85atb" * n,
+    "deques": lambda n: DEQUE + b"h\x00)R" * n + b"a" * (n - 1),
+    "deques of lists": lambda n: DEQUE + b"h\x00]" * n + b"N" + b"a\x85R" * n,
+    "deques of tuples": lambda n: DEQUE + b"h\x00" * n + b"N" + b"\x85\x85R" * n,
+    "dictionaries": lambda n: DICT + b"h\x00)RK\x01" * n + b"N" + b"s" * n,
+    "dictionaries from without": lambda n: (
+        DICT + b"h\x00)R\x94" + b"".join(memo(1 + i) + b"K\x01h\x00)R\x94s0" for i in range(n))
+    ),
+    "arrays and dictionaries": lambda n: OBJECTS + DICT + (ARRAY + HOLDING + b"h\x03)RK\x01") * n + b"N" + b"satb" * n,
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+async def test_chains_of_what_is_freed_at_once_are_refused_if_they_are_long(name: str) -> None:
+    assert pickle.loads(b"\x80\x04" + CHAINS[name](3) + b".") is not None
+    assert await loads(b"\x80\x04" + CHAINS[name](20) + b".", trusted=[]) is not None
+    length = 21_000 if name.startswith("d") else 1_300
+    for before in (b"", b"\x82\x010"):  # the walk judges, too
+        with pytest.raises(UntrustedTypeError, match=r"hold each other in a chain so long|levels deep"):
+            await loads(b"\x80\x04" + before + CHAINS[name](length) + b".", trusted=[])
+
+
+async def test_many_collections_that_hold_few_others_are_no_chain() -> None:
+    deques = [collections.deque([collections.deque([number])]) for number in range(21_000)]
+    arrays_ = np.empty(1_300, object)
+    arrays_[:] = [np.array([None], object) for _ in range(1_300)]
+    tree = collections.defaultdict(dict, {n: collections.defaultdict(list, {1: [n]}) for n in range(21_000)})  # type: ignore[arg-type]
+    for data in (await dumps([deques, arrays_, tree]), pickle.dumps([deques, arrays_, tree], 2)):
+        found = await loads(data, trusted=[])
+        assert found[0] == deques
+        assert found[2] == tree
+
+
 @pytest.mark.parametrize("levels", [12_000, 19_990])
 async def test_tuples_as_deep_as_may_be_are_loaded(levels: int) -> None:
     deep = b")" + b"\x85" * levels

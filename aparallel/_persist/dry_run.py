@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aparallel._ground.hop import pausing
 from aparallel._ground.stoppable import Stopped
 from aparallel._persist.inspector import WRAPPERS
+from aparallel._persist.nesting import FRAIL
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
@@ -62,6 +63,8 @@ _MOST_NAMES = 10_000
 _MOST_PARTS = 1 << 15
 _FEW_PARTS = 16
 _MOST_IN_ALL = 1 << 20
+# So much of a list is gone through between two pauses.
+_SLICE = 1 << 14
 
 
 class Undecided(Exception):
@@ -119,7 +122,10 @@ class _DryRun(Unpickler):
             "fields": self.fields,
             "changes_matter": watcher.changes_matter(name),
         }
-        return type("StandIn", (_Called if watcher.calls_matter(name) else _Instance,), members)
+        found = type("StandIn", (_Called if watcher.calls_matter(name) else _Instance,), members)
+        if name in FRAIL:
+            self._seen.frail.add(found)
+        return found
 
 
 class _Instance:
@@ -163,20 +169,20 @@ class _Instance:
             self.watcher.on_build(made, self.seen.of(state))
 
     def extend(self, items: Any) -> None:
-        self._filled()
+        self._filled(items)
 
     def append(self, item: Any) -> None:
-        self._filled()
+        self._filled([item])
 
     def add(self, item: Any) -> None:
-        self._filled()
+        self._filled([item])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._filled()
+        self._filled([value])
 
-    def _filled(self) -> None:
+    def _filled(self, items: list[Any]) -> None:
         if self.changes_matter:
-            self.watcher.on_fill(self.shown())
+            self.watcher.on_fill(self.shown(), self.seen.frail_among(items))
 
 
 class _Called(_Instance):
@@ -237,6 +243,16 @@ class _Seen:
     def __init__(self) -> None:
         self._left = 0
         self._in_all = 0
+        self.frail: set[type] = set()  # classes
+
+    def frail_among(self, items: list[Any]) -> list[Made]:
+        """What in a list is frail."""
+        found = []
+        for start in pausing(range(0, len(items), _SLICE)):
+            part = items[start : start + _SLICE]
+            if not self.frail.isdisjoint(map(type, part)):
+                found += [item.shown() for item in part if type(item) in self.frail]
+        return found
 
     def of(self, value: Any) -> Any:
         """Return what stands for *value*.
@@ -270,7 +286,7 @@ class _Seen:
         if value is None or kind is bool or kind is Items:
             return value
         if kind is list:
-            return Listed(len(value))
+            return Listed(len(value), self.frail_among(value) if self.frail else None)
         if isinstance(value, _Instance):
             return value.shown()
         if isinstance(value, type):

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.inspector import Inspector, known_dtype
+from aparallel._persist.nesting import TOO_LONG, Chains, frail_among
 from aparallel._persist.plain_data import STATED_ARRAYS
 from aparallel._persist.standins import BYTES, Global, Listed, Made
 from aparallel._persist.trust import untrusted
@@ -23,6 +24,7 @@ class Guard(Inspector):
         # In the order of the file, each once.
         self._refused: dict[str, None] = {}
         self._whys: list[str] = []
+        self._chains = Chains()
 
     def check(self) -> None:
         """Raise if anything was not trusted.
@@ -52,8 +54,12 @@ class Guard(Inspector):
 
     def on_call(self, made: Made) -> None:
         super().on_call(made)
-        if not self._is_refused(made.of) and not self._trust.may_call(made):
+        if self._is_refused(made.of):
+            return
+        if not self._trust.may_call(made):
             self._refuse(made.of, f"calls {_text(made.of)} in a way that plain data does not need")
+        elif made.of == _DEQUE and isinstance(made.args, tuple) and made.args:
+            self._hold(made, made.args[0])
 
     def on_build(self, target: Any, state: Any) -> None:
         super().on_build(target, state)
@@ -61,14 +67,28 @@ class Guard(Inspector):
             return
         if not self._trust.may_build(target):
             self._refuse(target, f"changes the state of {_text(target)}")
-        elif target.of in STATED_ARRAYS and not _is_array_state(state):
-            self._refuse(target, "has the state of an array that NumPy would not write")
+        elif target.of in STATED_ARRAYS:
+            if not _is_array_state(state):
+                self._refuse(target, "has the state of an array that NumPy would not write")
+            elif isinstance(state[-1], Listed):
+                self._hold(target, state[-1], in_records=known_dtype(state[-3]).kind != "O")  # type: ignore[union-attr]
 
-    def on_fill(self, target: Any) -> None:
+    def on_fill(self, target: Any, frail: list[Made]) -> None:
         if self._is_refused(target):
             return
         if not self._trust.may_fill(target):
             self._refuse(target, f"adds items to {_text(target)}")
+        elif frail:
+            self._hold(target, frail)
+
+    def _hold(self, holder: Made, items: Any, *, in_records: bool = False) -> None:
+        """Take note that a frail thing is given *items*."""
+        if in_records:  # in tuples of the items of which nothing is kept
+            self._chains.hold_unseen()
+        else:
+            self._chains.hold(holder, items.frail if isinstance(items, Listed) else frail_among(items))
+        if self._chains.may_crash:
+            self.on_odd(TOO_LONG)
 
     def on_odd(self, what: str) -> None:
         self._note(f"it uses {what}")
@@ -96,6 +116,7 @@ class Guard(Inspector):
 
 
 _MOST_WHYS = 8
+_DEQUE = Global("collections", "deque")
 
 
 def _is_array_state(state: Any) -> bool:

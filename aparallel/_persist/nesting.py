@@ -1,14 +1,22 @@
-"""How deep tuples lie within each other in a pickle.
+"""How deep things lie within each other in a pickle, where CPython and NumPy call themselves in C for each level.
 
-CPython hashes a tuple, as a dictionary's key or in a set, by calling itself in C for each level, and does not look how
-much stack is left: with 8 MB of it the process dies at some 130,000 levels. A list, a dictionary or a set within the
-tuple cannot be hashed, and a frozenset knows its hash, so levels are counted anew in them. To compare and to free such
-a tuple is safe: the one counts its levels itself, the other is done in turns.
+They do not look how much stack is left, and when there is none the process dies. With 8 MB of it,
+
+- at some 130,000 levels of tuples that are hashed, as a dictionary's key or in a set (:class:`Levels`). A list, a
+  dictionary or a set within the tuple cannot be hashed, and a frozenset knows its hash, so levels are counted anew in
+  them. To compare and to free such a tuple is safe: the one counts its levels itself, the other is done in turns.
+- at some 4,000 arrays of objects that hold each other, when the outermost is freed, 60,000 of ``defaultdict`` and
+  140,000 of ``deque`` (:class:`Chains`). All else that plain data has is freed in turns.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from aparallel._persist.standins import Global, Made
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MOST_LEVELS = 20_000
 """Levels of tuples that a file may have. Picklers call themselves for each, too, and end after some thousand."""
@@ -155,3 +163,51 @@ _KINDS = _kinds()
 def levels_of(value: Any) -> int:
     """The levels of what :mod:`aparallel._persist.walk` keeps of a value."""
     return getattr(value, "levels", 1 if type(value) is tuple and value else 0)
+
+
+_ARRAYS = frozenset(
+    Global(module, name)
+    for module, name in (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.ma.core", "_mareconstruct"),
+    )
+)
+FRAIL = frozenset({*_ARRAYS, Global("collections", "defaultdict"), Global("collections", "deque")})
+"""What makes things that must not hold each other in long chains."""
+TOO_LONG = "arrays of objects, or collections, that hold each other in a chain so long that it may crash Python"
+# How many levels of others take as much stack as one array.
+_OF_ARRAY = 16
+
+
+def frail_among(items: Iterable[Any]) -> list[Made]:
+    return [item for item in items if type(item) is Made and item.of in FRAIL]
+
+
+class Chains:
+    """How long the chains of what is frail may be.
+
+    What a thing holds is complete when the thing is given it, and so has a known length, but in cycles. A *late* one
+    is given something when another holds it already: that one is longer than was thought. So no chain is longer than
+    all late ones together, and before, between and after them each time as much as was ever seen.
+    """
+
+    def __init__(self) -> None:
+        self._late = 0
+        self._longest = 0
+
+    @property
+    def may_crash(self) -> bool:
+        return (self._late + 1) * (self._longest + _OF_ARRAY) > MOST_LEVELS
+
+    def hold(self, holder: Made, held: list[Made]) -> None:
+        """Take note that *holder* is given *held*, which are frail."""
+        for made in held:
+            made.is_held = True
+            holder.chain = max(holder.chain, made.chain + (_OF_ARRAY if made.of in _ARRAYS else 1))
+        self._longest = max(self._longest, holder.chain)
+        self._late += holder.is_held and bool(held)
+
+    def hold_unseen(self) -> None:
+        """Take note of something that holds nobody knows what."""
+        self._late += 1

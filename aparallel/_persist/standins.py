@@ -44,12 +44,13 @@ class Nested(tuple[Any, ...]):  # noqa: SLOT001  # a tuple has no room for slots
 
 
 class Listed:
-    """A list, of which only the length is kept."""
+    """A list, of which the length is kept, and what in it is frail (:mod:`aparallel._persist.nesting`)."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "frail")
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, count: int = 0, frail: list[Made] | None = None) -> None:
         self.count = count
+        self.frail = frail or []
 
 
 class Items(dict[Any, Any]):
@@ -68,14 +69,17 @@ class Made:
         built: it has been given a state.
         known: whatever the watcher knows about it. Only of what something is known does the memo keep.
         levels: of tuples, with those of the arguments.
+        chain: of what is frail, that this holds; and whether something frail holds this.
     """
 
-    __slots__ = ("args", "built", "known", "levels", "of")
+    __slots__ = ("args", "built", "chain", "is_held", "known", "levels", "of")
 
     def __init__(self, of: Any, args: Any, levels: int = 0) -> None:
         self.of = of
         self.args = args
         self.levels = levels
+        self.chain = 0
+        self.is_held = False
         self.built = False
         self.known: Any = None
 
@@ -100,8 +104,8 @@ class Watcher:
     def on_build(self, target: Any, state: Any) -> None:
         """It would set the state of *target*."""
 
-    def on_fill(self, target: Any) -> None:
-        """It would add items to *target*, which is no list, dictionary or set that was just begun."""
+    def on_fill(self, target: Any, frail: list[Made]) -> None:
+        """It would add items to *target*, which is no list, dictionary or set that was just begun; some are frail."""
 
     def on_odd(self, what: str) -> None:
         """It would do something that no pickler asks for; *what* says it."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.nesting import MOST_LEVELS, TOO_DEEP, levels_of
+from aparallel._persist.nesting import FRAIL, MOST_LEVELS, TOO_DEEP, frail_among, levels_of
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
@@ -195,12 +195,16 @@ class Walk:
                 self._memo[index] = value
             else:
                 self._recent.append((index, value))
-        elif kind is Global or (
-            len(self._memo) < _MOST_REMEMBERED
-            and (
-                (kind is Made and value.known is not None)
-                or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
-                or (kind is bytes and len(value) <= _SHORT)
+        elif (
+            kind is Global
+            or (kind is Made and value.of in FRAIL)
+            or (
+                len(self._memo) < _MOST_REMEMBERED
+                and (
+                    (kind is Made and value.known is not None)
+                    or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
+                    or (kind is bytes and len(value) <= _SHORT)
+                )
             )
         ):
             self._memo[index] = value
@@ -226,14 +230,14 @@ class Walk:
         elif op == 0x75:  # SETITEMS
             self._set_items(stack[-1], items)
         elif op == 0x65:  # APPENDS
-            self._extend(stack[-1], len(items))
+            self._extend(stack[-1], items)
         elif op == 0x90:  # ADDITEMS
             if stack[-1] is not SET:
-                self._fill(stack[-1])
+                self._fill(stack[-1], items)
         elif op == 0x74:  # TUPLE
             self._push_tuple(items)
         elif op == 0x6C:  # LIST
-            stack.append(Listed(len(items)))
+            stack.append(Listed(len(items), frail_among(items)))
         elif op == 0x64:  # DICT
             stack.append(Items())
             self._set_items(stack[-1], items)
@@ -284,8 +288,8 @@ class Walk:
         self._stack.append(() if op == 0x29 else SET)
 
     def _append(self, op: int) -> None:
-        self._stack.pop()
-        self._extend(self._stack[-1], 1)
+        item = self._stack.pop()
+        self._extend(self._stack[-1], [item])
 
     def _set_item(self, op: int) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -419,21 +423,22 @@ class Walk:
 
     def _set_items(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, Items):
-            self._fill(target)
+            self._fill(target, items)
         elif len(target) + len(items) // 2 > MOST_ITEMS:
             target[None] = OPAQUE
         else:
             for key, value in zip(items[::2], items[1::2], strict=False):
                 target[key if isinstance(key, str) else None] = value
 
-    def _extend(self, target: Any, count: int) -> None:
+    def _extend(self, target: Any, items: list[Any]) -> None:
         if type(target) is Listed:
-            target.count += count
+            target.count += len(items)
+            target.frail += frail_among(items)
         else:
-            self._fill(target)
+            self._fill(target, items)
 
-    def _fill(self, target: Any) -> None:
-        self._watcher.on_fill(target)
+    def _fill(self, target: Any, items: list[Any]) -> None:
+        self._watcher.on_fill(target, frail_among(items))
 
 
 _RARE: dict[int, Callable[[Walk, int], None]] = {
