@@ -23,12 +23,12 @@ import anyio
 import numpy as np
 import pytest
 
-from aparallel import dump, dump_chunks, dumps, load, loads
+from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import DumpOptions, dump_to_path
 from aparallel._persist.load import LoadOptions, load_from_path
-from aparallel.errors import UnpicklableObjectError, UnsupportedFormatError, WrongLoopError
+from aparallel.errors import EmptyFileError, UnpicklableObjectError, UnsupportedFormatError, WrongLoopError
 
 OLD, NEW = ["old"], [np.arange(400_000.0), "new"]
 
@@ -209,6 +209,32 @@ async def test_what_cannot_be_pickled_is_told_and_leaves_the_old_file(path: path
         deep = deep.pop()
     assert is_old(path)
     assert os.listdir(path.parent) == ["file"]
+
+
+async def test_a_path_that_names_no_file_is_an_error(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(FileNotFoundError, match="without a name"):
+        await dump(NEW, "")
+    for folder in (".", "new/", f"{path.parent}"):
+        with pytest.raises(IsADirectoryError, match="Cannot dump to a folder"):
+            await dump(NEW, folder)
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+async def test_errors_of_what_a_pipe_gives_name_its_path(tmp_path: pathlib.Path) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+
+    async def give(data: bytes) -> None:
+        await asyncio.to_thread(pathlib.Path(pipe).write_bytes, data)
+
+    for use in (load, inspect):
+        found = (await asyncio.gather(use(pipe), give(b""), return_exceptions=True))[0]
+        assert isinstance(found, EmptyFileError)
+        assert found.source == pipe
+    info, _ = await asyncio.gather(inspect(pipe), give(await dumps([1, 2])))
+    assert info.format == "aparallel"
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace", "fchmod", "posix_fallocate"])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
-from aparallel import dump, dump_chunks, dumps, load, loads
+from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._persist.compressors import NAMES, Zlib
 from aparallel._persist.dump import DumpOptions, dump_to_bytes
 from aparallel._persist.load import LoadOptions, load_from_bytes
@@ -247,6 +247,32 @@ async def test_what_write_returns_is_a_count_or_means_that_all_was_taken(returne
         taken.clear()
         await dump([1, 2], file)
         assert await loads(b"".join(taken)) == [1, 2]
+
+
+async def test_a_count_that_cannot_be_is_an_error_and_no_endless_loop() -> None:
+    class File:
+        def write(self, data: Any) -> int:
+            return -1
+
+    class AsyncFile(File):
+        async def write(self, data: Any) -> int:  # type: ignore[override]
+            return -1
+
+    for file in (File(), AsyncFile()):
+        with pytest.raises(ValueError, match="says that it took -1"):
+            await dump([1, 2], file)
+
+
+async def test_bytes_where_no_path_is_are_told_where_they_belong() -> None:
+    data = await dumps([1, 2])
+    with pytest.raises(TypeError, match=r"there is loads\(\)"):
+        await load(data)
+    with pytest.raises(TypeError, match=r"Put bytes into an io\.BytesIO"):
+        await inspect(data)
+    assert await loads(memoryview(data + data)[: len(data)]) == [1, 2]
+    every_other = bytearray(2 * len(data))
+    every_other[::2] = data
+    assert await loads(memoryview(every_other)[::2]) == [1, 2]
 
 
 async def test_what_would_have_to_be_awaited_and_does_not_say_so_is_told() -> None:

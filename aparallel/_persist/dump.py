@@ -267,6 +267,7 @@ def _taken(written: Any, size: int) -> int:
     Raises:
         BlockingIOError: none.
         TypeError: nobody knows until *written* is awaited.
+        ValueError: fewer than none.
     """
     if inspect.iscoroutine(written):
         written.close()
@@ -274,6 +275,8 @@ def _taken(written: Any, size: int) -> int:
         raise TypeError("The target's write() is no coroutine function and returns an awaitable. Make it an async def.")
     if not isinstance(written, int) or isinstance(written, bool):
         return size  # who does not say how many took all; only raw files take a part
+    if written < 0:
+        raise ValueError(f"The target's write() was given {size:,} bytes and says that it took {written:,}.")
     if not written:
         raise BlockingIOError("The target takes no data now. Give one that waits until it does.")
     return written

@@ -129,7 +129,9 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
     """
     target = os.path.realpath(path)
     existing = _stat(target)
-    if existing is not None and stat.S_ISDIR(existing.st_mode):
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, "Cannot dump to a path without a name", path)
+    if path.endswith(os.sep) or (existing is not None and stat.S_ISDIR(existing.st_mode)):
         raise IsADirectoryError(errno.EISDIR, "Cannot dump to a folder. Name a file in it", path)
     if existing is not None and not stat.S_ISREG(existing.st_mode):
         with _writing_to_device(target, stop) as sink:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from aparallel._persist.dump import path_of
 from aparallel._persist.load import named, open_regular
 from aparallel._persist.threads import OnLoop, in_thread_with, reader_of, serve_thread
-from aparallel.errors import UnsupportedFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,18 +83,24 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
 def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
     with named(path), open_regular(path, None) as file:
         if file is None:
-            raise UnsupportedFormatError("it is no regular file; open it and inspect the open file")
+            with open(path, "rb", buffering=0) as stream:
+                return _inspect_function(stream.read, compressors, stop, exact=True, name=path)
         from aparallel._persist.sources import FileSource
 
         return _inspect(FileSource(file.fileno(), stop), compressors, stop, whole=True)
 
 
 def _inspect_function(
-    read: Callable[[int], Any], compressors: tuple[Compressor, ...], stop: Stop, *, exact: bool
+    read: Callable[[int], Any],
+    compressors: tuple[Compressor, ...],
+    stop: Stop,
+    *,
+    exact: bool,
+    name: str = "the source",
 ) -> FileInfo:
     from aparallel._persist.sources import StreamSource
 
-    with named("the source"):
+    with named(name):
         return _inspect(StreamSource(read, stop, exact=exact), compressors, stop, whole=not exact)
 
 

@@ -158,7 +158,8 @@ async def loads(
     """Return the object in *data*, as :func:`load` does from a file. The arguments and errors are the same."""
     options = LoadOptions.checked(trusted=trusted, signing_key=signing_key, compressors=compressors, n_jobs=n_jobs)
     try:
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     except TypeError:
         raise TypeError(f"loads takes bytes, got {type(data).__name__}. For files and paths there is load().") from None
     return await in_thread_with(lambda stop, meter: load_from_bytes(view, options, stop, meter), progress, "load")
@@ -175,7 +176,7 @@ def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, me
     with named(path), open_regular(path, options.mmap_mode) as file:
         if file is None:
             with open(path, "rb", buffering=0) as stream:
-                return _load_from_function(stream.read, options, stop, meter, exact=True)
+                return _load_from_function(stream.read, options, stop, meter, exact=True, name=path)
         from aparallel._persist.sources import FileSource
 
         return _Loading(options, stop, meter).load(
@@ -212,11 +213,18 @@ def _load_from_users(file: Any, read: Callable[[int], Any], options: LoadOptions
 
 
 def _load_from_function(
-    read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter, *, exact: bool, goes_back: bool = False
+    read: Callable[[int], Any],
+    options: LoadOptions,
+    stop: Stop,
+    meter: Meter,
+    *,
+    exact: bool,
+    goes_back: bool = False,
+    name: str = "the source",
 ) -> Any:
     from aparallel._persist.sources import StreamSource
 
-    with named("the source"):
+    with named(name):
         source = StreamSource(read, stop, exact=exact, goes_back=goes_back)
         return _Loading(options, stop, meter).load(source, whole=not exact)
 

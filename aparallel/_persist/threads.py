@@ -80,7 +80,9 @@ def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
         return read  # type: ignore[no-any-return]
     if hasattr(source, "__aiter__"):
         return OnLoop(_next_chunk(source.__aiter__()))
-    hint = f" For bytes there is {what}s()." if isinstance(source, (bytes, bytearray, memoryview)) else ""
+    hint = ""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        hint = " For bytes there is loads()." if what == "load" else " Put bytes into an io.BytesIO."
     raise TypeError(
         f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
         f"not {type(source).__name__}. Open text files in binary mode.{hint}"
