@@ -48,7 +48,7 @@ def quick_verdict(data: bytes) -> str:
     guard = Guard(Trust(TRUSTED))
     try:
         dry_run(io.BytesIO(data), guard)
-        if guard.has_whys:
+        if guard.whys:
             return "walk"
         guard.check()
     except (Undecided, MemoryError):

@@ -68,6 +68,15 @@ async def test_plain_data_is_trusted_however_it_is_pickled(name: str, protocol: 
     assert_same(await loads(data, trusted=[]), plain()[name])
 
 
+async def test_numpy_s_rarer_kinds_are_trusted() -> None:
+    characters = np.array(["ab", "c"]).view(np.char.chararray)
+    for data in (await dumps([characters, np.ma.masked]), pickle.dumps([characters, np.ma.masked], 2)):
+        found, masked = await loads(data, trusted=[])
+        assert type(found) is np.char.chararray
+        assert found.tolist() == ["ab", "c"]
+        assert masked is np.ma.masked
+
+
 async def test_types_and_functions_are_trusted_by_themselves_and_by_name() -> None:
     data = await dumps([Point(1, 2), twice, np.arange(4).view(Tagged)])
     with pytest.raises(UntrustedTypeError) as caught:
@@ -542,6 +551,16 @@ async def test_inspect_builds_nothing_and_tells_everything(tmp_path: pathlib.Pat
         assert info.untrusted == (f"{__name__}.Noting", f"{os.getcwd.__module__}.getcwd")
         assert set(info.untrusted) < set(info.types)
         assert info.content_size > 80
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_inspect_objects_to_all_that_trust_in_data_alone_refuses(name: str) -> None:
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(HOSTILE[name], trusted=[])
+    info = await inspect(io.BytesIO(HOSTILE[name]))
+    assert info.untrusted == caught.value.names
+    assert all(why in str(caught.value) for why in info.objections)
+    assert info.untrusted or info.objections
 
 
 async def test_inspect_takes_every_kind_of_source(tmp_path: pathlib.Path) -> None:

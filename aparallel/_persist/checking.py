@@ -53,7 +53,7 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
         except Undecided:  # the walk, below, can judge everything
             pass
         else:
-            if not guard.has_whys:
+            if not guard.whys:
                 guard.check()
                 return Found.TRUSTED
     guard = Guard(trust)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aparallel._persist.inspector import Inspector, known_dtype
 from aparallel._persist.nesting import TOO_LONG, Chains, frail_among
 from aparallel._persist.plain_data import STATED_ARRAYS
 from aparallel._persist.standins import BYTES, Global, Listed, Made
-from aparallel._persist.trust import untrusted
-
-if TYPE_CHECKING:
-    from aparallel._persist.trust import Trust
+from aparallel._persist.trust import Trust, untrusted
 
 
 class Guard(Inspector):
@@ -38,9 +35,14 @@ class Guard(Inspector):
             raise untrusted(names, "; ".join([*asks, *self._whys]))
 
     @property
-    def has_whys(self) -> bool:
-        """Whether something else than a name was refused."""
-        return bool(self._whys)
+    def refused(self) -> tuple[str, ...]:
+        """The names that are not trusted, or not as they are used."""
+        return tuple(self._refused)
+
+    @property
+    def whys(self) -> tuple[str, ...]:
+        """What else than names is refused: the first few, in words."""
+        return tuple(self._whys)
 
     def on_global(self, found: Global) -> None:
         if not self._trust.allows(found):
@@ -113,6 +115,20 @@ class Guard(Inspector):
     def _note(self, why: str) -> None:
         if why not in self._whys and len(self._whys) < _MOST_WHYS:
             self._whys.append(why)
+
+
+class Survey(Guard):
+    """Collects all that there is, and what trust in plain data alone would refuse."""
+
+    def __init__(self) -> None:
+        super().__init__(Trust(()))
+
+    def on_global(self, found: Global) -> None:
+        super().on_global(found)
+        self.globals[found] = None
+
+    def on_array(self, shape: Any, dtype: Any) -> None:
+        Inspector.on_array(self, shape, dtype)
 
 
 _MOST_WHYS = 8

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.inspector import ArrayInfo, Inspector
+    from aparallel._persist.guard import Survey
+    from aparallel._persist.inspector import ArrayInfo
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
 
@@ -32,7 +33,8 @@ class FileInfo:
         signed: it carries a signature. Whether that is right, only who has the key can tell.
         mappable: ``mmap_mode`` can be used.
         types: everything that it would import, as "module.name", in order.
-        untrusted: those of them that ``load(..., trusted=[])`` would refuse.
+        untrusted: those of them that ``load(..., trusted=[])`` would refuse, as they are or as they are used.
+        objections: what else it would refuse the file for, in words: the first few.
         arrays: its arrays in order, the first 100,000 of them.
         array_count: how many there are.
     """
@@ -46,6 +48,7 @@ class FileInfo:
     mappable: bool
     types: tuple[str, ...]
     untrusted: tuple[str, ...]
+    objections: tuple[str, ...]
     arrays: tuple[ArrayInfo, ...]
     array_count: int
 
@@ -116,17 +119,17 @@ def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *,
 def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
     from aparallel._persist.checking import walk
     from aparallel._persist.container import VERSION, Flag
-    from aparallel._persist.inspector import Inspector
+    from aparallel._persist.guard import Survey
     from aparallel._persist.pickling import PiecesReader
     from aparallel._persist.reader import ReadOptions, skim_container
     from aparallel._persist.tokens import Look, needed_look
 
     with contextlib.closing(skim_container(source, ReadOptions(compressors=compressors), whole=whole)) as content:
-        inspector = Inspector()
+        survey = Survey()
         # Plain data asks for nothing and has no arrays.
         if needed_look(lambda: PiecesReader(content.pieces(), stop), stop) is not Look.NONE:
             pickle = PiecesReader(content.pieces(), stop)
-            walk(pickle.read, inspector, stop, pickle.skip)
+            walk(pickle.read, survey, stop, pickle.skip)
         return FileInfo(
             format="aparallel",
             version=VERSION,
@@ -135,19 +138,20 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
             compression=content.header.codec or None,
             signed=Flag.SIGNED in content.header.flags,
             mappable=not content.header.codec,
-            **_found(inspector),
+            **_found(survey),
         )
 
 
 def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
     from aparallel._persist.checking import walk
-    from aparallel._persist.inspector import WRAPPERS, Inspector
+    from aparallel._persist.guard import Survey
+    from aparallel._persist.inspector import WRAPPERS
     from aparallel._persist.joblib_files import decompressed
 
-    inspector = Inspector()
+    survey = Survey()
     content = decompressed(source, codec, stop) if codec else source
-    walk(content.read_some, inspector, stop, content.skip, foreign=True)
-    is_joblib = bool(WRAPPERS & inspector.globals.keys())
+    walk(content.read_some, survey, stop, content.skip, foreign=True)
+    is_joblib = bool(WRAPPERS & survey.globals.keys())
     return FileInfo(
         format="joblib" if is_joblib or codec else "pickle",
         version=None,
@@ -156,17 +160,15 @@ def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
         compression=codec or None,
         signed=False,
         mappable=not codec,
-        **_found(inspector),
+        **_found(survey),
     )
 
 
-def _found(inspector: Inspector) -> dict[str, Any]:
-    from aparallel._persist.trust import Trust
-
-    plain = Trust(())
+def _found(survey: Survey) -> dict[str, Any]:
     return {
-        "types": tuple(map(str, inspector.globals)),
-        "untrusted": tuple(str(found) for found in inspector.globals if not plain.allows(found)),
-        "arrays": tuple(inspector.arrays),
-        "array_count": inspector.array_count,
+        "types": tuple(map(str, survey.globals)),
+        "untrusted": survey.refused,
+        "objections": survey.whys,
+        "arrays": tuple(survey.arrays),
+        "array_count": survey.array_count,
     }

@@ -141,7 +141,9 @@ def _table() -> dict[Global, Check]:
     add("numpy", "ndarray matrix memmap record recarray", _never)
     add("numpy.matrixlib.defmatrix", "matrix", _never)
     add("numpy.rec numpy.core.records numpy._core.records", "record recarray", _never)
+    add("numpy.char numpy.core.defchararray numpy._core.defchararray", "chararray", _never)
     add("numpy.ma numpy.ma.core", "MaskedArray", _never)
+    add("numpy.ma.core", "MaskedConstant", _of_nothing)
     add("numpy", _SCALARS, _never)
     cores = "numpy.core.multiarray numpy._core.multiarray"
     add(cores, "_reconstruct", _empty_array)

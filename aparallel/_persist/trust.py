@@ -213,6 +213,8 @@ def _safe_of_numpy(name: str) -> Any:
         "_frombuffer": core.numeric,
         "_mareconstruct": np.ma.core,
         "MaskedArray": np.ma,
+        "MaskedConstant": np.ma.core,
+        "chararray": np.char,
         "matrix": np,
         "record": np,
         "recarray": np,
