@@ -140,6 +140,19 @@ def test_a_file_that_is_cut_while_its_map_is_verified_is_truncated_and_kills_nob
         load_from_path(str(path), options)
 
 
+@pytest.mark.parametrize("flag", [8, 1 << 15])
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+async def test_a_flag_that_this_version_does_not_know_is_refused(
+    flag: int, mmap_mode: str | None, tmp_path: pathlib.Path
+) -> None:
+    data = bytearray(dumped(SMALL))
+    data[10:12] = struct.pack("<H", flag)
+    data[56:64] = xxh3_64_intdigest(bytes(data[:56])).to_bytes(8, "little")
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(UnsupportedFormatError, match="fields that version 1 does not know"):
+        await load(tmp_path / "file", mmap_mode)
+
+
 async def test_each_kind_of_wrong_file_has_its_error_and_its_name(tmp_path: pathlib.Path) -> None:
     data = dumped(SMALL)
     header = container.pack_header(container.Header())

@@ -103,7 +103,8 @@ class Flag(enum.IntFlag):
     CHANGED_IN_PLACE = 4
 
 
-_ALL_FLAGS = Flag.COMPRESSED | Flag.SIGNED | Flag.CHANGED_IN_PLACE
+# A number: of an IntFlag, ~ gives only flags that there are.
+_ALL_FLAGS = int(Flag.COMPRESSED | Flag.SIGNED | Flag.CHANGED_IN_PLACE)
 
 
 class Header(NamedTuple):
