@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -496,6 +497,15 @@ async def test_chains_of_what_is_freed_at_once_are_refused_if_they_are_long(name
     for before in (b"", b"\x82\x010"):  # the walk judges, too
         with pytest.raises(UntrustedTypeError, match=r"hold each other in a chain so long|levels deep"):
             await loads(b"\x80\x04" + before + CHAINS[name](length) + b".", trusted=[])
+
+
+async def test_a_long_chain_of_calls_is_judged_in_time() -> None:
+    data = b"\x80\x04cbuiltins\nobject\n" + b")R" * 30_000 + b"."
+    started = time.perf_counter()
+    with pytest.raises(UntrustedTypeError, match=r"what builtins\.object gave"):
+        await loads(data, trusted=[])
+    await inspect(io.BytesIO(data))
+    assert time.perf_counter() - started < 5  # it was 12 when each call looked at all before it
 
 
 async def test_many_collections_that_hold_few_others_are_no_chain() -> None:

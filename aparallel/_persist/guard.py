@@ -102,14 +102,13 @@ class Guard(Inspector):
         self._refuse(made, f"has a numpy.dtype that {why}")
 
     def _is_refused(self, of: Any) -> bool:
-        while isinstance(of, Made):
-            of = of.of
-        return isinstance(of, Global) and str(of) in self._refused
+        root = _root(of)
+        return isinstance(root, Global) and str(root) in self._refused
 
     def _refuse(self, of: Any, why: str) -> None:
-        of = of.of if isinstance(of, Made) else of
-        if isinstance(of, Global):
-            self._refused[str(of)] = None
+        root = _root(of)
+        if isinstance(root, Global):
+            self._refused[str(root)] = None
         self._note(f"it {why}")
 
     def _note(self, why: str) -> None:
@@ -149,7 +148,12 @@ def _is_array_state(state: Any) -> bool:
     return data is BYTES or isinstance(data, bytes) or (isinstance(data, Made) and isinstance(data.known, bytes))
 
 
+def _root(of: Any) -> Any:
+    return of.root if isinstance(of, Made) else of
+
+
 def _text(of: Any) -> str:
-    if isinstance(of, Made):
-        return f"what {_text(of.of)} gave"
-    return str(of) if isinstance(of, Global) else "what is nothing imported"
+    root = _root(of)
+    if not isinstance(root, Global):
+        return "what is nothing imported"
+    return f"what {root} gave" if isinstance(of, Made) else str(root)

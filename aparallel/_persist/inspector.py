@@ -155,7 +155,8 @@ def _name_reconstructed(made: Made) -> None:
     if isinstance(made.args, tuple) and len(made.args) == 3:
         kind, base, state = made.args
         if isinstance(kind, Global) and base in _OBJECT and state is None:
-            made.of, made.args = kind, ()
+            made.of = made.root = kind
+            made.args = ()
 
 
 def known_dtype(value: Any) -> np.dtype[Any] | None:

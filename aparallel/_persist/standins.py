@@ -65,6 +65,7 @@ class Made:
 
     Attributes:
         of: what is called; not always a :class:`Global`.
+        root: what was called first, if calls gave what is called.
         args: its arguments, a tuple unless they are not known.
         built: it has been given a state.
         known: whatever the watcher knows about it. Only of what something is known does the memo keep.
@@ -72,10 +73,11 @@ class Made:
         chain: of what is frail, that this holds; and whether something frail holds this.
     """
 
-    __slots__ = ("args", "built", "chain", "is_held", "known", "levels", "of")
+    __slots__ = ("args", "built", "chain", "is_held", "known", "levels", "of", "root")
 
     def __init__(self, of: Any, args: Any, levels: int = 0) -> None:
         self.of = of
+        self.root: Any = of.root if isinstance(of, Made) else of
         self.args = args
         self.levels = levels
         self.chain = 0
