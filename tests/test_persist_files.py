@@ -11,6 +11,8 @@ import os
 import pathlib
 import resource
 import signal
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -306,6 +308,54 @@ async def test_a_write_that_the_system_cuts_short_leaves_the_old_file(path: path
         signal.signal(signal.SIGXFSZ, handler)
     assert is_old(path)
     assert os.listdir(path.parent) == ["file"]
+
+
+# Rights
+
+
+as_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+
+
+@as_root
+async def test_a_file_keeps_its_owner_its_group_and_its_mode(path: pathlib.Path) -> None:
+    os.chown(path, 1234, 2345)
+    path.chmod(0o4640)
+    await dump(NEW, path)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 2345, 0o4640)
+
+
+@as_root
+@pytest.mark.parametrize(("group_too", "mode"), [(False, 0o2754), (True, 0o744)])
+async def test_who_was_not_meant_may_no_more_than_everybody(
+    path: pathlib.Path, group_too: bool, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(path, 1234, 2345)
+    path.chmod(0o6754)
+    change = os.fchown
+
+    def refuse(fd: int, uid: int, gid: int) -> None:
+        if uid != -1 or group_too:
+            raise PermissionError(errno.EPERM, "not yours to give")
+        change(fd, uid, gid)
+
+    monkeypatch.setattr(files.os, "fchown", refuse)
+    await dump(NEW, path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="there are no extended attributes")
+async def test_a_file_keeps_its_access_list(path: pathlib.Path) -> None:
+    nobody, entries = 2**32 - 1, [(1, 6), (2, 4), (4, 0), (16, 4), (32, 0)]  # user 1234 may read
+    listed = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, rights, 1234 if tag == 2 else nobody) for tag, rights in entries
+    )
+    try:
+        os.setxattr(path, "system.posix_acl_access", listed)
+    except OSError:
+        pytest.skip("this file system has no access lists")
+    await dump(NEW, path)
+    assert os.getxattr(path, "system.posix_acl_access") == listed
 
 
 # SIGKILL

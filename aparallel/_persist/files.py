@@ -118,8 +118,9 @@ class FileSink:
 def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
     """Write *path* anew: what is written to the sink becomes the file's content when the block ends without error.
 
-    On any error the file is as it was, or still absent. A link is followed. The permissions of an existing file are
-    kept. What is no regular file, such as a pipe or a device, is written to directly.
+    On any error the file is as it was, or still absent. A link is followed. Owner, group, permissions and access list
+    of an existing file are kept as far as we may. What is no regular file, such as a pipe or a device, is written to
+    directly.
 
     Args:
         durable: also survive a crash of the machine: the content is synced before the rename, and the folder after it.
@@ -150,7 +151,10 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
             yield sink
             sink.flush()
             if hasattr(os, "fchmod"):  # Windows has it from Python 3.13 on
-                os.fchmod(fd, stat.S_IMODE(existing.st_mode) if existing is not None else 0o666 & ~_umask())
+                if existing is not None:
+                    _keep_rights(fd, target, existing)
+                else:
+                    os.fchmod(fd, 0o666 & ~_umask())
             if durable:
                 os.fsync(fd)
             stop.check()
@@ -262,6 +266,28 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def _keep_rights(fd: int, path: str, existing: os.stat_result) -> None:
+    """Give a new file to those who may use the *existing* one at *path*, and to nobody else."""
+    ours, mode = os.fstat(fd), stat.S_IMODE(existing.st_mode)
+    if (ours.st_uid, ours.st_gid) != (existing.st_uid, existing.st_gid):
+        try:
+            os.fchown(fd, existing.st_uid, existing.st_gid)
+        except OSError:  # only root may give files away
+            mode &= ~stat.S_ISUID
+            try:
+                os.fchown(fd, -1, existing.st_gid)
+            except OSError:
+                # Our own group was not meant: it may what everybody may.
+                mode = mode & ~(stat.S_ISGID | stat.S_IRWXG) | (mode & stat.S_IRWXO) << 3
+    os.fchmod(fd, mode)
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):  # most files have no list, and some file systems no lists
+            os.setxattr(fd, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
+
+
+_ACCESS_LIST = "system.posix_acl_access"
 
 
 @contextlib.contextmanager
