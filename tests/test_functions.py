@@ -679,6 +679,65 @@ def test_objects_of_main_with_slots_go_and_come_back(tmp_path: Path) -> None:
     ]
 
 
+def test_objects_of_main_go_and_come_back_whatever_makes_their_slots(tmp_path: Path) -> None:
+    body = """
+    import abc, typing
+
+    class Pair(typing.NamedTuple):
+        a: int
+        b: int = 2
+
+    class Named(Pair):
+        __slots__ = ()
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        a: int
+
+    @dataclasses.dataclass(slots=True, frozen=True)
+    class Frozen:
+        a: int
+
+    class Box(typing.Generic[typing.TypeVar("T")]):
+        __slots__ = {"a": "what it is"}
+
+        def __init__(self, a):
+            self.a = a
+
+    class Base(abc.ABC):
+        __slots__ = ()
+
+    class Derived(Base):
+        __slots__ = ("a",)
+
+        def __init__(self, a):
+            self.a = a
+
+    class Grown(list):
+        __slots__ = ("a",)
+
+        def __init__(self, a=None):
+            self.a = a
+
+    class Text(str):
+        __slots__ = ()
+
+    def same(thing):
+        return thing
+
+    async def main():
+        async with Pool(1) as pool:
+            for thing in (Pair(1), Named(1), Slotted(1), Frozen(1), Box(1), Derived(1), Grown(1), Text("x")):
+                back = await pool.run(same, thing)
+                assert type(back) is type(thing), thing
+                assert getattr(back, "a", 1) == 1, thing
+                assert hasattr(back, "__dict__") == hasattr(thing, "__dict__"), thing
+
+    asyncio.run(main())
+    """
+    run_script(tmp_path, body)
+
+
 def test_generic_functions_of_main_travel(tmp_path: Path) -> None:
     body = """
     @functools.singledispatch

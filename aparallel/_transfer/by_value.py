@@ -10,7 +10,7 @@ import sys
 from collections import ChainMap
 from contextvars import Context, ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
@@ -171,6 +171,8 @@ def _with_slots(kind: type, reduced: Any) -> Any:
     """Have a class rebuilt with its slots: without them, as cloudpickle does it, its objects cannot come back."""
     slots = kind.__dict__.get("__slots__")
     if slots is None or reduced is NotImplemented or reduced[0] is not cloudpickle.cloudpickle._make_skeleton_class:
+        return reduced
+    if NamedTuple in kind.__dict__.get("__orig_bases__", ()):  # which gives them to its classes itself
         return reduced
     builder, (constructor, name, bases, namespace, *more), *rest = reduced
     return builder, (constructor, name, bases, {**namespace, "__slots__": slots}, *more), *rest
