@@ -96,6 +96,21 @@ def test_nothing_is_overwritten_before_it_was_taken() -> None:
     assert ours.put([b"y" * third], third) is None
 
 
+def test_what_is_larger_than_the_ring_changes_nothing_in_it() -> None:
+    """Else the room of what is put behind it counts as free."""
+    ours, theirs = ends()
+    eighth = RING_SIZE // 8
+    first = ours.put([b"x" * (6 * eighth)], 6 * eighth)
+    assert first is not None
+    theirs.take(first + 6 * eighth)
+    assert ours.put([b"y" * (RING_SIZE + 1)], RING_SIZE + 1) is None
+    kept = ours.put([b"z" * eighth], eighth)
+    assert kept is not None
+    ours.put([b"y" * (7 * eighth)], 7 * eighth)
+    with theirs.look(kept, eighth) as view:
+        assert bytes(view) == b"z" * eighth
+
+
 def test_what_nobody_takes_any_more_can_be_forgotten() -> None:
     ours, theirs = ends()
     assert ours.put([b"x" * RING_SIZE], RING_SIZE) == 0

@@ -44,10 +44,11 @@ class Ring:
         start = self._end
         taken = max(self._head[self._index], self._free_to)
         rest = -start % RING_SIZE
-        if taken == start:  # all of it: begin in front, where the caches know it
-            self._free_to = taken = start = start + rest
-        elif size > rest > 0:
+        is_empty = taken == start
+        if is_empty or size > rest:  # begin in front: where it fits, or where the caches know the memory
             start += rest
+        if is_empty:
+            taken = start
         end = start + size
         if end - taken > RING_SIZE:
             return None
@@ -57,6 +58,7 @@ class Ring:
             self._memory[at : at + length] = part
             at += length
         self._end = end
+        self._free_to = taken
         return start
 
     def is_filling(self) -> bool:
