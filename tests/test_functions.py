@@ -386,6 +386,32 @@ async def test_of_large_functions_that_come_once_each_a_gather_keeps_one() -> No
     assert kept == [1, 1, 1, 1]
 
 
+class Kept:
+    def __reduce__(self) -> Any:
+        return str, ("kept",)
+
+
+@pytest.mark.parametrize("how", ["run", "submit", "gather"])
+async def test_what_a_function_closes_over_is_gone_with_it(how: str) -> None:
+    def closing_over(kept: Any) -> Callable[[Any], Any]:
+        return lambda _: kept
+
+    async with Pool(1) as pool:
+        await pool.run(closing_over(0), 1)  # cloudpickle is imported
+        kept = Kept()
+        calls: list[Any] = [delayed(closing_over(kept))(1)]
+        if how == "gather":
+            assert await pool.gather(calls) == ["kept"]
+        else:
+            assert await getattr(pool, how)(calls[0]) == "kept"
+        alive = weakref.ref(kept)
+        del kept
+        calls.clear()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert alive() is None
+
+
 async def test_a_change_while_a_large_function_is_pickled_is_seen_by_the_next_gather() -> None:
     space: dict[str, Any] = {"__name__": "__main__", "level": 1, "ballast": b"x" * 20_000_000}
     exec("def f():\n    return level, len(ballast)", space)

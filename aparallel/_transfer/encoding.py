@@ -157,9 +157,6 @@ class ProcessEncoder(Encoder):
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
-        if self._user is None:  # single calls: what functions refer to may have changed since the last ones
-            self._recent.clear()
-            self._recent_bytes = 0
         while self._held and drawn.count < limit and time.monotonic() < deadline:
             self._draw_held(min(limit - drawn.count, _CLOCK_EVERY), drawn)
         if not self._held:
@@ -171,6 +168,7 @@ class ProcessEncoder(Encoder):
 
             if is_still(calls):
                 self._hold(drawn.large, islice(self._not_drawn(calls), room))
+        self._end_single()
         return drawn
 
     def _not_drawn(self, calls: Iterator[Any]) -> Iterator[Any]:
@@ -363,10 +361,8 @@ class ProcessEncoder(Encoder):
         try:
             function = self._functions.known(call.func)
             if function is None:
-                # What functions refer to may have changed since the call before.
-                self._recent.clear()
-                self._recent_bytes = 0
                 function = self._function(call.func)
+                self._end_single()
             plain = not self._variables
             for value in args:
                 kind = type(value)
@@ -392,6 +388,7 @@ class ProcessEncoder(Encoder):
             args, size = call.args, 0
             try:
                 function = self._function(call.func)
+                self._end_single()
             except TooLarge:
                 function = await in_thread(self._large_function, call.func)
                 if function.key == CALLED:
@@ -460,6 +457,12 @@ class ProcessEncoder(Encoder):
         while len(self._recent) > (MANY_FUNCTIONS if self._recent_bytes <= _MANY_BYTES else 1):
             _, oldest = self._recent.pop(next(iter(self._recent)))
             self._recent_bytes -= len(oldest.blob)
+
+    def _end_single(self) -> None:
+        """Keep no functions for the next single calls: what they refer to may be large, and has changed by then."""
+        if self._user is None:
+            self._recent.clear()
+            self._recent_bytes = 0
 
     def _is_pickled(self, fn: Callable[..., Any]) -> bool:
         """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""

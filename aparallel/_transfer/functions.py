@@ -8,6 +8,7 @@ from _blake2 import blake2b  # hashlib, whose it is, would delay a script's firs
 from pickle import dumps
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from aparallel._ground.call import name_of
 from aparallel._ground.timings import Timings
@@ -48,8 +49,8 @@ class Functions:
         # Functions that travel by value and can be seen to be unchanged; the oldest go first.
         self._witnessed: dict[FunctionType, tuple[Witness, PickledFunction]] = {}
         # Functions that travelled by value once. Many never do again, as each is made for its call, and to be able to
-        # see that one is unchanged takes a while.
-        self._met: dict[FunctionType, None] = {}
+        # see that one is unchanged takes a while. Weak: what they close over may be large.
+        self._met: WeakSet[FunctionType] = WeakSet()
 
     def known(self, fn: Any) -> PickledFunction | None:
         """Return what is known of *fn* if its pickle is, too: its name, or what it was and would be now; else None."""
@@ -92,9 +93,11 @@ class Functions:
         function = PickledFunction(key, name_of(fn), self._timings.of(fn), blob)
         if witnessed and type(fn) is FunctionType:
             if fn not in self._met:
-                _remember(self._met, fn, None)
+                self._met.add(fn)
             elif (witness := Witness.of(fn)) is not None:
-                _remember(self._witnessed, fn, (witness, function))
+                self._witnessed[fn] = witness, function
+                if len(self._witnessed) > MANY_FUNCTIONS:
+                    del self._witnessed[next(iter(self._witnessed))]
         return function
 
     def as_argument(self, fn: Any) -> PickledFunction:
@@ -103,9 +106,3 @@ class Functions:
         So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
         """
         return PickledFunction(CALLED, name_of(fn), self._timings.of(fn), CALLED)
-
-
-def _remember(functions: dict[FunctionType, Any], fn: FunctionType, what: Any) -> None:
-    functions[fn] = what
-    if len(functions) > MANY_FUNCTIONS:
-        del functions[next(iter(functions))]
