@@ -188,6 +188,19 @@ async def check_echo(pool: Pool, value: Any) -> None:
             found[:1] = found[:1]  # it is the caller's
 
 
+@by_value
+class Row(np.record):
+    """Of a script's own."""
+
+
+@on_one_loop
+async def test_arrays_of_records_of_a_class_of_main_travel(pool: Pool) -> None:
+    for rows in (2, 5000):
+        table = np.zeros(rows, np.dtype((Row, [("a", float), ("b", int)])))
+        for value in (table, table[0]):
+            assert (await pool.run(same, value)).dtype == value.dtype
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 async def test_many_at_a_time_keep_their_order(n_jobs: int) -> None:
     lengths = [(number * 37_337) % 500_000 for number in range(300)]

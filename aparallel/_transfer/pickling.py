@@ -68,14 +68,20 @@ def pickle_by_value(obj: object) -> bytes:
 
 
 def is_plain_array(value: Any, largest: int) -> bool:
-    """Whether it is a number or an array of NumPy's, of at most *largest* bytes, that NumPy pickles as it should."""
+    """Whether it is a number or an array of NumPy's, of at most *largest* bytes, that NumPy pickles as it should.
+
+    Its dtype is one of those that names nobody's class: records may be of one that ``__main__`` defines.
+    """
     np: Any = sys.modules.get("numpy")
     if np is None:
         return False
-    if type(value) is not np.ndarray:
-        return isinstance(value, np.generic) and not value.dtype.hasobject
-    dtype, flags = value.dtype, value.flags
-    return value.nbytes <= largest and flags.writeable and flags.forc and dtype.isnative and not dtype.hasobject
+    is_array = type(value) is np.ndarray
+    if not is_array and not isinstance(value, np.generic):
+        return False
+    dtype = value.dtype
+    if dtype.isbuiltin != 1 or dtype.hasobject:  # nor is one built in that has another byte order
+        return False
+    return not is_array or (value.nbytes <= largest and value.flags.writeable and value.flags.forc)
 
 
 def pickle_plain(obj: object, size: int) -> Pieces:
