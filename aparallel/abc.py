@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from aparallel._ground.call import name_of
-from aparallel._ground.encoding import DirectEncoder, Drawn, Encoder, Function
+from aparallel._ground.encoding import DirectEncoder, Drawn, Encoder, Function, Moments
 from aparallel._ground.outcomes import run_call
 from aparallel._ground.sharing import Shared
 from aparallel._ground.timings import Timing, Timings
@@ -37,6 +37,7 @@ __all__ = [
     "Later",
     "Limits",
     "Listed",
+    "Moments",
     "OnCancel",
     "Owner",
     "Place",
@@ -251,12 +252,8 @@ class Backend(ABC):
         return f"a worker of the backend {self.name!r}"
 
     @abstractmethod
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> Encoder:
-        """Return a new encoder for calls of this pool.
-
-        *single*: for separate calls, as long as the pool lives. *at_once*: for a list of calls, whose arguments count
-        as being what they are when they are first met.
-        """
+    def encoder(self, sharing: Sharing, moments: Moments) -> Encoder:
+        """Return a new encoder for calls of this pool, which are made in these *moments*."""
 
     async def share(self, value: Any, mode: MmapMode, sharing: Sharing) -> Shared[Any]:
         """Share *value* with all workers until it is closed. Workers that share the caller's memory need nothing."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
 
     from aparallel._ground.call import Call
-    from aparallel.abc import Batch, OnCancel, Sharing, WorkerEvents
+    from aparallel.abc import Batch, Moments, OnCancel, Sharing, WorkerEvents
 
 __all__ = ["BackendSuite", "CompressorSuite", "FakeBackend", "FakeStore", "FakeWorker", "StoreSuite"]
 
@@ -68,7 +68,7 @@ class FakeBackend(Backend):
         self.workers: list[FakeWorker] = []
         self._timings = Timings()
 
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, moments: Moments) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> FakeWorker:

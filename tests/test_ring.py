@@ -328,9 +328,9 @@ def test_the_clock_is_read_after_each_call_that_took_a_while() -> None:
 def encoder() -> encoding.ProcessEncoder:
     from aparallel._transfer.functions import Functions
     from aparallel._transfer.shipment import LazyMemory
-    from aparallel.abc import Sharing
+    from aparallel.abc import Moments, Sharing
 
-    return encoding.ProcessEncoder(Functions(), [], LazyMemory(), Sharing(), single=False, at_once=False)
+    return encoding.ProcessEncoder(Functions(), [], LazyMemory(), Sharing(), Moments.SUCCESSIVE)
 
 
 # The worker's side

@@ -12,7 +12,7 @@ import pytest
 from aparallel import Call, Pool, delayed
 from aparallel._ground.encoding import DirectEncoder, Drawn
 from aparallel._parallel.slots import Slot, SlotEvents, State
-from aparallel.abc import Sharing, WorkerEvents
+from aparallel.abc import Moments, Sharing, WorkerEvents
 from aparallel.errors import BrokenWorkerError, CallTimeoutError
 from aparallel.testing import FakeBackend, FakeWorker
 
@@ -69,7 +69,7 @@ class HeavyEncoder(DirectEncoder):
 
 
 class HeavyBackend(FakeBackend):
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, moments: Moments) -> DirectEncoder:
         return HeavyEncoder(self._timings)
 
 

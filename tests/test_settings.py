@@ -95,9 +95,9 @@ async def test_what_a_backend_is_told_is_what_the_pool_was_given(name: str, tmp_
     told = []
 
     class Listening(FakeBackend):
-        def encoder(self, sharing: Any, **more: Any) -> Any:
+        def encoder(self, sharing: Any, moments: Any) -> Any:
             told.append(sharing)
-            return super().encoder(sharing, **more)
+            return super().encoder(sharing, moments)
 
     value = {"max_nbytes": 5000, "mmap_mode": "c", "temp_folder": str(tmp_path)}[name]
     async with Pool(1, Listening(), **{name: value}):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._backend_suite import calls
 from aparallel._ground.call import delayed
-from aparallel.abc import Batch, Exit, Later, Sharing
+from aparallel.abc import Batch, Exit, Later, Moments, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -129,7 +129,7 @@ class Driven:
     """One worker, driven by a test as a pool would."""
 
     def __init__(self, backend: Backend) -> None:
-        self.encoder: Encoder = backend.encoder(Sharing(), single=True)
+        self.encoder: Encoder = backend.encoder(Sharing(), Moments.ANY)
         self._owner = Owner()
         self._sent = 0
         self.told = Told()

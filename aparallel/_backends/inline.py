@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._ground.call import Call
-    from aparallel.abc import OnCancel, Sharing
+    from aparallel.abc import Moments, OnCancel, Sharing
 
 # What an initializer that is cancelled has for its clean-up.
 _PARTING_SECONDS = 1.0
@@ -76,7 +76,7 @@ class InlineBackend(Backend):
         self._workers: set[InlineWorker] = set()
         self._pause = _Pause()
 
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, moments: Moments) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> InlineWorker:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._ground.sharing import MmapMode, Shared
-    from aparallel.abc import OnCancel, Sharing
+    from aparallel.abc import Moments, OnCancel, Sharing
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -81,9 +81,8 @@ class ProcessBackend(Backend):
     def describe(self) -> str:
         return self.executable
 
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> ProcessEncoder:
-        memory = self._tending.memory
-        return ProcessEncoder(self._functions, self._variables, memory, sharing, single=single, at_once=at_once)
+    def encoder(self, sharing: Sharing, moments: Moments) -> ProcessEncoder:
+        return ProcessEncoder(self._functions, self._variables, self._tending.memory, sharing, moments)
 
     async def share(self, value: Any, mode: MmapMode, sharing: Sharing) -> Shared[Any]:
         return await self._tending.share(value, mode, sharing.temp_folder)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._ground.call import Call
-    from aparallel.abc import OnCancel, Sharing
+    from aparallel.abc import Moments, OnCancel, Sharing
 
 # Outcomes of short calls are told together, but wait no longer than this while calls go on finishing.
 _PATIENCE_SECONDS = 0.001
@@ -38,7 +38,7 @@ class ThreadBackend(Backend):
         self._initialize = None if initializer is None else functools.partial(initializer, *initargs)
         self._workers: set[ThreadWorker] = set()
 
-    def encoder(self, sharing: Sharing, *, single: bool = False, at_once: bool = False) -> DirectEncoder:
+    def encoder(self, sharing: Sharing, moments: Moments) -> DirectEncoder:
         return DirectEncoder(self._timings)
 
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> ThreadWorker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from abc import ABC, abstractmethod
 from itertools import islice
@@ -34,6 +35,17 @@ class Function:
         self.key = key
         self.name = name
         self.timing = timing
+
+
+class Moments(enum.Enum):
+    """When the calls of one encoder are made. Each is sent what its arguments are in its moment."""
+
+    ANY = "any"
+    """Separate calls: at any time, as long as the pool lives."""
+    ONE = "one"
+    """A list or tuple of calls: all at once. What they carry counts as being what it is when it is first met."""
+    SUCCESSIVE = "successive"
+    """Calls of an iterator: one after the other, each when it is drawn. What they carry may change in between."""
 
 
 class Drawn:
@@ -91,7 +103,7 @@ class Encoder(ABC):
         """Draw and encode at most *limit* calls, for about *seconds* at most.
 
         *first* is the index of the next one. A call is encoded before the next is drawn: it sees its
-        arguments as they are now.
+        arguments as they are now, or as they were in the moment that they all share: see :class:`Moments`.
         """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Quota, Tallies
 from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
+from aparallel.abc import Moments
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Engine:
         scheduler = Scheduler(
             loop, self.backend, self.n_jobs, settings.idle_timeout, settings.max_calls_per_worker, self._waiting
         )
-        encoder = self.backend.encoder(self.sharing, single=True)
+        encoder = self.backend.encoder(self.sharing, Moments.ANY)
         tie = LoopTie(loop, self._shut, self._on_loop_gone)
         self.admitted.open(scheduler)
         self._bound = Bound(loop, os.getpid(), scheduler, encoder, tie)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
 from aparallel._parallel.singles import Singles
 from aparallel._parallel.stream import StreamFlow
+from aparallel.abc import Moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +88,10 @@ class Runner:
         if workers is None:
             workers = engine.n_jobs if options.n_jobs is None else min(options.workers(), engine.n_jobs)
         sharing = options.sharing(engine.sharing)
+        moments = Moments.ONE if type(source) in (list, tuple) else Moments.SUCCESSIVE
         flow = kind(
             scheduler,
-            engine.backend.encoder(sharing, at_once=type(source) in (list, tuple)),
+            engine.backend.encoder(sharing, moments),
             source,
             options,
             workers,

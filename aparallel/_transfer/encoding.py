@@ -25,7 +25,7 @@ from aparallel._transfer.pickling import (
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
 from aparallel._wire.frames import OUT_OF_LINE, UNNAMED
-from aparallel.abc import Drawn, Encoder
+from aparallel.abc import Drawn, Encoder, Moments
 from aparallel.errors import SharedMemoryError, SharingError
 
 if TYPE_CHECKING:
@@ -123,18 +123,16 @@ class ProcessEncoder(Encoder):
         variables: Sequence[tuple[bytes, ContextVar[Any]]],
         memory: LazyMemory,
         sharing: Sharing,
-        *,
-        single: bool,
-        at_once: bool,
+        moments: Moments,
     ) -> None:
         self._functions = functions
         self._variables = variables
         self._memory = memory
         self._sharing = sharing
-        # Arrays are kept in shared memory for this one's sake as long as it lives. Single calls come at any time.
-        self._user = None if single else User()
-        # All calls are drawn in one moment.
-        self._at_once = at_once
+        # Arrays are kept in shared memory for this one's sake as long as it lives: not for separate calls, which may
+        # come as long as the pool does.
+        self._user = None if moments is Moments.ANY else User()
+        self._successive = moments is Moments.SUCCESSIVE
         # Calls that were drawn in the moment of a large one, and wait until what they refer to, too, has been written.
         self._held: deque[_Held] = deque()
         # Calls that count as not drawn yet, though the iterator has given them already.
@@ -162,7 +160,7 @@ class ProcessEncoder(Encoder):
         if not self._held:
             self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
         room = limit - drawn.count - 1
-        may_hold = self._user is not None and not self._at_once
+        may_hold = self._user is not None and self._successive
         if drawn.large is not None and room > 0 and may_hold and self._is_pickled(drawn.large.func):
             from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
 
@@ -283,7 +281,7 @@ class ProcessEncoder(Encoder):
 
     def _begin_moment(self) -> None:
         """What a call carries that is drawn now may have changed since the one before."""
-        if self._user is not None and not self._at_once:
+        if self._user is not None and self._successive:
             self._user.begin_moment()
 
     def _add_pickled(self, call: Call[Any], drawn: Drawn, add: Callable[[bytes | Shipment], object]) -> None:
