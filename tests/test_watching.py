@@ -87,19 +87,19 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
 
 
 class Draws:
-    """Draws buffers as an encoder does: first on the loop, which may only recall, then in a thread."""
+    """Draws buffers as an encoder does: on the loop, which may only refer to what was written, then in a thread."""
 
     def __init__(self) -> None:
         self.memory = ArgumentMemory(bool)
         self.user = User()
-        self.recalled = False
+        self.referred = False
 
     def draw(self, array: Any) -> bytes:
         """Return what a call that is drawn now would get."""
         self.user.begin_moment()
         view = memoryview(array).cast("B")
-        reference = self.memory.recall(view, "r", self.user, lambda: True)
-        self.recalled = reference is not None
+        reference = self.memory.reference_to(view, "r", self.user, lambda: True)
+        self.referred = reference is not None
         if reference is not None:
             content = reference.content
         else:
@@ -118,11 +118,11 @@ def draws() -> Iterator[Draws]:
 
 
 class TestWhatPays:
-    def test_an_array_that_stays_as_it_is_is_hashed_twice_and_then_recalled(self, draws: Draws, looks: Looks) -> None:
+    def test_an_array_that_stays_as_it_is_is_hashed_twice_then_referred_to(self, draws: Draws, looks: Looks) -> None:
         array = numbers(SIZE)
         for number in range(20):
             assert draws.draw(array) == array.tobytes()
-            assert draws.recalled is (number > 2)
+            assert draws.referred is (number > 2)
         assert looks.take() == (2, 1)
 
     def test_one_that_is_refilled_between_draws_is_never_watched(self, draws: Draws, looks: Looks) -> None:
@@ -218,7 +218,7 @@ class TestWhatPays:
         array = numbers(SIZE)
         for _ in range(5):
             assert draws.draw(array) == array.tobytes()
-            assert not draws.recalled
+            assert not draws.referred
         assert looks.take() == (2, 1)
 
     def test_nothing_is_watched_once_it_is_forgotten_or_its_array_is_gone(self, draws: Draws, looks: Looks) -> None:

@@ -133,7 +133,7 @@ class ArgumentMemory:
             self._forget_oldest()
         return cast("list[tuple[Content, Mode]]", parts), written
 
-    def recall(
+    def reference_to(
         self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
     ) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop.

@@ -138,8 +138,8 @@ class ProcessEncoder(Encoder):
         # Calls that count as not drawn yet, though the iterator has given them already.
         self._returned: deque[Call[Any]] = deque()
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
-        # On the loop nothing large is written, only recalled.
-        self._recalling = OutOfBand(self._limit, sharing.mmap_mode, self._recall)
+        # On the loop nothing large is written, only referred to.
+        self._referring = OutOfBand(self._limit, sharing.mmap_mode, self._refer)
         # What is being pickled on the loop.
         self._content: object = self
         self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
@@ -208,7 +208,7 @@ class ProcessEncoder(Encoder):
         """Draw calls that were held, in the moment in which they were. It may be that they cannot be, after all."""
         for _ in range(min(limit, len(self._held))):
             held = self._held[0]
-            parts = [self._recall_held(source) if isinstance(source, Awaited) else source for source in held.sources]
+            parts = [self._refer_as_held(source) if isinstance(source, Awaited) else source for source in held.sources]
             if any(part is None for part in parts):  # it was not written: there was no room
                 self._returned.extendleft(waiting.call for waiting in reversed(self._held))
                 self._held.clear()
@@ -217,9 +217,9 @@ class ProcessEncoder(Encoder):
             drawn.run_of(held.function).append(_with_references(held.pieces, parts))
             drawn.count += 1
 
-    def _recall_held(self, marker: Awaited) -> Marker | None:
+    def _refer_as_held(self, marker: Awaited) -> Marker | None:
         """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
-        found: Marker | None = self._memory.recall(marker.source, self._sharing.mmap_mode, self._user, None)
+        found: Marker | None = self._memory.reference_to(marker.source, self._sharing.mmap_mode, self._user, None)
         return found
 
     def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
@@ -305,8 +305,8 @@ class ProcessEncoder(Encoder):
             return _with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
         self._content = content
         try:
-            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._recalling)
-            return _with_references(pieces, self._recalling.take())
+            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
+            return _with_references(pieces, self._referring.take())
         finally:
             self._content = self  # which nobody may ask about
 
@@ -327,8 +327,8 @@ class ProcessEncoder(Encoder):
                 size += value.nbytes
         return size if size <= COPIED_ON_LOOP_BYTES else None
 
-    def _recall(self, source: memoryview | Marker) -> Marker | None:
-        found: Marker | None = self._memory.recall(source, self._sharing.mmap_mode, self._user, self._is_inert)
+    def _refer(self, source: memoryview | Marker) -> Marker | None:
+        found: Marker | None = self._memory.reference_to(source, self._sharing.mmap_mode, self._user, self._is_inert)
         return found
 
     def _is_inert(self) -> bool:
@@ -442,8 +442,8 @@ class ProcessEncoder(Encoder):
         known = self._recent.get(id(fn))
         if known is not None and type(fn) is FunctionType:
             return known[1]
-        blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._recalling))
-        if self._recalling.take():  # it refers to what is shared
+        blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
+        if self._referring.take():  # it refers to what is shared
             raise TooLarge
         function = self._functions.by_content(fn, blob)
         self._remember(fn, function)

@@ -43,7 +43,7 @@ class OutOfBand:
     Args:
         limit: buffers of more bytes leave the stream.
         mode: how arguments are to be mapped; None for results, which are always data.
-        recall: None to take all of them. Else what knows a reference to what was written before and cannot have changed
+        refer: None to take all of them. Else what knows a reference to what was written before and cannot have changed
             since; for anything else TooLarge is raised, as that is for another thread.
 
     Attributes:
@@ -51,11 +51,11 @@ class OutOfBand:
     """
 
     def __init__(
-        self, limit: int, mode: Mode | None, recall: Callable[[memoryview | Marker], Marker | None] | None = None
+        self, limit: int, mode: Mode | None, refer: Callable[[memoryview | Marker], Marker | None] | None = None
     ) -> None:
         self.limit = limit
         self.mode = mode
-        self._recall = recall
+        self._refer = refer
         self.sources: list[memoryview | Marker] = []
         # How arrays are reduced, and the subtypes of each of those types when that was found out.
         self.reducers: dict[type, Callable[[Any], Any]] = {}
@@ -73,8 +73,8 @@ class OutOfBand:
             source = buffer.raw()
         else:
             return True
-        if self._recall is not None and not (isinstance(source, Marker) and source.is_reference):
-            reference = self._recall(source)
+        if self._refer is not None and not (isinstance(source, Marker) and source.is_reference):
+            reference = self._refer(source)
             if reference is None:
                 raise TooLarge
             source = reference
@@ -92,5 +92,5 @@ class OutOfBand:
         Raises:
             TooLarge: not here.
         """
-        if self._recall is not None:
+        if self._refer is not None:
             raise TooLarge

@@ -74,12 +74,12 @@ class LazyMemory:
         else:
             self._made.give_back()
 
-    def recall(self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None) -> Any:
+    def reference_to(self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None) -> Any:
         """Return a reference to what was written of *source* if it surely is the same now, else None.
 
         *may_ask*: whether the buffer is by now as the call is to see it, so that the kernel may be asked about it.
         """
-        return None if self._made is None else self._made.recall(source, mode, user, may_ask)
+        return None if self._made is None else self._made.reference_to(source, mode, user, may_ask)
 
     def places_of(self, awaited: Sequence[Awaited]) -> frozenset[Any]:
         """Return what tells where buffers lie."""
