@@ -96,7 +96,7 @@ class PicklingEncoder(Encoder):
             if encoded is None:
                 drawn.large = call
                 return drawn
-            drawn.run_of(encoded[0]).append(encoded[1])
+            drawn.group_for(encoded[0]).append(encoded[1])
             drawn.count += 1
         drawn.exhausted = drawn.count < limit
         return drawn

@@ -18,7 +18,7 @@ import pytest
 from traveling import by_value
 
 from aparallel import Pool, delayed, stream_parallel
-from aparallel._parallel.runs import Runs
+from aparallel._parallel.single_queue import JointOwner
 from aparallel.errors import CallTimeoutError, ClosedPoolError
 
 LONG = 60.0
@@ -110,7 +110,7 @@ async def assert_consistent(pool: Pool) -> None:
     assert (now.queued, now.busy) == (0, 0), now
     assert now.workers <= limit, now
     assert all(value >= 0 for value in (now.queued, now.running, now.idle, now.starting)), now
-    assert pool._engine.runs.count == 0
+    assert pool._engine.single_queue.count == 0
 
 
 # The ways to cancel
@@ -410,7 +410,7 @@ async def test_a_call_cancelled_while_its_arguments_are_pickled_is_not_counted_a
             assert not task.done()
             task.cancel()
             await asyncio.wait([task])
-            assert pool._engine.runs.count == 0
+            assert pool._engine.single_queue.count == 0
         await assert_consistent(pool)
 
 
@@ -444,15 +444,15 @@ async def test_an_outcome_that_comes_with_the_cancellation_is_no_noise(monkeypat
     noise: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
     tasks: list[asyncio.Future[Any]] = []
-    deliver = Runs.deliver
+    deliver = JointOwner.deliver
 
-    def deliver_and_cancel(runs: Runs, *outcome: Any) -> None:
-        deliver(runs, *outcome)
+    def deliver_and_cancel(owner: JointOwner, *outcome: Any) -> None:
+        deliver(owner, *outcome)
         tasks.pop().cancel()
 
     async with Pool(1, "thread") as pool:
         with monkeypatch.context() as patch:
-            patch.setattr(Runs, "deliver", deliver_and_cancel)
+            patch.setattr(JointOwner, "deliver", deliver_and_cancel)
             task = asyncio.create_task(pool.run(divide_by_zero))
             tasks.append(task)
             await asyncio.wait([task])

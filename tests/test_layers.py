@@ -300,7 +300,7 @@ def test_the_worker_and_the_wire_use_the_standard_library_even_in_their_function
 
 def documented_order(docstring: str) -> list[str]:
     """The modules that the map in a package's docstring names, from the top down."""
-    lines = re.findall(r"^ {4,8}([a-z]+(?:, [a-z]+)*)(?: {2,}|$)", docstring, re.MULTILINE)
+    lines = re.findall(r"^ {4,8}([a-z_]+(?:, [a-z_]+)*)(?: {2,}|$)", docstring, re.MULTILINE)
     return [name for line in lines for name in line.split(", ")]
 
 

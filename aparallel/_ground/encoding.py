@@ -52,7 +52,7 @@ class Drawn:
     """What an encoder drew from an iterator of calls.
 
     Attributes:
-        runs: functions and payloads, in the order drawn.
+        groups: functions and the payloads of successive calls of each, in the order drawn.
         count: how many calls that is.
         size: bytes of arguments held by the payloads, where they are pickled.
         exhausted: the iterator has ended.
@@ -60,36 +60,36 @@ class Drawn:
         failed: a call, the next in order, that cannot be encoded, and why.
     """
 
-    __slots__ = ("count", "exhausted", "failed", "large", "runs", "size")
+    __slots__ = ("count", "exhausted", "failed", "groups", "large", "size")
 
     def __init__(
         self,
-        runs: list[tuple[Function, list[Any]]],
+        groups: list[tuple[Function, list[Any]]],
         count: int = 0,
         size: int = 0,
         exhausted: bool = False,
         large: Call[Any] | None = None,
         failed: BaseException | None = None,
     ) -> None:
-        self.runs = runs
+        self.groups = groups
         self.count = count
         self.size = size
         self.exhausted = exhausted
         self.large = large
         self.failed = failed
 
-    def run_of(self, function: Function) -> list[Any]:
-        """Return the payloads of the run in progress if it is *function*'s, else those of a new run."""
-        if self.runs and self.runs[-1][0].key == function.key:
-            return self.runs[-1][1]
+    def group_for(self, function: Function) -> list[Any]:
+        """Return the payloads of the last group if it is *function*'s, else those of a new one."""
+        if self.groups and self.groups[-1][0].key == function.key:
+            return self.groups[-1][1]
         payloads: list[Any] = []
-        self.runs.append((function, payloads))
+        self.groups.append((function, payloads))
         return payloads
 
     def extend(self, more: Drawn) -> None:
         """Add what was drawn next, from the same iterator: all was encoded so far, and the iterator went on."""
-        for function, payloads in more.runs:
-            self.run_of(function).extend(payloads)
+        for function, payloads in more.groups:
+            self.group_for(function).extend(payloads)
         self.count += more.count
         self.size += more.size
         self.exhausted, self.large, self.failed = more.exhausted, more.large, more.failed
@@ -161,7 +161,7 @@ class DirectEncoder(Encoder):
             if call.func is not last:
                 last = call.func
                 payloads = []
-                drawn.runs.append((Function(id(last), name_of(last), self._timings.of(last)), payloads))
+                drawn.groups.append((Function(id(last), name_of(last), self._timings.of(last)), payloads))
             payloads.append(_open(call))
             count += 1
             if count % _CLOCK_EVERY == 0 and time.monotonic() > deadline:

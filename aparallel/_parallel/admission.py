@@ -8,8 +8,8 @@ from aparallel._parallel.failures import queue_is_full
 
 if TYPE_CHECKING:
     from aparallel._parallel.queues import Tallies
-    from aparallel._parallel.runs import RunQueue
     from aparallel._parallel.scheduler import Scheduler
+    from aparallel._parallel.single_queue import SingleQueue
 
 
 class Admission:
@@ -23,7 +23,7 @@ class Admission:
         self.max_queued = max_queued
         self._waiting = waiting
 
-    def check_room(self, scheduler: Scheduler, runs: RunQueue, patience: float | None) -> None:
+    def check_room(self, scheduler: Scheduler, queue: SingleQueue, patience: float | None) -> None:
         """Refuse a call if as many wait as may, in the pool or of its key, or if it has no *patience* and must wait.
 
         A call that a free worker will take does not wait. What waits for its key's limit alone leaves workers free.
@@ -31,15 +31,15 @@ class Admission:
         Raises:
             PoolSaturatedError: so it is.
         """
-        quota = runs.quota
+        quota = queue.quota
         free = scheduler.free_places()
         if quota is not None:
             free = min(free, quota.free_places())
-            waiting = runs.count + runs.coming
+            waiting = queue.count + queue.coming
             if quota.max_queued is not None and waiting >= quota.max_queued + free:
                 scheduler.accounts.refused += 1
                 raise queue_is_full(waiting, quota.max_queued, quota, scheduler.seconds_left(quota))
-        waiting = self._waiting.runs.calls + self._waiting.coming.calls
+        waiting = self._waiting.singles.calls + self._waiting.coming.calls
         if self.max_queued is not None and waiting >= self.max_queued + free:
             scheduler.accounts.refused += 1
             raise queue_is_full(waiting, self.max_queued, None, scheduler.seconds_left(None))

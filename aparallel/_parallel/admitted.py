@@ -67,7 +67,7 @@ class Admitted:
     def stop(self, future: CallFuture[Any]) -> list[asyncio.Future[Any]]:
         """Stop a single call; return what to wait for until it has stopped."""
         if future.place is not None:
-            return [*self._scheduler.cancel_run(*future.place)]
+            return [*self._scheduler.cancel_single(*future.place)]
         encoding = self.encoding.get(future)
         if encoding is None:
             return []

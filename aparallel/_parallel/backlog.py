@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from aparallel._parallel.queues import Queue
-    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.single_queue import JointOwner
     from aparallel.abc import Batch
 
 
@@ -33,7 +33,7 @@ class Backlog:
     @property
     def calls(self) -> int:
         """How many wait, without those whose arguments are still being pickled."""
-        return self.tallies.runs.calls + self.tallies.drawn.calls
+        return self.tallies.singles.calls + self.tallies.drawn.calls
 
     def admit(self, queue: Queue) -> None:
         """Serve *queue*, which has calls, or is about to get them; a dispatch must follow in this tick."""
@@ -74,10 +74,10 @@ class Backlog:
         queue.clear()
         self.dismiss(queue)
 
-    def drop(self, runs: Runs, index: int) -> None:
+    def drop(self, owner: JointOwner, index: int) -> None:
         """Forget a single call."""
-        queue = runs.queue
-        queue.drop(runs, index)
+        queue = owner.queue
+        queue.drop(owner, index)
         if not queue.count:
             self.dismiss(queue)
 

@@ -21,8 +21,8 @@ from aparallel._parallel.lifetime import LoopTie, Phase
 from aparallel._parallel.parsing import parse_count, parse_patience
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Quota, Tallies
-from aparallel._parallel.runs import RunQueue
 from aparallel._parallel.scheduler import Scheduler
+from aparallel._parallel.single_queue import SingleQueue
 from aparallel.abc import Moments
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
@@ -76,7 +76,7 @@ class Engine:
         needs_context: the context in which a call is made matters, to run in or for the variables that travel along.
         policy: what is done to running calls that are to stop.
         patience: seconds that a single call may wait to be started, unless it says otherwise; None for ever.
-        runs: what its single calls without a key wait in.
+        single_queue: what its single calls without a key wait in.
         quotas: what the calls of each key have together, for as long as anyone refers to it.
         admission: which calls may wait.
         admitted: the calls that it still owes an outcome.
@@ -99,10 +99,10 @@ class Engine:
         self._waiting = Tallies()
         self.admission = Admission(settings.max_queued, self._waiting)
         self.admitted = Admitted(self.backend)
-        self.runs = RunQueue(self.n_jobs, self.sharing, self.admitted.tell, self._waiting)
+        self.single_queue = SingleQueue(self.n_jobs, self.sharing, self.admitted.tell, self._waiting)
         self.quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()
         # Where the single calls of each key wait, for as long as anyone has a use for that.
-        self._runs_of: weakref.WeakValueDictionary[Hashable, RunQueue] = weakref.WeakValueDictionary()
+        self._single_queues: weakref.WeakValueDictionary[Hashable, SingleQueue] = weakref.WeakValueDictionary()
         self.phase = Phase.NEW
         # None until the first use; a pool that was never used may be closed without.
         self._bound: Bound | None = None
@@ -179,7 +179,7 @@ class Engine:
         within = quota if quota is not None and quota in around else None
         if within is not None:
             within.nested += 1
-        self.runs.limit += 1
+        self.single_queue.limit += 1
         scheduler.limit += 1
         scheduler.dispatch()
         try:
@@ -187,17 +187,17 @@ class Engine:
         finally:
             if within is not None:
                 within.nested -= 1
-            self.runs.limit -= 1
+            self.single_queue.limit -= 1
             scheduler.resize(scheduler.limit - 1)
 
-    def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, RunQueue]:
+    def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, SingleQueue]:
         """Let the calls of *key* have so many workers; return what they share and where single ones of them wait."""
         most = whole_number(workers)
         if most is None or most < 1:
             raise ValueError(f"n={workers!r} is not a whole number of workers, 1 or more.")
         max_queued = parse_count("max_queued", max_queued, 0)
         try:
-            runs = self._runs_of.get(key)
+            queue = self._single_queues.get(key)
         except TypeError as error:
             raise TypeError(
                 f"limit() needs a key that can be hashed, and {type(key).__name__} cannot: {error}"
@@ -205,11 +205,13 @@ class Engine:
         quota = self.quotas.get(key)
         if quota is None:
             quota = self.quotas[key] = Quota(key)
-        if runs is None:
-            runs = self._runs_of[key] = RunQueue(sys.maxsize, self.sharing, self.admitted.tell, self._waiting, quota)
+        if queue is None:
+            queue = self._single_queues[key] = SingleQueue(
+                sys.maxsize, self.sharing, self.admitted.tell, self._waiting, quota
+            )
         if quota.allow(most, max_queued) and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()
-        return quota, runs
+        return quota, queue
 
     # For the pool itself
 
@@ -219,7 +221,7 @@ class Engine:
         wanted = max([workers, *self.admitted.flows.values()])
         inner = inner_threads or max(cpu_count() // wanted, 1)
         if wanted != self.n_jobs:
-            self.n_jobs = self.runs.limit = wanted
+            self.n_jobs = self.single_queue.limit = wanted
             scheduler.resize(wanted)
         if self.backend.limit_threads(inner, inner_threads is not None):
             scheduler.renew()

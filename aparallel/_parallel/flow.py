@@ -244,7 +244,7 @@ class Flow(Queue):
 
     def _line_up(self, drawn: Drawn) -> None:
         self._drawn_bytes += drawn.size
-        for function, payloads in drawn.runs:
+        for function, payloads in drawn.groups:
             if payloads:
                 self._add(function, payloads, drawn.size * len(payloads) // drawn.count)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from aparallel._ground.call import Call
-    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.single_queue import JointOwner
     from aparallel.abc import OnCancel
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class CallFuture(asyncio.Future[T]):
     __slots__ = ("beginner", "home", "is_awaited", "place", "request")
 
     home: Home
-    place: tuple[Runs, int] | None
+    place: tuple[JointOwner, int] | None
     request: tuple[Call[T], RunOptions]
     is_awaited: bool
     # What has to end before it counts as cancelled; None as long as nobody has cancelled it.

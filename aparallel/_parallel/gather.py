@@ -259,4 +259,4 @@ def _runner_for(options: Options) -> tuple[Runner, int | None]:
         engine = pools[key] = Engine(Settings(n_jobs=workers, backend=asked))
         engine.on_closed = functools.partial(_forget, weakref.ref(loop), key)
     engine.adjust(workers, options.inner_max_num_threads)
-    return Runner(engine, engine.runs), workers
+    return Runner(engine, engine.single_queue), workers

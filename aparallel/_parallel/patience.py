@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Delivery
     from aparallel._parallel.queues import Quota
-    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.stopping import Stopping
     from aparallel._parallel.workforce import Workforce
@@ -48,7 +48,7 @@ class Patience:
         self._delivery = delivery
         self._accounts = accounts
         self._stopping = stopping
-        self._overstayed: dict[Slot, list[tuple[Runs, int, float]]] = {}
+        self._overstayed: dict[Slot, list[tuple[JointOwner, int, float]]] = {}
 
     def seconds_left(self, quota: Quota | None) -> float | None:
         """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
@@ -67,41 +67,41 @@ class Patience:
         workers = self._workforce.limit if quota is None else min(self._workforce.limit, quota.limit)
         return waited_too_long(seconds, waiting, workers, quota, self.seconds_left(quota))
 
-    def withdraw_after(self, seconds: float, runs: Runs, index: int) -> asyncio.Handle:
+    def withdraw_after(self, seconds: float, owner: JointOwner, index: int) -> asyncio.Handle:
         """Withdraw a single call unless a worker has started it in so many seconds, be it one that then died.
 
         With 0 it is enough that it is all that some worker has, which may be still starting.
         """
         if seconds:
-            return self._loop.call_later(seconds, self._withdraw, runs, index, seconds)
-        return self._loop.call_soon(self._withdraw, runs, index, seconds)  # behind the dispatch of this tick
+            return self._loop.call_later(seconds, self._withdraw, owner, index, seconds)
+        return self._loop.call_soon(self._withdraw, owner, index, seconds)  # behind the dispatch of this tick
 
-    def _withdraw(self, runs: Runs, index: int, seconds: float) -> None:
-        slot = _slot_with(runs, index)
+    def _withdraw(self, owner: JointOwner, index: int, seconds: float) -> None:
+        slot = _slot_with(owner, index)
         if slot is not None:
             slot.worker.look()
-            slot = _slot_with(runs, index)
-        if not runs.wants(index) or self._delivery.is_decoding(runs, index) or runs.has_run(index):
+            slot = _slot_with(owner, index)
+        if not owner.wants(index) or self._delivery.is_decoding(owner, index) or owner.has_run(index):
             return
         if slot is None:
-            self._refuse(runs, index, seconds)
-        elif slot.has_first(runs, index) and (not seconds or slot.worker.running_since() is not None):
+            self._refuse(owner, index, seconds)
+        elif slot.has_first(owner, index) and (not seconds or slot.worker.running_since() is not None):
             return
         elif slot.state in (State.OPEN, State.RECALLING):  # in others, what is left has started
-            self._overstayed.setdefault(slot, []).append((runs, index, seconds))
+            self._overstayed.setdefault(slot, []).append((owner, index, seconds))
             self._stopping.recall(slot)
 
     def refuse_overstayed(self, slot: Slot) -> None:
         """What could be taken back there has been: what overstayed and is not left there has not started."""
-        for runs, index, seconds in self._overstayed.pop(slot, ()):
-            if runs.wants(index) and not slot.holds(runs, index) and not self._delivery.is_decoding(runs, index):
-                self._refuse(runs, index, seconds)
+        for owner, index, seconds in self._overstayed.pop(slot, ()):
+            if owner.wants(index) and not slot.holds(owner, index) and not self._delivery.is_decoding(owner, index):
+                self._refuse(owner, index, seconds)
 
-    def _refuse(self, runs: Runs, index: int, seconds: float) -> None:
-        future = runs.futures[index]
-        self._backlog.drop(runs, index)
-        runs.queue.tell([future], [self.refusal(runs.queue.quota, seconds)], [0])
+    def _refuse(self, owner: JointOwner, index: int, seconds: float) -> None:
+        future = owner.futures[index]
+        self._backlog.drop(owner, index)
+        owner.queue.tell([future], [self.refusal(owner.queue.quota, seconds)], [0])
 
 
-def _slot_with(runs: Runs, index: int) -> Slot | None:
-    return next((slot for slot in runs.queue.serving if slot.holds(runs, index)), None)
+def _slot_with(owner: JointOwner, index: int) -> Slot | None:
+    return next((slot for slot in owner.queue.serving if slot.holds(owner, index)), None)

@@ -111,7 +111,7 @@ class Pool(Calls):
                 logs=logs,
             )
         )
-        super().__init__(Runner(self._engine, self._engine.runs))
+        super().__init__(Runner(self._engine, self._engine.single_queue))
         weakref.finalize(self, self._engine.let_go).atexit = False
 
     def limit(self, key: Hashable, n: int, *, max_queued: int | None = None) -> LimitedPool:
@@ -137,8 +137,8 @@ class Pool(Calls):
             TypeError: *key* is not hashable.
             ValueError: *n* or *max_queued* is not such a number.
         """
-        quota, runs = self._engine.limit(key, n, max_queued)
-        return LimitedPool(self, Runner(self._engine, runs), quota)
+        quota, queue = self._engine.limit(key, n, max_queued)
+        return LimitedPool(self, Runner(self._engine, queue), quota)
 
     def share(self, value: T, *, mode: MmapMode = "r") -> Opening[T]:
         """Put *value* into memory that all workers map, for any number of calls.

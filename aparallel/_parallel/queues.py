@@ -67,15 +67,15 @@ class Tallies:
     """How many calls wait in a pool.
 
     Attributes:
-        runs: single calls.
+        singles: single calls.
         drawn: calls of gathers and streams.
         coming: single calls that will wait as soon as their arguments are pickled, which takes long.
     """
 
-    __slots__ = ("coming", "drawn", "runs")
+    __slots__ = ("coming", "drawn", "singles")
 
     def __init__(self) -> None:
-        self.runs, self.drawn, self.coming = Tally(), Tally(), Tally()
+        self.singles, self.drawn, self.coming = Tally(), Tally(), Tally()
 
 
 class Bounded:
@@ -255,8 +255,8 @@ def still_wanted(batch: Batch) -> list[Batch]:
         return [batch]
     parts = []
     start = 0
-    for kept, run in itertools.groupby(wanted):
-        end = start + len(list(run))
+    for kept, group in itertools.groupby(wanted):
+        end = start + len(list(group))
         if kept:
             parts.append(batch.part(start, end))
         start = end

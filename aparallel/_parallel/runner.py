@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.engine import Engine
     from aparallel._parallel.options import Options
-    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.single_queue import SingleQueue
 
 F = TypeVar("F", bound=Flow)
 
 
 class Runner:
-    """Runs calls on the workers of *engine*: all calls of a pool, or those of one key, whose *runs* these are.
+    """Runs calls on the workers of *engine*: all calls of a pool, or those of one key. Single ones wait in *queue*.
 
     Attributes:
         singles: begins single ones.
     """
 
-    def __init__(self, engine: Engine, runs: RunQueue) -> None:
+    def __init__(self, engine: Engine, queue: SingleQueue) -> None:
         self.engine = engine
-        self.singles = Singles(engine, runs)
-        self._runs = runs
+        self.singles = Singles(engine, queue)
+        self._queue = queue
 
     async def gather(
         self, source: Source, options: Options, return_exceptions: bool, workers: int | None = None
@@ -80,11 +80,11 @@ class Runner:
         workers: int | None,
         **more: Any,
     ) -> F:
-        engine, runs = self.engine, self._runs
+        engine, queue = self.engine, self._queue
         scheduler = engine.use().scheduler
         policy = engine.policy.of_call(options.on_cancel, options.timeout)
-        if engine.admission.max_queued is not None or runs.quota is not None:
-            engine.admission.check_room(scheduler, runs, None)
+        if engine.admission.max_queued is not None or queue.quota is not None:
+            engine.admission.check_room(scheduler, queue, None)
         if workers is None:
             workers = engine.n_jobs if options.n_jobs is None else min(options.workers(), engine.n_jobs)
         sharing = options.sharing(engine.sharing)
@@ -99,7 +99,7 @@ class Runner:
             on_cancel=policy,
             return_exceptions=return_exceptions,
             name=name,
-            quota=runs.quota,
+            quota=queue.quota,
             **more,
         )
         engine.admitted.flows[flow] = workers

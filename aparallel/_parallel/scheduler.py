@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from aparallel._ground.timings import Timing
     from aparallel._parallel.queues import Cancellable, Owner, Queue
-    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
     from aparallel.errors import AparallelError
@@ -163,9 +163,9 @@ class Scheduler:
         self.dispatch()
         return waiting
 
-    def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
+    def cancel_single(self, owner: JointOwner, index: int) -> list[asyncio.Future[None]]:
         """The same for a single call."""
-        waiting = self._stopping.cancel_run(runs, index)
+        waiting = self._stopping.cancel_single(owner, index)
         self.dispatch()
         return waiting
 

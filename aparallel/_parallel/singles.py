@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aparallel._ground.call import Call
     from aparallel._parallel.engine import Bound, Engine
     from aparallel._parallel.futures import CallFuture, RunOptions
-    from aparallel._parallel.runs import RunQueue
+    from aparallel._parallel.single_queue import SingleQueue
     from aparallel.abc import Function, OnCancel
 
     # The context that a call runs in, its timeout, what stops it, and how often it is run again.
@@ -78,11 +78,11 @@ _NOT_BEGUN = _NotBegun()
 
 
 class Singles:
-    """Begins single calls on the workers of *engine*: all of a pool, or those of one key, whose *runs* these are."""
+    """Begins single calls on the workers of *engine*: all of a pool, or those of one key. They wait in *queue*."""
 
-    def __init__(self, engine: Engine, runs: RunQueue) -> None:
+    def __init__(self, engine: Engine, queue: SingleQueue) -> None:
         self._engine = engine
-        self._runs = runs
+        self._queue = queue
         # Calls that were made into futures. They begin in the next ticks, a slice of time in each: thousands are made
         # at once, and to begin them all takes tens of milliseconds. The home of each is a _NotBegun.
         self._to_begin: deque[CallFuture[Any]] = deque()
@@ -91,7 +91,7 @@ class Singles:
 
     def begin(self, future: CallFuture[Any], when: Encode = Encode.SOON) -> None:
         """Begin the call that *future* requests, and encode it *when* it is to be."""
-        engine, runs = self._engine, self._runs
+        engine, queue = self._engine, self._queue
         call, options = future.request
         del future.request
         try:
@@ -101,8 +101,8 @@ class Singles:
             policy, patience, retries = engine.policy.usual, engine.patience, 0
             if options is not USUAL:
                 policy, patience, retries = self._parse(options)
-            if engine.admission.max_queued is not None or patience == 0 or runs.quota is not None:
-                engine.admission.check_room(bound.scheduler, runs, patience)
+            if engine.admission.max_queued is not None or patience == 0 or queue.quota is not None:
+                engine.admission.check_room(bound.scheduler, queue, patience)
             encoded = None
             if when is _SOON:
                 encoded = bound.encoder.encode_soon(call)
@@ -118,7 +118,7 @@ class Singles:
         admitted.futures.add(future)
         context = call_context() if engine.shares_context else _NO_CONTEXT
         if engine.runs_on_loop:
-            place = engine.place_for_nested(context, runs.quota)
+            place = engine.place_for_nested(context, queue.quota)
             place.__enter__()
             future.add_done_callback(lambda _: place.__exit__(None, None, None))
         how = context, options.timeout, policy, retries
@@ -126,7 +126,7 @@ class Singles:
             self._enter(future, bound, encoded, how, patience)
             return
         # Meanwhile it counts as waiting: many at a time would fill the memory.
-        runs.add_to_coming(1)
+        queue.add_to_coming(1)
         entering = self._enter_large(future, bound, call, how, patience)
         admitted.encoding[future] = task = bound.loop.create_task(entering, name="aparallel-encode")
         task.add_done_callback(lambda task: self._on_encoded(future, task))
@@ -206,7 +206,7 @@ class Singles:
         if not futures:
             self._begin_next()
             return
-        engine, runs, bound = self._engine, self._runs, self._engine.use()
+        engine, queue, bound = self._engine, self._queue, self._engine.use()
         try:
             drawn = bound.encoder.draw((future.request[0] for future in futures), len(futures), 0, _BEGIN_SECONDS)
         except (KeyboardInterrupt, SystemExit):  # the program ends, and is not to come by here again when it does
@@ -217,14 +217,14 @@ class Singles:
             self._begin_next()
             return
         begun = 0
-        for function, payloads in drawn.runs:
+        for function, payloads in drawn.groups:
             part = futures[begun : begun + len(payloads)]
             if not part:  # the first of them was not to be had
                 continue
-            if not runs.count:  # else it has its place
-                bound.scheduler.admit(runs)
+            if not queue.count:  # else it has its place
+                bound.scheduler.admit(queue)
             size = drawn.size * len(payloads) // drawn.count
-            owner, first = runs.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual, size=size)
+            owner, first = queue.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual, size=size)
             for index, future in enumerate(part, first):
                 future.home, future.place = engine.admitted, (owner, index)
                 del future.request, self._to_begin[0]
@@ -241,7 +241,7 @@ class Singles:
         engine, admission = self._engine, self._engine.admission
         if engine.needs_context or admission.max_queued is not None:
             return False
-        if engine.patience is not None or self._runs.quota is not None:
+        if engine.patience is not None or self._queue.quota is not None:
             return False
         try:
             engine.use()
@@ -258,13 +258,13 @@ class Singles:
         patience: float | None,
     ) -> None:
         """Have a call wait for a worker, and send it if one is free."""
-        runs, scheduler = self._runs, bound.scheduler
+        queue, scheduler = self._queue, bound.scheduler
         function, payload = encoded
         context, timeout, policy, retries = how
-        if not runs.count:  # else it has its place
-            scheduler.admit(runs)
+        if not queue.count:  # else it has its place
+            scheduler.admit(queue)
         size = bound.encoder.size_of(payload)
-        future.place = runs.enter(function, [payload], [future], context, timeout, policy, retries, size)
+        future.place = queue.enter(function, [payload], [future], context, timeout, policy, retries, size)
         scheduler.dispatch_soon()
         if patience is not None:
             expiry = scheduler.withdraw_after(patience, *future.place)
@@ -289,7 +289,7 @@ class Singles:
 
     def _end_encoding(self, future: CallFuture[Any]) -> None:
         if self._engine.admitted.encoding.pop(future, None) is not None:
-            self._runs.add_to_coming(-1)
+            self._queue.add_to_coming(-1)
 
     def _on_encoded(self, future: CallFuture[Any], task: asyncio.Task[None]) -> None:
         self._end_encoding(future)  # it may have been cancelled before it had begun

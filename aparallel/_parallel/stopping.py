@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Delivery
     from aparallel._parallel.queues import Cancellable, Owner
-    from aparallel._parallel.runs import Runs
+    from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.workforce import Workforce
 
@@ -63,16 +63,16 @@ class Stopping:
         self._backlog.clear(owner.queue)
         return self._cancel_in(list(owner.queue.serving), owner, None)
 
-    def cancel_run(self, runs: Runs, index: int) -> list[asyncio.Future[None]]:
+    def cancel_single(self, owner: JointOwner, index: int) -> list[asyncio.Future[None]]:
         """The same for a single call."""
-        if not runs.wants(index) or self._delivery.is_decoding(runs, index):
+        if not owner.wants(index) or self._delivery.is_decoding(owner, index):
             return []
-        slots = [slot for slot in runs.queue.serving if slot.holds(runs, index)]
+        slots = [slot for slot in owner.queue.serving if slot.holds(owner, index)]
         if slots:
-            runs.futures[index] = None
+            owner.futures[index] = None
         else:
-            self._backlog.drop(runs, index)
-        return self._cancel_in(slots, runs, index)
+            self._backlog.drop(owner, index)
+        return self._cancel_in(slots, owner, index)
 
     def _cancel_in(self, slots: list[Slot], owner: Owner, index: int | None) -> list[asyncio.Future[None]]:
         waiting = []

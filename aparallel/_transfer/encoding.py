@@ -214,7 +214,7 @@ class ProcessEncoder(Encoder):
                 self._held.clear()
                 break
             self._held.popleft()
-            drawn.run_of(held.function).append(_with_references(held.pieces, parts))
+            drawn.group_for(held.function).append(_with_references(held.pieces, parts))
             drawn.count += 1
 
     def _refer_as_held(self, marker: Awaited) -> Marker | None:
@@ -237,7 +237,7 @@ class ProcessEncoder(Encoder):
                 try:
                     if call.func is not last:
                         fn = call.func
-                        add = drawn.run_of(self._function(fn)).append
+                        add = drawn.group_for(self._function(fn)).append
                         # A callable's state may change from call to call, unless only its name travels.
                         last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
                     args = call.args

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aparallel.abc import OnCancel, Sharing
 
 
-class Runs:
-    """Owns single calls that are treated alike.
+class JointOwner:
+    """Owns single calls that are treated alike, together.
 
     Attributes:
         futures: what is told the outcome of each call; None once it was told or wants nothing any more.
@@ -33,7 +33,7 @@ class Runs:
     cancelled = False  # not as a whole
 
     def __init__(
-        self, queue: RunQueue, context: Context, timeout: float | None, on_cancel: OnCancel, retries: int
+        self, queue: SingleQueue, context: Context, timeout: float | None, on_cancel: OnCancel, retries: int
     ) -> None:
         self.queue = queue
         self.sharing = queue.sharing
@@ -66,7 +66,7 @@ class Runs:
         return index in self._deaths
 
 
-class RunQueue(Queue):
+class SingleQueue(Queue):
     """The single calls of a pool that wait for a worker.
 
     *sharing* is how large buffers of their results travel; *coming* is how many are being pickled in threads; *tell*
@@ -84,7 +84,7 @@ class RunQueue(Queue):
         quota: Quota | None = None,
     ) -> None:
         tallies = tallies or Tallies()
-        super().__init__(limit, tally=tallies.runs, quota=quota)
+        super().__init__(limit, tally=tallies.singles, quota=quota)
         self.tell = tell
         self._all_coming = tallies.coming
         self.sharing = sharing
@@ -106,34 +106,34 @@ class RunQueue(Queue):
         on_cancel: OnCancel,
         retries: int = 0,
         size: int = 0,
-    ) -> tuple[Runs, int]:
+    ) -> tuple[JointOwner, int]:
         """Add calls, to the last batch if they are like it; return their owner and the index of the first there.
 
         *size*: as a batch has it.
         """
         if self.pending:
             last = self.pending[-1]
-            runs: Runs = last.owner
-            index = len(runs.futures)
+            owner: JointOwner = last.owner
+            index = len(owner.futures)
             if (
                 index == last.first + len(last.payloads)
                 and index + len(futures) <= MESSAGE_CALLS
                 and last.function.key == function.key
-                and runs.context is context
-                and runs.timeout == timeout
-                and runs.on_cancel == on_cancel
-                and runs.retries == retries
+                and owner.context is context
+                and owner.timeout == timeout
+                and owner.on_cancel == on_cancel
+                and owner.retries == retries
             ):
-                runs.futures += futures
+                owner.futures += futures
                 last.payloads += payloads
                 last.size += size
                 self.count += len(futures)
                 self.tally.calls += len(futures)
-                return runs, index
-        runs = Runs(self, context, timeout, on_cancel, retries)
-        runs.futures += futures
-        self.push(Batch(runs, function, 0, payloads, size))
-        return runs, 0
+                return owner, index
+        owner = JointOwner(self, context, timeout, on_cancel, retries)
+        owner.futures += futures
+        self.push(Batch(owner, function, 0, payloads, size))
+        return owner, 0
 
     def head(self) -> Batch | None:
         while self.holes and self.pending:
@@ -146,12 +146,12 @@ class RunQueue(Queue):
             self.holes -= len(batch) - sum(map(len, parts))
         return self.pending[0] if self.pending else None
 
-    def drop(self, runs: Runs, index: int) -> None:
+    def drop(self, owner: JointOwner, index: int) -> None:
         """Forget a pending call. It is passed over, not searched for, until as many are wanted no more as are.
 
         So what it brings along, which may be large, is let go of soon, at a few steps for each call.
         """
-        runs.futures[index] = None
+        owner.futures[index] = None
         self.count -= 1
         self.tally.calls -= 1
         self.holes += 1

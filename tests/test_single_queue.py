@@ -15,18 +15,18 @@ import pytest
 from aparallel import Pool
 from aparallel._ground.timings import Timing
 from aparallel._parallel.batching import MESSAGE_CALLS
-from aparallel._parallel.runs import RunQueue, Runs
+from aparallel._parallel.single_queue import JointOwner, SingleQueue
 from aparallel.abc import Batch, Function, OnCancel, Sharing
 
 CONTEXT = contextvars.Context()
 FUNCTION = Function("f", "f", Timing())
 
-Place = tuple[Runs, int]
+Place = tuple[JointOwner, int]
 
 
 @pytest.fixture
-def queue() -> RunQueue:
-    return RunQueue(2, Sharing(), tell)
+def queue() -> SingleQueue:
+    return SingleQueue(2, Sharing(), tell)
 
 
 def tell(futures: list[asyncio.Future[Any] | None], values: list[Any], failed: Sequence[int]) -> None:
@@ -36,7 +36,7 @@ def tell(futures: list[asyncio.Future[Any] | None], values: list[Any], failed: S
 
 
 def enter(
-    queue: RunQueue,
+    queue: SingleQueue,
     payload: Any,
     *,
     function: Function = FUNCTION,
@@ -49,19 +49,19 @@ def enter(
     return queue.enter(function, [payload], [future], context, timeout, on_cancel, retries)
 
 
-def take_all(queue: RunQueue, at_once: int = 1000) -> list[Any]:
+def take_all(queue: SingleQueue, at_once: int = 1000) -> list[Any]:
     taken = []
     while queue.head() is not None:
         taken += queue.take(at_once).payloads
     return taken
 
 
-async def test_calls_that_are_alike_share_an_owner_while_they_wait(queue: RunQueue) -> None:
+async def test_calls_that_are_alike_share_an_owner_while_they_wait(queue: SingleQueue) -> None:
     first = [enter(queue, x) for x in range(3)]
     assert queue.take(2).payloads == [0, 1]
     later = [enter(queue, x) for x in range(3, 5)]
     assert [index for _, index in first + later] == [0, 1, 2, 3, 4]
-    assert len({runs for runs, _ in first + later}) == 1
+    assert len({owner for owner, _ in first + later}) == 1
     assert queue.count == 3
     assert take_all(queue) == [2, 3, 4]
 
@@ -77,13 +77,13 @@ async def test_calls_that_are_alike_share_an_owner_while_they_wait(queue: RunQue
     ],
     ids=lambda other: next(iter(other)),
 )
-async def test_calls_that_are_treated_differently_share_none(queue: RunQueue, other: dict[str, Any]) -> None:
+async def test_calls_that_are_treated_differently_share_none(queue: SingleQueue, other: dict[str, Any]) -> None:
     owners = [enter(queue, 0)[0], enter(queue, 1, **other)[0], enter(queue, 2)[0]]
     assert len(set(owners)) == 3
     assert take_all(queue) == [0, 1, 2]
 
 
-async def test_a_batch_that_was_taken_back_is_joined_only_if_nothing_followed_it(queue: RunQueue) -> None:
+async def test_a_batch_that_was_taken_back_is_joined_only_if_nothing_followed_it(queue: SingleQueue) -> None:
     for x in range(4):
         enter(queue, x)
     early, late = queue.take(2), queue.take(2)
@@ -95,14 +95,14 @@ async def test_a_batch_that_was_taken_back_is_joined_only_if_nothing_followed_it
     assert take_all(queue) == [2, 3, 5]
 
 
-async def test_no_owner_has_more_calls_than_fit_in_a_message(queue: RunQueue) -> None:
+async def test_no_owner_has_more_calls_than_fit_in_a_message(queue: SingleQueue) -> None:
     owners = [enter(queue, x)[0] for x in range(2 * MESSAGE_CALLS + 1)]
     assert len(set(owners)) == 3
     assert take_all(queue) == list(range(2 * MESSAGE_CALLS + 1))
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_is_cancelled_the_others_come_once_and_in_order(queue: RunQueue, seed: int) -> None:
+async def test_whatever_is_cancelled_the_others_come_once_and_in_order(queue: SingleQueue, seed: int) -> None:
     """Against a model: what waits, in a list."""
     chance = random.Random(seed)
     waiting: list[tuple[int, Place]] = []
@@ -134,7 +134,7 @@ class Argument:
     """Something that a weak reference can watch."""
 
 
-async def test_cancelled_calls_do_not_pile_up_behind_one_that_waits(queue: RunQueue) -> None:
+async def test_cancelled_calls_do_not_pile_up_behind_one_that_waits(queue: SingleQueue) -> None:
     enter(queue, None)
     watched = []
     for _ in range(3 * MESSAGE_CALLS):
@@ -147,7 +147,7 @@ async def test_cancelled_calls_do_not_pile_up_behind_one_that_waits(queue: RunQu
     assert take_all(queue) == [None]
 
 
-async def test_what_cancelled_calls_bring_along_is_let_go_of_when_none_waits_any_more(queue: RunQueue) -> None:
+async def test_what_cancelled_calls_bring_along_is_let_go_of_when_none_waits_any_more(queue: SingleQueue) -> None:
     argument = Argument()
     watched = weakref.ref(argument)
     first, second = enter(queue, argument), enter(queue, argument)
@@ -158,14 +158,14 @@ async def test_what_cancelled_calls_bring_along_is_let_go_of_when_none_waits_any
     assert queue.head() is None
 
 
-async def test_an_outcome_is_told_to_its_own_call_and_then_forgotten(queue: RunQueue) -> None:
+async def test_an_outcome_is_told_to_its_own_call_and_then_forgotten(queue: SingleQueue) -> None:
     places = [enter(queue, x) for x in range(4)]
-    runs = places[0][0]
-    futures = runs.futures[:]
-    queue.drop(runs, 1)
+    owner = places[0][0]
+    futures = owner.futures[:]
+    queue.drop(owner, 1)
     error = ValueError("of the third")
     value = Argument()
-    runs.deliver(0, [value, "of nobody", error], [2])
+    owner.deliver(0, [value, "of nobody", error], [2])
     first, second, third, fourth = futures
     assert first is not None
     assert first.result() is value
@@ -175,7 +175,7 @@ async def test_an_outcome_is_told_to_its_own_call_and_then_forgotten(queue: RunQ
     assert third.exception() is error
     assert fourth is not None
     assert not fourth.done()
-    assert runs.futures == [None, None, None, fourth]
+    assert owner.futures == [None, None, None, fourth]
 
 
 def as_list(size: int) -> list[int]:
