@@ -56,9 +56,9 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
             if not guard.whys:
                 guard.check()
                 return Found.TRUSTED
-    guard = Guard(trust)
+    guard = Guard(trust, foreign=foreign)
     file = reader()
-    walk(file.read, guard, stop, file.skip, foreign=foreign)
+    walk(file.read, guard, stop, file.skip)
     guard.check()
     return Found.TRUSTED
 
@@ -68,17 +68,11 @@ def walk(
     watcher: Inspector,
     stop: Stop,
     skip: Callable[[int], object] | None = None,
-    *,
-    foreign: bool = False,
 ) -> None:
     """Let *watcher* see what a pickle would do.
 
     Args:
         read: gives the next bytes.
         skip: goes past bytes, and past the end without a word; None if they must be read.
-        foreign: arrays may stand between opcodes, as joblib has them.
     """
-    window = Window(read, stop, skip)
-    if foreign:
-        watcher.window = window
-    Walk(window, watcher).run()
+    Walk(Window(read, stop, skip), watcher).run()

@@ -15,8 +15,8 @@ from aparallel._persist.trust import Trust, untrusted
 class Guard(Inspector):
     """Holds what a pickle would do against what is trusted, and collects what is not."""
 
-    def __init__(self, trust: Trust) -> None:
-        super().__init__()
+    def __init__(self, trust: Trust, *, foreign: bool = False) -> None:
+        super().__init__(foreign=foreign)
         self._trust = trust
         # In the order of the file, each once.
         self._refused: dict[str, None] = {}
@@ -119,8 +119,8 @@ class Guard(Inspector):
 class Survey(Guard):
     """Collects all that there is, and what trust in plain data alone would refuse."""
 
-    def __init__(self) -> None:
-        super().__init__(Trust(()))
+    def __init__(self, *, foreign: bool = False) -> None:
+        super().__init__(Trust(()), foreign=foreign)
 
     def on_global(self, found: Global) -> None:
         super().on_global(found)

@@ -148,9 +148,9 @@ def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
     from aparallel._persist.inspector import WRAPPERS
     from aparallel._persist.joblib_files import decompressed
 
-    survey = Survey()
+    survey = Survey(foreign=True)
     content = decompressed(source, codec, stop) if codec else source
-    walk(content.read_some, survey, stop, content.skip, foreign=True)
+    walk(content.read_some, survey, stop, content.skip)
     is_joblib = bool(WRAPPERS & survey.globals.keys())
     return FileInfo(
         format="joblib" if is_joblib or codec else "pickle",

@@ -63,18 +63,20 @@ class ArrayInfo:
 class Inspector(Watcher):
     """Collects what is imported and which arrays there are.
 
+    Args:
+        foreign: arrays may stand between opcodes, as joblib has them.
+
     Attributes:
         globals: everything that is imported, in order, each once.
         arrays: the first of the arrays, in order.
         array_count: how many there are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, foreign: bool = False) -> None:
+        self._foreign = foreign
         self.globals: dict[Global, None] = {}
         self.arrays: list[ArrayInfo] = []
         self.array_count = 0
-        # Set for files in which arrays stand between opcodes.
-        self.window: Window | None = None
 
     def on_global(self, found: Global) -> None:
         self.globals[found] = None
@@ -117,8 +119,6 @@ class Inspector(Watcher):
                 self.on_wrong_dtype(target, str(error))
         elif target.of in _NUMPYS and isinstance(state, tuple) and len(state) == 5:
             self.on_array(state[1], state[2])
-        elif target.of in WRAPPERS and self.window is not None:
-            self._skip_wrapped(state, self.window)
 
     def on_wrong_dtype(self, made: Made, why: str) -> None:
         """It would make a ``numpy.dtype`` that NumPy itself would not."""
@@ -131,23 +131,20 @@ class Inspector(Watcher):
             name = found.str if found.names is None and found.subdtype is None else str(found)
             self.arrays.append(ArrayInfo(shape, name, math.prod(shape) * found.itemsize))
 
-    def _skip_wrapped(self, state: Any, window: Window) -> None:
-        """Go past the bytes of an array of joblib's, which follow its description."""
+    def skip_array(self, target: Any, state: Any, window: Window) -> bool:
+        if not (self._foreign and isinstance(target, Made) and target.of in WRAPPERS):
+            return False
         found = known_dtype(state.get("dtype")) if isinstance(state, Items) else None
         if found is None or not is_shape(state.get("shape")):
             raise CorruptFileError("it has an array of joblib's that is not described as joblib does")
         self.on_array(state["shape"], state["dtype"])
-        start = window.position
-        self._skip_array(state, found, window)
-        window.jumped = start
-
-    def _skip_array(self, state: Items, found: np.dtype[Any], window: Window) -> None:
         if found.hasobject:
             Walk(window, self).run()
-            return
+            return True
         if state.get("numpy_array_alignment_bytes") is not None:
             window.skip(window.take(1)[0])
         window.skip(math.prod(state["shape"]) * found.itemsize)
+        return True
 
 
 def _name_reconstructed(made: Made) -> None:

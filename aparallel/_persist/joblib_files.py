@@ -171,9 +171,13 @@ def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = N
     Raises:
         CorruptFileError: it is no pickle, or one that ends too early.
     """
-    reader = PickleReader(source, stop, mapped, threads)
+
+    def unpickle(reader: PickleReader) -> Any:
+        return _Unpickler(reader, trust).load()
+
+    reader = PickleReader(source, stop, mapped, threads, unpickle)
     try:
-        found = _Unpickler(reader, trust).load()
+        found = unpickle(reader)
         reader.finish()
         return found
     except EOFError:
@@ -192,7 +196,6 @@ class _Unpickler(Unpickler):
         super().__init__(reader)  # text of Python 2 counts as ASCII then, as it does to joblib
         self._reader = reader
         self._trust = trust
-        reader.nested = lambda reader: _Unpickler(reader, trust).load()
 
     def find_class(self, module: str, name: str) -> Any:
         if Global(module, name) in WRAPPERS:
@@ -206,21 +209,33 @@ class _Unpickler(Unpickler):
 class PickleReader:
     """A file for the C unpickler, which reads exactly what it needs and never ahead; this may do it.
 
+    Args:
+        mapped: the whole file as a ``numpy.memmap`` of bytes, if arrays are to be mapped.
+        threads: that read at a time.
+        unpickle: builds an array of objects from the pickle that it is, read here; None if nothing is to be built.
+
     Invariant: ``_injected`` is served before anything else, and holds the opcodes that take ``_array``.
     """
 
-    def __init__(self, source: Source, stop: Stop, mapped: Any = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        source: Source,
+        stop: Stop,
+        mapped: Any = None,
+        threads: int = 1,
+        unpickle: Callable[[PickleReader], Any] | None = None,
+    ) -> None:
         self._source = source
         self._filling = Filling(source, threads)
         self._stop = stop
         self._mapped = mapped
+        self._unpickle = unpickle
         self._ahead = _AHEAD if source.reads_ahead else 0
         self._pauses = Pauses()
         self._window = memoryview(b"")
         self._injected = b""
         self._array: Any = None
         self._taken = 0
-        self.nested: Callable[[PickleReader], Any]
         # A class lives until garbage is collected: it must not keep the file, or what is mapped of it, for as long.
         self.wrapper = _wrapper_class(weakref.proxy(self))
 
@@ -308,7 +323,8 @@ class PickleReader:
             raise UnpicklingError("an array of joblib's is not described as joblib does")
         shape = tuple(shape)  # type: ignore[arg-type]
         if dtype.hasobject:
-            found = self.nested(self)
+            assert self._unpickle is not None
+            found = self._unpickle(self)
         else:
             if state.get("numpy_array_alignment_bytes") is not None:
                 self.read(self.read(1)[0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from aparallel._persist.window import Window
 
 LONGEST_TEXT = 512
 """Bytes of text and data that are kept, and items of tuples and dictionaries. Of larger ones, their kind is."""
@@ -105,6 +108,10 @@ class Watcher:
 
     def on_build(self, target: Any, state: Any) -> None:
         """It would set the state of *target*."""
+
+    def skip_array(self, target: Any, state: Any, window: Window) -> bool:
+        """Go past an array that stands after the opcode that would set this state; return whether one does."""
+        return False
 
     def on_fill(self, target: Any, frail: list[Made]) -> None:
         """It would add items to *target*, which is no list, dictionary or set that was just begun; some are frail."""

@@ -322,11 +322,11 @@ class Walk:
                 self._watcher.on_odd("a second state for one object")
             target.built = True
         self._watcher.on_build(target, state)
-        window = self._window
-        if window.jumped:  # an array was skipped, which stands between opcodes
-            if self._frame_end not in (0, window.jumped):
+        start = self._window.position
+        if self._watcher.skip_array(target, state, self._window):
+            if self._frame_end not in (0, start):
                 raise CorruptFileError("its pickle has an array within a frame")
-            self._frame_end = window.jumped = 0
+            self._frame_end = 0
 
     def _buffer(self, op: int) -> None:
         if op == 0x97:

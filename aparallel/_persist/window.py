@@ -20,7 +20,6 @@ class Window:
         data: what is at hand.
         at: where in it the walk stands.
         start: how many bytes were before ``data``.
-        jumped: from where a watcher has skipped what is no pickle, or 0.
     """
 
     def __init__(
@@ -33,7 +32,6 @@ class Window:
         self.data = b""
         self.at = 0
         self.start = 0
-        self.jumped = 0
 
     @property
     def position(self) -> int:
