@@ -59,6 +59,36 @@ class Filling:
             if not self._source.reads_anywhere:  # copied with the GIL held
                 pause()
 
+    def array(
+        self, size: int, take: Callable[[memoryview | bytes], object] | None = None, *, first: memoryview | None = None
+    ) -> Any:
+        """Return *size* bytes as an array; give *take* those that come, in order. Memory is taken as they do.
+
+        If the source believes the size, all memory is taken at the beginning, which is faster.
+
+        Args:
+            first: the first of the bytes, which were read before.
+
+        Raises:
+            TruncatedFileError: there are fewer bytes.
+            Stopped: the source's stop was set. No thread reads any more.
+        """
+        first = memoryview(b"") if first is None else first
+        if self._source.believes(size):
+            memory: Any = np.empty(size, np.uint8)
+            view = memoryview(memory)
+            view[: len(first)] = first
+            self.fill(view[len(first) :], take)
+            return memory
+        grown = bytearray(first)
+        while len(grown) < size:
+            part = self._source.read(min(_SLICE, size - len(grown)))
+            grown += part
+            if take is not None:
+                take(part)
+            pause()
+        return np.frombuffer(grown, np.uint8)
+
     def close(self) -> None:
         """End the threads. None of them is reading any more."""
         if self._executor is not None:

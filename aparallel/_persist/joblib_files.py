@@ -335,24 +335,13 @@ class PickleReader:
         return found if kind in (np.ndarray, np.memmap) else found.view(kind)
 
     def _memory(self, size: int) -> Any:
-        """Read the bytes of an array. Where nobody knows how many there are, memory is taken as they come."""
-        known = self._source.size
-        if known is not None and size > known:
-            raise TruncatedFileError("it ends within an array")
-        if known is None and size > _BELIEVED:
-            data = bytearray()
-            while len(data) < size:
-                part = self.read(min(_SLICE, size - len(data)))
-                if not part:
-                    raise TruncatedFileError("it ends within an array")
-                data += part
-            return np.frombuffer(data, np.uint8)
-        memory: Any = np.empty(size, np.uint8)
+        """Read the bytes of an array."""
+        at_hand, self._window = self._window[:size], self._window[size:]
         try:
-            self.readinto(memoryview(memory))
-        except EOFError:
+            self._source.demand(size - len(at_hand))
+            return self._filling.array(size, first=at_hand)
+        except TruncatedFileError:
             raise TruncatedFileError("it ends within an array") from None
-        return memory
 
     def _map(self, size: int) -> Any:
         start = self._source.position - len(self._window)
@@ -377,8 +366,6 @@ def _wrapper_class(reader: PickleReader) -> type:
 
 _AHEAD = 64 << 10
 _LINE_AT_ONCE = 256
-_SLICE = 1 << 20
-_BELIEVED = 64 << 20
 
 
 def check_mappable(codec: str) -> None:

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 # A slice is read and, while it is in the cache, summed.
 _SLICE = 1 << 20
-# A buffer whose source does not know its size is believed up to this size; then memory is taken as bytes come.
-_BELIEVED = 64 << 20
 # Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
 _KEPT = 24 << 20
 
@@ -220,21 +218,17 @@ class _Reading:
     def _buffers(self, record: Record, head: bytes, offset: int, header: Header) -> Iterator[Any]:
         """Return a record's buffers, each an array of bytes."""
         self._source.demand(record.size if self._decoding is None else fewest_stored(record.size))
-        memory: Any = None  # of a large one whose size may be a lie, it is taken only as the bytes come
-        if self._source.size is not None or record.size <= _BELIEVED:
-            memory = np.empty(record.size, np.uint8)
-        target = None if memory is None else memoryview(memory)
-        if self._decoding is not None:
-            grown = self._decode(head, record.size, target)
-        else:
+        memory: Any
+        if self._decoding is None:
             check = xxh3_64(head[RECORD_FIXED:], offset)
-            grown = bytearray()
-            if target is None:
-                grown = self._grow(record.size, check)
-            else:
-                self._filling.fill(target, check.update)
+            memory = self._filling.array(record.size, check.update)
             self._check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
-        return split(np.frombuffer(grown, np.uint8) if memory is None else memory, record.lengths)
+        elif self._source.believes(record.size):
+            memory = np.empty(record.size, np.uint8)
+            self._decode(head, record.size, memoryview(memory))
+        else:
+            memory = np.frombuffer(self._decode(head, record.size, None), np.uint8)
+        return split(memory, record.lengths)
 
     def _pass_over(self, record: Record, head: bytes) -> None:
         """Go to the end of a record with buffers."""
@@ -253,15 +247,6 @@ class _Reading:
             source.demand(stored)
             source.skip(stored)
         source.read(-(source.position - self._base) % LINE)
-
-    def _grow(self, size: int, check: xxh3_64) -> bytearray:
-        """Read and return a payload whose size may be a lie."""
-        grown = bytearray()
-        for start in range(0, size, _SLICE):
-            part = self._source.read(min(_SLICE, size - start))
-            grown += part
-            check.update(part)
-        return grown
 
     def _check_tail(self, record: Record, head: bytes, offset: int, check: xxh3_64, *, trusted: bool = False) -> None:
         """Read and compare the checksum after a plain payload, and the zeros after that."""

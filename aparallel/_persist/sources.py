@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from aparallel._ground.stoppable import Stop
 
 
+# What a source says that it holds is believed up to this size if its own is not known.
+_BELIEVED = 64 << 20
+
+
 class Digest(Protocol):
     def update(self, data: Any, /) -> object: ...
 
@@ -148,6 +152,10 @@ class Source(ABC):
         """
         if self.size is not None and size > self.size - self.position:
             raise self._truncated()
+
+    def believes(self, size: int) -> bool:
+        """Whether memory for so many bytes may be taken before they come: from a stream, a large size may be a lie."""
+        return self.size is not None or size <= _BELIEVED
 
     def _truncated(self) -> TruncatedFileError:
         return TruncatedFileError(
