@@ -32,16 +32,16 @@ class Admission:
             PoolSaturatedError: so it is.
         """
         quota = queue.quota
-        free = scheduler.free_places()
+        free = scheduler.workforce.free_places()
         if quota is not None:
             free = min(free, quota.free_places())
             waiting = queue.count + queue.coming
             if quota.max_queued is not None and waiting >= quota.max_queued + free:
                 scheduler.accounts.refused += 1
-                raise queue_is_full(waiting, quota.max_queued, quota, scheduler.seconds_left(quota))
+                raise queue_is_full(waiting, quota.max_queued, quota, scheduler.patience.seconds_left(quota))
         waiting = self._waiting.singles.calls + self._waiting.coming.calls
         if self.max_queued is not None and waiting >= self.max_queued + free:
             scheduler.accounts.refused += 1
-            raise queue_is_full(waiting, self.max_queued, None, scheduler.seconds_left(None))
+            raise queue_is_full(waiting, self.max_queued, None, scheduler.patience.seconds_left(None))
         if patience == 0 and not free:
-            raise scheduler.refusal(quota, 0)
+            raise scheduler.patience.refusal(quota, 0)

@@ -175,12 +175,12 @@ class Engine:
         if self not in around or self._bound is None:
             yield
             return
-        scheduler = self._bound.scheduler
+        scheduler, workforce = self._bound.scheduler, self._bound.scheduler.workforce
         within = quota if quota is not None and quota in around else None
         if within is not None:
             within.nested += 1
         self.single_queue.limit += 1
-        scheduler.limit += 1
+        workforce.limit += 1
         scheduler.dispatch()
         try:
             yield
@@ -188,7 +188,7 @@ class Engine:
             if within is not None:
                 within.nested -= 1
             self.single_queue.limit -= 1
-            scheduler.resize(scheduler.limit - 1)
+            workforce.resize(workforce.limit - 1)
 
     def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, SingleQueue]:
         """Let the calls of *key* have so many workers; return what they share and where single ones of them wait."""
@@ -217,14 +217,14 @@ class Engine:
 
     def adjust(self, workers: int, inner_threads: int | None) -> None:
         """For the pool that belongs to a loop: grow or shrink to what the gathers under way ask for."""
-        scheduler = self.use().scheduler
+        workforce = self.use().scheduler.workforce
         wanted = max([workers, *self.admitted.flows.values()])
         inner = inner_threads or max(cpu_count() // wanted, 1)
         if wanted != self.n_jobs:
             self.n_jobs = self.single_queue.limit = wanted
-            scheduler.resize(wanted)
+            workforce.resize(wanted)
         if self.backend.limit_threads(inner, inner_threads is not None):
-            scheduler.renew()
+            workforce.renew()
 
     async def share(self, value: Any, mode: MmapMode) -> Shared[Any]:
         self.use()
@@ -241,15 +241,16 @@ class Engine:
                 await self.backend.settle()
 
     async def _start_all(self, scheduler: Scheduler) -> None:
-        while scheduler.workforce.start_error is None and self.phase is _OPEN:
-            if scheduler.start_missing():
+        workforce = scheduler.workforce
+        while workforce.start_error is None and self.phase is _OPEN:
+            if workforce.start_missing():
                 self.backend.start_spare(scheduler.loop)
                 return
-            if scheduler.workforce.start_error is None:
-                await scheduler.changed()
-        if scheduler.workforce.start_error is None:
+            if workforce.start_error is None:
+                await workforce.changed()
+        if workforce.start_error is None:
             raise ClosedPoolError("The pool was closed while its workers were starting.")
-        raise scheduler.workforce.start_error
+        raise workforce.start_error
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool is doing now."""
@@ -320,15 +321,15 @@ class Engine:
         self.abort()
         self._advance(Phase.CUT_OFF)
         self.admitted.give_up()
-        scheduler = bound.scheduler
+        scheduler, workforce = bound.scheduler, bound.scheduler.workforce
         scheduler.retire_all()
         if self.backend.can_time:
             deadline = None
         elif deadline is not None and self.backend.can_kill:
             deadline = max(deadline, bound.loop.time()) + _PARTING_SECONDS
-        while scheduler.has_ending_slots() and await _until(scheduler.changed(), deadline):
+        while workforce.has_ending_slots() and await _until(workforce.changed(), deadline):
             pass
-        scheduler.abandon_all()
+        workforce.abandon_all()
         await self.backend.aclose()
         bound.tie.release()
         self._forget()

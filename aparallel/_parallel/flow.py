@@ -71,7 +71,7 @@ class Flow(Queue):
         name: str,
         quota: Quota | None = None,
     ) -> None:
-        super().__init__(workers, options.batch_size, tally=scheduler.tallies.drawn, quota=quota)
+        super().__init__(workers, options.batch_size, tally=scheduler.backlog.tallies.drawn, quota=quota)
         self.context = call_context()
         self.sharing = sharing
         self.timeout = options.timeout
@@ -216,7 +216,7 @@ class Flow(Queue):
             self._large_bytes -= self._large.popleft()[1]
         call_bytes = self._drawn_bytes / self.drawn if self.drawn else 0.0
         seconds = self._timing.seconds if self._timing is not None else None
-        workers = self.most_workers(self._scheduler.limit)
+        workers = self.most_workers(self._scheduler.workforce.limit)
         batch_size = self.batch_size or 1
         return calls_ahead(
             self._pre_dispatch, seconds, call_bytes, workers, batch_size, self._large_bytes, self.result_bytes
@@ -265,7 +265,7 @@ class Flow(Queue):
         if self.cancelled:  # while a large call was encoded
             return
         self._timing = function.timing
-        self._scheduler.admit(self)
+        self._scheduler.backlog.admit(self)
         self.push(Batch(self, function, self._reserve(len(payloads)), payloads, size))
 
     def _reserve(self, count: int) -> int:

@@ -72,8 +72,8 @@ class Scheduler:
 
     Attributes:
         loop, backend: whose workers they are.
-        backlog, accounts, workforce: the parts that others may look at.
-        tallies: how many calls wait.
+        backlog, accounts, workforce, patience: the parts of which the pool may ask what is theirs alone. What takes
+            several is a method here.
     """
 
     def __init__(
@@ -90,8 +90,7 @@ class Scheduler:
         self.loop = loop
         self.backend = backend
         self._clock = clock
-        self.tallies = tallies or Tallies()
-        self.backlog = backlog = Backlog(self.tallies)
+        self.backlog = backlog = Backlog(tallies or Tallies())
         self.accounts = accounts = Accounts()
         self._delivery = delivery = Delivery(loop)
         self.workforce = workforce = Workforce(
@@ -108,33 +107,12 @@ class Scheduler:
         self._stopping = stopping = Stopping(
             loop, workforce, backlog, delivery, accounts, clock=clock, dispatch=self.dispatch
         )
-        self._patience = patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
+        self.patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
         self._watch = Watch(loop, workforce, stopping, clock=clock)
         # A dispatch at the end of this tick.
         self._soon: asyncio.Handle | None = None
         # Workers in a row that died on calls of which they had begun none, with no outcome of any call in between.
         self._barren = 0
-        # What the pool asks of the parts goes straight to them.
-        self.admit = backlog.admit
-        self.start_missing = workforce.start_missing
-        self.free_places = workforce.free_places
-        self.resize = workforce.resize
-        self.renew = workforce.renew
-        self.changed = workforce.changed
-        self.has_ending_slots = workforce.has_ending_slots
-        self.abandon_all = workforce.abandon_all
-        self.withdraw_after = patience.withdraw_after
-        self.seconds_left = patience.seconds_left
-        self.refusal = patience.refusal
-
-    @property
-    def limit(self) -> int:
-        """Workers at most. A lower one is for :meth:`resize` to set."""
-        return self.workforce.limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        self.workforce.limit = limit
 
     def statistics(self) -> PoolStatistics:
         from aparallel._parallel.statistics import PoolStatistics
@@ -304,14 +282,14 @@ class Scheduler:
 
     def on_recalled(self, slot: Slot, count: int) -> None:
         self._stopping.take_back(slot, count)
-        self._patience.refuse_overstayed(slot)
+        self.patience.refuse_overstayed(slot)
         self._stopping.hold(slot)
         self.dispatch()
 
     def on_exit(self, slot: Slot, exit: Exit) -> None:
         self.workforce.remove(slot)
         self.backlog.put_back(self._without_deadly(slot, slot.take_back(exit.unstarted), exit))
-        self._patience.refuse_overstayed(slot)
+        self.patience.refuse_overstayed(slot)
         for batch in slot.take_all():
             for index in range(batch.first, batch.first + len(batch)):
                 self._lose(batch, index, slot, exit)

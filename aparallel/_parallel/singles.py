@@ -222,7 +222,7 @@ class Singles:
             if not part:  # the first of them was not to be had
                 continue
             if not queue.count:  # else it has its place
-                bound.scheduler.admit(queue)
+                bound.scheduler.backlog.admit(queue)
             size = drawn.size * len(payloads) // drawn.count
             owner, first = queue.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual, size=size)
             for index, future in enumerate(part, first):
@@ -262,12 +262,12 @@ class Singles:
         function, payload = encoded
         context, timeout, policy, retries = how
         if not queue.count:  # else it has its place
-            scheduler.admit(queue)
+            scheduler.backlog.admit(queue)
         size = bound.encoder.size_of(payload)
         future.place = queue.enter(function, [payload], [future], context, timeout, policy, retries, size)
         scheduler.dispatch_soon()
         if patience is not None:
-            expiry = scheduler.withdraw_after(patience, *future.place)
+            expiry = scheduler.patience.withdraw_after(patience, *future.place)
             future.add_done_callback(lambda _: expiry.cancel())
 
     async def _enter_large(

@@ -37,7 +37,7 @@ class Workforce:
         on_room: called when workers may be started again for calls that wait.
 
     Attributes:
-        limit: workers at most.
+        limit: workers at most. A lower one is for :meth:`resize` to set.
         slots: all that have not ended.
         idle: those that wait for calls. Reused newest first: their caches are warm, and the coldest can expire.
         max_calls_per_worker: calls after which a worker is replaced; None for no limit.
