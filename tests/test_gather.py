@@ -139,18 +139,19 @@ async def test_a_failure_surfaces_while_the_async_source_has_nothing_to_give(bac
 
 
 @each_backend
-async def test_what_the_source_raises_is_raised(backend: Any) -> None:
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError, SystemExit])
+async def test_what_the_source_raises_is_raised(backend: Any, kind: type[BaseException]) -> None:
     def calls() -> Iterator[Any]:
         yield delayed(double)(1)
-        raise LookupError("no more input")
+        raise kind("no more input")
 
     async def calls_later() -> AsyncIterator[Any]:
         yield delayed(double)(1)
-        raise LookupError("no more input")
+        raise kind("no more input")
 
-    async with Pool(1, backend) as pool:
+    async with Pool(1, backend) as pool, asyncio.timeout(10):
         for source in (calls(), calls_later()):
-            with pytest.raises(LookupError, match="no more input"):
+            with pytest.raises(kind, match="no more input"):
                 await pool.gather(source)
         assert await pool.gather([delayed(double)(4)]) == [8]
 

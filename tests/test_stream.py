@@ -239,13 +239,14 @@ async def test_exceptions_can_be_results(backend: Any) -> None:
 
 
 @each_backend
-async def test_what_the_source_raises_the_iteration_raises(backend: Any) -> None:
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError, SystemExit])
+async def test_what_the_source_raises_the_iteration_raises(backend: Any, kind: type[BaseException]) -> None:
     def calls() -> Iterator[Any]:
         yield delayed(double)(1)
-        raise LookupError("source")
+        raise kind("source")
 
-    with pytest.raises(LookupError, match="source"):  # noqa: PT012
-        async with stream_parallel(calls(), backend=backend) as results:
+    with pytest.raises(kind, match="source"):  # noqa: PT012
+        async with asyncio.timeout(10), stream_parallel(calls(), backend=backend) as results:
             async for _ in results:
                 pass
 

@@ -138,10 +138,11 @@ class Flow(Queue):
     async def _draw_or_stop(self) -> None:
         try:
             await self.draw()
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
-            self.stop(error)
+            if not self.cancelled:  # then the source raised it, be it a CancelledError
+                self.stop(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
     async def _draw_sync(self, calls: Iterator[Any]) -> None:
         while not self.cancelled:
