@@ -637,12 +637,13 @@ async def test_progress_of_a_generator_learns_the_total_in_the_end() -> None:
 
 
 @each_backend
-async def test_what_the_progress_function_raises_is_raised(backend: Any) -> None:
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError])
+async def test_what_the_progress_function_raises_is_raised(backend: Any, kind: type[BaseException]) -> None:
     def progress(done: int, total: int | None) -> None:
-        raise LookupError("progress")
+        raise kind("progress")
 
-    async with Pool(1, backend) as pool:
-        with pytest.raises(LookupError, match="progress"):
+    async with Pool(1, backend) as pool, asyncio.timeout(10):
+        with pytest.raises(kind, match="progress"):
             await pool.gather((delayed(double)(x) for x in range(20)), progress=progress)
         assert await pool.run(double, 1) == 2
 

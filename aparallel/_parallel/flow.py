@@ -288,7 +288,7 @@ class Flow(Queue):
         self.collect(first, values)
         try:
             self._reporter.advance(self.done)
-        except Exception as error:  # the user's progress function failed
+        except BaseException as error:  # of the user's progress function; what it raises to stop it all, too
             self.stop(error)
             return
         self.wake_drawer()
