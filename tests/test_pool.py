@@ -444,6 +444,19 @@ async def test_the_default_of_inner_threads_is_in_this_processs_workers() -> Non
         assert await pool.run(os.getenv, "OMP_NUM_THREADS") == str(cpu_count())
 
 
+async def test_a_context_variable_whose_value_cannot_travel_is_named() -> None:
+    var: contextvars.ContextVar[Any] = contextvars.ContextVar("connection")
+    var.set({"lock": threading.Lock()})
+    async with Pool(1, context_vars=[var]) as pool:
+        for size in (1, 300_000):
+            with pytest.raises(errors.UnpicklableCallError) as caught:
+                await pool.run(len, b"x" * size)
+            assert caught.value.part == "the context variable 'connection'['lock']"
+            (error,) = await pool.gather([delayed(len)(b"x" * size)], return_exceptions=True)
+            assert isinstance(error, errors.UnpicklableCallError)
+            assert error.part == caught.value.part
+
+
 BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_jobs": 0}, ValueError, "n_jobs"),
     ({"n_jobs": 1.0}, TypeError, "n_jobs"),

@@ -11,7 +11,8 @@ from aparallel._transfer.pickling import pickle
 from aparallel.errors import UnpicklableCallError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from contextvars import ContextVar
 
 # How deep to look inside what fails, and at how many parts of each level.
 _DEPTH = 5
@@ -22,10 +23,19 @@ _LARGE = 64 * 1024
 
 
 def unpicklable_call(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, index: int | None, reason: BaseException
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    index: int | None,
+    reason: BaseException,
+    variables: Iterable[ContextVar[Any]] = (),
 ) -> UnpicklableCallError:
-    """Build the error for a call whose pickling raised *reason*; *index* is None for a single call."""
-    part, culprit = _find(function, args, kwargs)
+    """Build the error for a call whose pickling raised *reason*; *index* is None for a single call.
+
+    *variables* are the context variables that travel with it.
+    """
+    part, culprit = _find(function, args, kwargs, variables)
     part = part.removesuffix(",")
     which = f"Call {index} ({name})" if index is not None else f"The call {name}"
     comma = "," if ", which " in part else ""
@@ -39,10 +49,13 @@ def unpicklable_call(
     return error
 
 
-def _find(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+def _find(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], variables: Iterable[ContextVar[Any]]
+) -> tuple[str, Any]:
     parts = [("the function", function)]
     parts += [(f"argument {position}", value) for position, value in enumerate(args)]
     parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    parts += [(f"the context variable {variable.name!r}", variable.get(None)) for variable in variables]
     for label, value in parts:
         if not _pickles(value):
             return _descend(label, value)

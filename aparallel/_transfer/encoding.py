@@ -77,11 +77,14 @@ def _popped(calls: deque[Call[Any]]) -> Iterator[Call[Any]]:
         yield calls.popleft()
 
 
-def _explained(call: Call[Any], index: int | None, reason: Exception) -> Exception:
+def _explained(
+    call: Call[Any], index: int | None, reason: Exception, variables: Sequence[tuple[bytes, ContextVar[Any]]]
+) -> Exception:
     """Return the error for a call that cannot be encoded."""
     if isinstance(reason, SharingError | SharedMemoryError):  # they tell it all
         return reason
-    return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason)
+    traveling = [variable for _, variable in variables]
+    return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason, traveling)
 
 
 def _plain(args: tuple[Any, ...]) -> Any:
@@ -268,7 +271,7 @@ class ProcessEncoder(Encoder):
                     drawn.large = call
                     break
                 except Exception as reason:
-                    drawn.failed = _explained(call, index, reason)
+                    drawn.failed = _explained(call, index, reason, self._variables)
                     break
                 index += 1
             else:
@@ -375,7 +378,7 @@ class ProcessEncoder(Encoder):
         except TooLarge:
             return None
         except Exception as reason:
-            error = _explained(call, None, reason)
+            error = _explained(call, None, reason, self._variables)
             try:
                 raise error from error.__cause__
             finally:
@@ -398,7 +401,7 @@ class ProcessEncoder(Encoder):
             content = (args, call.keywords, self._values())
             payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
-            error = _explained(call, index, reason)
+            error = _explained(call, index, reason, self._variables)
             try:
                 raise error from error.__cause__
             finally:
