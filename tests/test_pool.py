@@ -457,6 +457,11 @@ async def test_a_context_variable_whose_value_cannot_travel_is_named() -> None:
             assert error.part == caught.value.part
 
 
+async def test_an_interpreter_may_be_a_path() -> None:
+    async with Pool(1, executable=Path(sys.executable)) as pool:
+        assert await pool.run(abs, -1) == 1
+
+
 BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_jobs": 0}, ValueError, "n_jobs"),
     ({"n_jobs": 1.0}, TypeError, "n_jobs"),
@@ -467,6 +472,7 @@ BAD_POOLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"inner_max_num_threads": 0}, ValueError, "inner_max_num_threads"),
     ({"inner_max_num_threads": 1, "backend": "thread"}, ValueError, "inner_max_num_threads"),
     ({"executable": "python", "backend": "thread"}, ValueError, "executable"),
+    ({"executable": 3}, TypeError, "executable=3"),
     ({"idle_timeout": "1"}, ValueError, "idle_timeout='1'"),
     ({"initializer": 3}, TypeError, "initializer"),
     ({"initializer": print, "initargs": 3}, TypeError, "initargs=3"),

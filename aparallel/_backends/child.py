@@ -38,10 +38,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
-def check_platform(executable: str | None) -> str:
+def check_platform(executable: Any) -> str:
     """Return the interpreter to start workers with.
 
     Raises:
+        TypeError: *executable* is no path.
         UnsupportedPlatformError: Windows, or this program is not run by a Python interpreter.
     """
     if os.name != "posix":
@@ -49,8 +50,10 @@ def check_platform(executable: str | None) -> str:
             f"Process workers need Unix sockets and process groups, which {sys.platform} does not have. "
             f"Use backend='thread', or run under Linux, WSL or macOS."
         )
+    if isinstance(executable, str | bytes | os.PathLike):
+        return os.fsdecode(executable)
     if executable is not None:
-        return executable
+        raise TypeError(f"executable={executable!r} is not the path of a Python interpreter.")
     name = os.path.basename(sys.executable or "").lower()
     if getattr(sys, "frozen", False) or not name.startswith(("python", "pypy")):
         raise UnsupportedPlatformError(
@@ -103,9 +106,11 @@ class Child:
                 pass_fds=theirs,
                 process_group=0,
             )
-        except OSError as error:
+        except BaseException as error:
             self.close_descriptors()
-            raise _start_error(executable, error) from error
+            if isinstance(error, OSError):
+                raise _start_error(executable, error) from error
+            raise
         finally:
             for fd in theirs:
                 os.close(fd)

@@ -56,7 +56,7 @@ class ProcessBackend(Backend):
     def __init__(
         self,
         *,
-        executable: str | None = None,
+        executable: str | os.PathLike[str] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         context_vars: Sequence[ContextVar[Any]] = (),

@@ -83,7 +83,7 @@ class Pool(Calls):
         inner_max_num_threads: int | None = None,
         on_cancel: OnCancel | None = None,
         context_vars: Sequence[ContextVar[Any]] = (),
-        executable: str | None = None,
+        executable: str | os.PathLike[str] | None = None,
         nice: int | None = None,
         max_nbytes: int | str | None = "1M",
         mmap_mode: MmapMode = "r",

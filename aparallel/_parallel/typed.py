@@ -48,7 +48,7 @@ class PoolSettings(TypedDict, total=False):
     inner_max_num_threads: int | None
     on_cancel: OnCancel | None
     context_vars: Sequence[ContextVar[Any]]
-    executable: str | None
+    executable: str | os.PathLike[str] | None
     nice: int | None
     max_nbytes: int | str | None
     mmap_mode: MmapMode
