@@ -87,9 +87,10 @@ class TestLines:
         assert printed.out.count("\n") == (2 if where == "out" else 0)
         assert printed.err.count("\n") == (2 if where == "err" else 0)
 
-    def test_a_program_without_a_console_runs_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("progress", [False, True])
+    def test_a_program_without_a_console_runs_on(self, monkeypatch: pytest.MonkeyPatch, progress: bool) -> None:
         monkeypatch.setattr(sys, "stderr", None)
-        reporter = Reporter(1, 1, False, 2)
+        reporter = Reporter(1, 1, progress, 2)
         reporter.advance(1)
         reporter.close(failed=False)
 

@@ -56,7 +56,8 @@ class Reporter:
         self._done = 0
         self._total = total
         self._lines = _Lines(name, n_jobs, verbose, stream, clock) if verbose > 0 else None
-        self._bar = load_tqdm()(desc=name, total=total, file=stream) if progress is True else None
+        has_console = stream is not None or sys.stderr is not None
+        self._bar = load_tqdm()(desc=name, total=total, file=stream) if progress is True and has_console else None
         self._function = _Function(progress) if callable(progress) else None
         # Compared with None: a bar without a total has no truth value.
         self._silent = self._lines is None and self._bar is None and self._function is None
