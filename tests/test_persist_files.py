@@ -639,7 +639,7 @@ def _pickle_of(data: bytes) -> bytes:
 # Progress
 
 
-@pytest.mark.parametrize("use", ["dump", "dumps", "dump_chunks", "async file", "load", "loads", "load chunks"])
+@pytest.mark.parametrize("use", ["dump", "dumps", "dump_chunks", "async file", "load", "map", "loads", "load chunks"])
 async def test_progress_tells_bytes_and_ends_with_all_of_them(use: str, tmp_path: pathlib.Path) -> None:
     told: list[tuple[int, int | None]] = []
     loop_thread = threading.get_ident()
@@ -664,6 +664,7 @@ async def test_progress_tells_bytes_and_ends_with_all_of_them(use: str, tmp_path
         "dump_chunks": lambda: _collected(dump_chunks(NEW, progress=progress)),
         "async file": lambda: dump(NEW, File(), progress=progress),
         "load": lambda: load(path, progress=progress),
+        "map": lambda: load(path, "r", progress=progress),
         "loads": lambda: loads(path.read_bytes(), progress=progress),
         "load chunks": lambda: load(chunks(), progress=progress),
     }
@@ -705,8 +706,10 @@ async def test_what_progress_raises_stops_the_dump(path: pathlib.Path) -> None:
     def progress(done: int, total: int | None) -> None:
         raise LookupError("enough")
 
-    with pytest.raises(LookupError, match="enough"):
-        await dump(NEW, path, progress=progress)
+    for obj in (NEW, [1]):  # of a short one, the end is all that is told
+        with pytest.raises(LookupError, match="enough"):
+            await dump(obj, path, progress=progress)
+        assert is_old(path)
     with pytest.raises(TypeError, match="progress"):
         await dump(NEW, path, progress="yes")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="coroutine function"):

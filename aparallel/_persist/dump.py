@@ -105,8 +105,8 @@ async def dump(
             more while they are written.
         progress: True for tqdm's bar, or a function of (bytes written, total or None), called on the loop.
 
-    Cancellation: the thread stops at its next slice, usually within milliseconds, and is waited for. A path is as it
-    was; what went to another kind of target stays there.
+    Cancellation, and what *progress* raises: the thread stops at its next slice, usually within milliseconds, and is
+    waited for. A path is as it was, unless it had just been replaced; what went to another kind of target stays there.
 
     Raises:
         UnpicklableObjectError: *obj* or a part of it cannot be pickled.
@@ -193,10 +193,14 @@ def dump_to_path(
         Stopped: *stop* was set; the file is as it was.
         Exception: as :func:`dump`.
     """
-    stop = stop or Stop()
+    stop, meter = stop or Stop(), meter or Meter()
     try:
         with replacing(path, durable=options.durable, stop=stop) as sink:
-            return _dump(obj, sink, options, stop, meter or Meter())
+            size = _dump(obj, sink, options, stop, meter)
+            sink.flush()
+            meter.tell_all()
+            stop.check()
+        return size
     except OSError as error:
         # Errors of writing have no name, and those of opening the one aside, which says nothing to the caller.
         error.filename = path

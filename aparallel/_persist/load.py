@@ -285,6 +285,7 @@ class _Loading:
             content = map_container(
                 file, options.mmap_mode, reading, self._stop, verify=options.verify, size=source.size
             )
+            self._meter.of = lambda: source.size or 0
         else:
             content = read_container(source, reading, whole=whole)
         with contextlib.closing(content):

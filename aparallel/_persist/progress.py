@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 from aparallel._ground.bars import checked_progress, load_tqdm
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._ground.bars import Bar, ProgressOption
+    from aparallel._ground.stoppable import Stop
 
 
 class Meter:
@@ -19,13 +22,15 @@ class Meter:
     Attributes:
         of: tells the bytes done; set by the thread, called on the loop.
         total: how many there are, or None while nobody knows.
+        tell_all: called by the thread when all is done that may still be undone; waits until the user was told.
     """
 
-    __slots__ = ("of", "total")
+    __slots__ = ("of", "tell_all", "total")
 
     def __init__(self, total: int | None = None) -> None:
         self.of: Callable[[], int] = lambda: 0
         self.total = total
+        self.tell_all: Callable[[], None] = lambda: None
 
     @property
     def done(self) -> int:
@@ -43,6 +48,7 @@ class Progress:
         self._fn = fn
         self._bar = bar
         self._given: tuple[int, int | None] = (0, None)
+        self._failure: BaseException | None = None
 
     @classmethod
     async def opened(cls, progress: ProgressOption, name: str) -> Progress:
@@ -61,6 +67,38 @@ class Progress:
         if self._fn is None and self._bar is None:
             return None
         return lambda: self.advance(meter.done, meter.total)
+
+    def telling(self, meter: Meter, stop: Stop) -> Callable[[], None]:
+        """Return :attr:`Meter.tell_all` for *meter*, whose thread *stop* stops.
+
+        What the user's function raises stops the thread, and is for :meth:`raise_failure`.
+        """
+        loop = asyncio.get_running_loop()
+
+        def finish(told: threading.Event) -> None:
+            try:
+                self.finish(meter.done)
+            except BaseException as error:
+                self._failure = error
+                stop.set()
+            finally:
+                told.set()
+
+        def tell() -> None:
+            told = threading.Event()
+            loop.call_soon_threadsafe(finish, told)
+            told.wait()
+
+        return tell
+
+    def raise_failure(self) -> None:
+        """Raise what has stopped the thread, if that was the user's function."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it refers to this frame
 
     def advance(self, done: int, total: int | None = None) -> None:
         """Take note that *done* bytes of *total* are done."""

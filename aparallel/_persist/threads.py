@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.handover import Inflow
-from aparallel._ground.stoppable import Stop, ended, in_stoppable_thread
+from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread
 from aparallel._ground.threads import start_apart
 from aparallel._persist.progress import Meter, Progress
 
@@ -112,11 +112,15 @@ async def in_thread_with(
     apart = file is not None and not isinstance(file, io.BytesIO)
     stop, meter = Stop(), Meter()
     reporter = await Progress.opened(progress, name)
+    watching = reporter.watching(meter)
+    if watching is not None:
+        meter.tell_all = reporter.telling(meter, stop)
     try:
-        result = await in_stoppable_thread(
-            lambda: work(stop, meter), stop.set, meanwhile=reporter.watching(meter), apart=apart
-        )
+        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=watching, apart=apart)
         reporter.finish(meter.done)
+    except Stopped:
+        reporter.raise_failure()
+        raise
     finally:
         reporter.close()
     return result
