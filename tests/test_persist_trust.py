@@ -501,6 +501,36 @@ async def test_chains_of_what_is_freed_at_once_are_refused_if_they_are_long(name
             await loads(b"\x80\x04" + before + CHAINS[name](length) + b".", trusted=[])
 
 
+def dtype_of_fields(levels: int) -> bytes:
+    head = b"cnumpy\ndtype\n\x8c\x02V8\x89\x88\x87R(K\x03\x8c\x01|N\x8c\x01a\x85}\x8c\x01a"
+    inner = b"cnumpy\ndtype\n\x8c\x02f8\x89\x88\x87R(K\x03\x8c\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return head * levels + inner + b"K\x00\x86sK\x08K\x01K\x10tb" * levels
+
+
+async def test_data_types_of_many_levels_are_refused() -> None:
+    expected: Any = np.dtype("f8")
+    for _ in range(20):
+        expected = np.dtype([("a", expected)])
+    assert await loads(b"\x80\x04" + dtype_of_fields(20) + b".", trusted=[]) == expected
+    # With 100,000 levels, to compare two kills the process.
+    data = b"\x80\x04}(" + (dtype_of_fields(1_000) + b"N") * 2 + b"u."
+    with pytest.raises(UntrustedTypeError, match="levels of fields within fields"):
+        await loads(data, trusted=[])
+    assert (await inspect(io.BytesIO(data))).untrusted == ("numpy.dtype",)
+
+
+async def test_pickles_within_pickles_have_an_end() -> None:
+    wrapper = (
+        b"\x80\x03cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}(X\x05\x00\x00\x00shapeK\x01\x85"
+        b"X\x05\x00\x00\x00dtypecnumpy\ndtype\nX\x02\x00\x00\x00O8\x89\x88\x87R"
+        b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftbub"
+    )
+    data = wrapper * 3_000 + b"\x80\x03N." + b"." * 3_000
+    for use in (lambda: loads(data, trusted=[]), lambda: inspect(io.BytesIO(data))):
+        with pytest.raises(CorruptFileError, match="pickles within pickles"):
+            await use()
+
+
 async def test_a_long_chain_of_calls_is_judged_in_time() -> None:
     data = b"\x80\x04cbuiltins\nobject\n" + b")R" * 30_000 + b"."
     started = time.perf_counter()

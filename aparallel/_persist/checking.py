@@ -16,6 +16,7 @@ from aparallel._persist.guard import Guard
 from aparallel._persist.tokens import Look, needed_look
 from aparallel._persist.walk import Walk
 from aparallel._persist.window import Window
+from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,5 +75,13 @@ def walk(
     Args:
         read: gives the next bytes.
         skip: goes past bytes, and past the end without a word; None if they must be read.
+
+    Raises:
+        CorruptFileError: it is no pickle, or one that no pickler makes.
     """
-    Walk(Window(read, stop, skip), watcher).run()
+    try:
+        Walk(Window(read, stop, skip), watcher).run()
+    except RecursionError:
+        raise CorruptFileError(
+            "its pickle has pickles within pickles, more of them than Python can go through"
+        ) from None

@@ -60,11 +60,28 @@ def stated_dtype(made: np.dtype[Any], state: Any) -> np.dtype[Any]:
     if not (isinstance(state, tuple) and len(state) in (8, 9) and state[0] in (3, 4)):
         raise WrongDtype("has a state of a form that is not known")
     try:
-        return _stated(made, state)
+        found = _stated(made, state)
     except WrongDtype:
         raise
     except Exception as error:
         raise WrongDtype(f"has a state that cannot be: {error}") from error
+    if _levels(found, {}) > _MOST_LEVELS:
+        raise WrongDtype(f"has more than {_MOST_LEVELS} levels of fields within fields")
+    return found
+
+
+# NumPy calls itself for each, to hash, to compare and to print a data type, and looks at no limit.
+_MOST_LEVELS = 64
+
+
+def _levels(found: np.dtype[Any], known: dict[int, int]) -> int:
+    """How many levels of data types there are; *known* is by identity, as one may be in many places."""
+    if id(found) not in known:
+        parts = [field[0] for field in (found.fields or {}).values()]
+        if found.subdtype is not None:
+            parts.append(found.subdtype[0])
+        known[id(found)] = 1 + max((_levels(part, known) for part in parts), default=0)
+    return known[id(found)]
 
 
 def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
