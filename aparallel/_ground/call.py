@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Sized
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
 _partial = functools.partial  # a lookup less, for what runs once per call
 
@@ -54,6 +56,47 @@ else:
 
         def __repr__(self) -> str:
             return f"Call({describe(self)})"
+
+
+# To iterate over these runs nobody's code, so it does not matter when that is done.
+_QUIET = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
+
+
+class MappedCalls:
+    """Calls of one function with successive items of iterables, which end with the shortest.
+
+    To whoever does not know it, it is an iterator of calls. An encoder may take many items at a time, and make no calls
+    of them, where nothing can see the difference.
+
+    Attributes:
+        func: the function.
+        has_one_argument: items are arguments; else they are tuples of them.
+        is_quiet: to draw items ahead runs nobody's code.
+        total: how many there are, if that is known.
+    """
+
+    def __init__(self, fn: Callable[..., Any], iterables: Sequence[Iterable[Any]]) -> None:
+        self.func = fn
+        self.has_one_argument = len(iterables) == 1
+        self.is_quiet = all(type(iterable) in _QUIET for iterable in iterables)
+        lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
+        self.total = min(lengths) if len(lengths) == len(iterables) else None
+        self._items: Iterator[Any] = iter(iterables[0]) if self.has_one_argument else zip(*iterables, strict=False)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Call[Any]:
+        item = next(self._items)
+        return Call(self.func, item) if self.has_one_argument else Call(self.func, *item)
+
+    def take(self, count: int) -> list[Any]:
+        """Return the next *count* items, or as many as there are."""
+        return list(islice(self._items, count))
+
+    def put_back(self, items: list[Any]) -> None:
+        """Have *items* come next, again."""
+        self._items = chain(items, self._items)
 
 
 @overload

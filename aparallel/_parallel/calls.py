@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from aparallel._ground.awaiting import coroutine_method
-from aparallel._ground.call import Call, close_coroutines, is_function, not_a_function
+from aparallel._ground.call import Call, MappedCalls, close_coroutines, is_function, not_a_function
 from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import is_iterable, single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
@@ -421,7 +421,7 @@ class Calls:
                 )
                 close_coroutines(iterables)
                 raise error
-        calls = (Call(fn, *args) for args in zip(*iterables, strict=False))
+        calls = MappedCalls(fn, iterables)
         return cast("list[Any]", await self._runner.gather(calls, self._resolve(options), return_exceptions))
 
     def _resolve(self, options: dict[str, Any]) -> Options:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._ground.awaiting import Announced
 from aparallel._ground.bars import load_tqdm
-from aparallel._ground.call import Call, close_coroutines, wrong_item
+from aparallel._ground.call import Call, MappedCalls, close_coroutines, wrong_item
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
@@ -87,7 +87,9 @@ class Flow(Queue):
         self._return_exceptions = return_exceptions
         workers = self.most_workers(workers)
         self._pre_dispatch = options.pre_dispatch.of(workers)
-        self._total = len(source) if isinstance(source, Sized) else None
+        self._total = (
+            len(source) if isinstance(source, Sized) else source.total if type(source) is MappedCalls else None
+        )
         self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)
         self._retries = options.retries
         self._attempts: dict[int, int] = {}

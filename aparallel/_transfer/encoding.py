@@ -8,7 +8,7 @@ from itertools import chain, islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aparallel._ground.call import Call, name_of, wrong_item
+from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, MANY_FUNCTIONS, NAMED, Functions, PickledFunction
@@ -29,7 +29,7 @@ from aparallel.abc import Drawn, Encoder, Moments
 from aparallel.errors import SharedMemoryError, SharingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextvars import ContextVar
 
     from aparallel._transfer.out_of_band import Marker
@@ -55,6 +55,8 @@ _HOLD_SECONDS = 0.001
 
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
+# And after so many plain arguments of one function.
+_MAPPED_EVERY = 512
 
 
 class _Held(NamedTuple):
@@ -103,6 +105,10 @@ def _plain_with_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[A
         if type(name) is not str or (kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT)):
             return None
     return {UNNAMED: args, **keywords}
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    return _NUMBERS.issuperset(map(type, values))
 
 
 def _with_references(pieces: Sequence[bytes | memoryview], references: list[Any]) -> bytes | Shipment:
@@ -160,6 +166,8 @@ class ProcessEncoder(Encoder):
         deadline = time.monotonic() + seconds
         while self._held and drawn.count < limit and time.monotonic() < deadline:
             self._draw_held(min(limit - drawn.count, _CLOCK_EVERY), drawn)
+        if type(calls) is MappedCalls and calls.is_quiet:
+            self._draw_mapped(calls, limit, deadline, drawn)
         if not self._held:
             self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
         room = limit - drawn.count - 1
@@ -281,6 +289,22 @@ class ProcessEncoder(Encoder):
                 if time.monotonic() > deadline:
                     break
         drawn.count = index - first
+
+    def _draw_mapped(self, calls: MappedCalls, limit: int, deadline: float, drawn: Drawn) -> None:
+        """Draw as long as items are plain, and make no calls of them. What comes then is drawn as calls are."""
+        if self._variables or self._returned or self._held:
+            return
+        try:
+            payloads = drawn.group_for(self._function(calls.func))
+        except Exception:  # TooLarge, or what is told when it is drawn as a call
+            return
+        while drawn.count < limit and time.monotonic() < deadline:
+            items = calls.take(min(limit - drawn.count, _MAPPED_EVERY))
+            if not _are_plain(items if calls.has_one_argument else chain.from_iterable(items)):
+                calls.put_back(items)
+                return
+            payloads += items
+            drawn.count += len(items)
 
     def _begin_moment(self) -> None:
         """What a call carries that is drawn now may have changed since the one before."""
