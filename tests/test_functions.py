@@ -764,6 +764,30 @@ def test_objects_of_main_go_and_come_back_whatever_makes_their_slots(tmp_path: P
     run_script(tmp_path, body)
 
 
+def test_a_metaclass_of_main_that_gives_slots_is_left_to_give_them(tmp_path: Path) -> None:
+    body = """
+    class Slotted(type):
+        def __new__(cls, name, bases, namespace):
+            if "__slots__" in namespace:
+                raise TypeError("they are not for the class to say")
+            return super().__new__(cls, name, bases, {**namespace, "__slots__": ("x",)})
+
+    class Point(metaclass=Slotted):
+        def __init__(self, x):
+            self.x = x
+
+    def same(point):
+        return point
+
+    async def main():
+        async with Pool(1) as pool:
+            print((await pool.run(same, Point(3))).x)
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "3\n"
+
+
 def test_generic_functions_of_main_travel(tmp_path: Path) -> None:
     body = """
     @functools.singledispatch

@@ -7,10 +7,11 @@ import io
 import marshal
 import os
 import sys
+from abc import ABCMeta
 from collections import ChainMap
 from contextvars import Context, ContextVar
 from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
@@ -167,12 +168,16 @@ def _reduce_code(code: CodeType) -> _Reduced:
         return builder, (*parts[:_FILENAME], code.co_filename, *parts[_FILENAME + 1 :])
 
 
+# What makes a class and takes the slots that it says; others may refuse them, or give their own.
+_PLAIN_MAKERS = frozenset({type.__new__, ABCMeta.__new__, type(Protocol).__new__})
+
+
 def _with_slots(kind: type, reduced: Any) -> Any:
     """Have a class rebuilt with its slots: without them, as cloudpickle does it, its objects cannot come back."""
     slots = kind.__dict__.get("__slots__")
     if slots is None or reduced is NotImplemented or reduced[0] is not cloudpickle.cloudpickle._make_skeleton_class:
         return reduced
-    if NamedTuple in kind.__dict__.get("__orig_bases__", ()):  # which gives them to its classes itself
+    if type(kind).__new__ not in _PLAIN_MAKERS or NamedTuple in kind.__dict__.get("__orig_bases__", ()):
         return reduced
     builder, (constructor, name, bases, namespace, *more), *rest = reduced
     return builder, (constructor, name, bases, {**namespace, "__slots__": slots}, *more), *rest
