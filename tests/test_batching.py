@@ -62,7 +62,20 @@ def test_drawing_ahead_keeps_every_worker_fed_and_memory_bounded(
 
 @pytest.mark.parametrize(
     ("value", "limit"),
-    [("auto", None), (1, 1), (7, 7), ("2*n_jobs", 8), ("n_jobs", 4), ("n_jobs * 3", 12), (" 1.5 * n_jobs ", 6)],
+    [
+        ("auto", None),
+        (1, 1),
+        (7, 7),
+        ("2*n_jobs", 8),
+        ("n_jobs", 4),
+        ("n_jobs * 3", 12),
+        (" 1.5 * n_jobs ", 6),
+        ("n_jobs + 1", 5),
+        ("2 * (n_jobs - 1) // 4", 1),
+        ("10 % n_jobs + n_jobs / 3", 3),
+        ("--n_jobs", 4),
+        ("12", 12),
+    ],
 )
 def test_pre_dispatch_is_read_as_in_joblib(value: Any, limit: int | None) -> None:
     assert parse_pre_dispatch(value).of(4) == limit
@@ -74,7 +87,14 @@ def test_pre_dispatch_all_is_no_limit() -> None:
     assert limit > 10**15
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "0*n_jobs", "__import__('os')", "2*m_jobs", None, ""])
+BAD: list[Any] = [
+    0, -1, True, 1.5, "0*n_jobs", "__import__('os')", "2*m_jobs", None, "", "2*n_jobs)", "9**9**9", "n_jobs.real",
+    "1 if n_jobs else 2", "'a'*n_jobs", "1j*n_jobs", "1/(n_jobs-4)", "1e400*n_jobs", "(" * 500, "1+" * 20_000 + "1",
+    "\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", BAD)
 def test_a_bad_pre_dispatch_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="pre_dispatch="):
         parse_pre_dispatch(value).of(4)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from traveling import by_value
 
-from aparallel import Pool
+from aparallel import Pool, delayed
 from aparallel._ground.call import Call, MappedCalls
 from aparallel._transfer import encoding
 from aparallel._transfer.functions import Functions
@@ -68,6 +68,27 @@ def fail_at(number: int) -> int:
     if number == 1500:
         raise LookupError(number)
     return number
+
+
+class DataSet:
+    """As those of PyTorch are: it has items by number, and nothing to iterate with."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.items[number]
+
+
+async def test_items_may_be_had_by_number_only() -> None:
+    async with Pool(2) as pool:
+        found: Any = DataSet([*range(100)])
+        assert await pool.map(abs, found) == list(range(100))
+        calls: Any = DataSet([delayed(abs)(-x) for x in range(100)])
+        assert await pool.gather(calls) == list(range(100))
 
 
 async def test_failures_are_where_they_were() -> None:

@@ -19,4 +19,5 @@ From what users write down to what workers are given; each uses only those below
     options, settings, policy     what was asked of a gather, of a pool and of a call that is to stop, checked
     typed                         what may be asked, as type checkers see it
     parsing, kinds, batching, lifetime    single rules that they share
+    expressions                           arithmetic in one of them
 """

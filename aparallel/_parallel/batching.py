@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
@@ -38,8 +37,6 @@ UNREAD_BYTES = 32 * 1024 * 1024
 _NUMBERS = frozenset({int, float, bool, type(None)})
 # So many containers in one another are looked into.
 _DEEPEST = 4
-
-_EXPRESSION = r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?n_jobs\s*(?:\*\s*(\d+(?:\.\d+)?)\s*)?"
 
 
 def calls_per_message(seconds: float | None, budget: float, share: int, batch_size: int | None) -> int:
@@ -122,12 +119,12 @@ class DrawLimit(NamedTuple):
     """How many calls may be drawn and not finished: a hard limit, or none.
 
     Attributes:
-        calls: how many, in all or for each worker; None for no hard limit.
-        each: it is for each worker.
+        calls: how many, in all; None for no hard limit, or for *expression*.
+        expression: what it is of so many workers.
     """
 
-    calls: float | None = None
-    each: bool = False
+    calls: int | None = None
+    expression: str | None = None
 
     def of(self, n_jobs: int) -> int | None:
         """Return the limit for so many workers, in calls.
@@ -135,12 +132,19 @@ class DrawLimit(NamedTuple):
         Raises:
             ValueError: it is less than one call.
         """
-        if self.calls is None:
-            return None
-        limit = self.calls * n_jobs if self.each else self.calls
-        if limit < 1 or limit == inf:
-            text = f"'{self.calls:g}*n_jobs'" if self.each else f"{self.calls:g}"
-            raise ValueError(f"pre_dispatch={text} is {limit:g} calls; at least one must be drawn for any to run.")
+        if self.expression is None:
+            return self.calls
+        from aparallel._parallel.expressions import evaluate
+
+        try:
+            limit = evaluate(self.expression, n_jobs)
+        except ArithmeticError as error:
+            raise ValueError(f"pre_dispatch={self.expression!r} with n_jobs={n_jobs} is no number: {error}.") from None
+        if not 1 <= limit < inf:
+            raise ValueError(
+                f"pre_dispatch={self.expression!r} with n_jobs={n_jobs} is {limit:g} calls; at least one must be drawn "
+                f"for any to run."
+            )
         return int(limit)
 
 
@@ -155,13 +159,25 @@ def parse_pre_dispatch(value: PreDispatch) -> DrawLimit:
             return DrawLimit()
         if value == "all":
             return DrawLimit(1 << 62)
-        if found := re.fullmatch(_EXPRESSION, value):
-            return DrawLimit(float(found[1] or 1) * float(found[2] or 1), each=True)
-    elif (calls := whole_number(value)) is not None:
+        if _is_arithmetic(value):
+            return DrawLimit(expression=value)
+    elif (calls := whole_number(value)) is not None and calls >= 1:
         return DrawLimit(calls)
     raise ValueError(
-        f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls, or an expression like '2*n_jobs'."
+        f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls from 1 on, or an expression like '2*n_jobs'."
     )
+
+
+def _is_arithmetic(text: str) -> bool:
+    from aparallel._parallel.expressions import evaluate
+
+    try:
+        evaluate(text, 1)
+    except SyntaxError:
+        return False
+    except ArithmeticError:  # with another number of workers it may have a value
+        return True
+    return True
 
 
 def parse_batch_size(value: BatchSize) -> int | None:

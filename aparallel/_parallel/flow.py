@@ -353,8 +353,13 @@ class GatherFlow(Flow):
 
 
 def is_iterable(thing: object) -> bool:
-    """Whether *thing* gives items. A future does not, though it has an ``__iter__`` from before there was ``await``."""
-    return isinstance(thing, Iterable) and not isinstance(thing, asyncio.Future)
+    """Whether *thing* gives items, if only by number, as data sets do.
+
+    A future does not, though it has an ``__iter__`` from before there was ``await``.
+    """
+    if isinstance(thing, asyncio.Future):
+        return False
+    return isinstance(thing, Iterable) or (hasattr(type(thing), "__getitem__") and hasattr(type(thing), "__len__"))
 
 
 def single_source(calls: tuple[Any, ...]) -> Source:
