@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import types
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
@@ -69,6 +72,15 @@ async def test_a_future_and_any_iterator_may_be_awaited_so() -> None:
     assert told.times == 2
 
 
+async def test_a_generator_that_is_a_coroutine_may_be_awaited_so() -> None:
+    @types.coroutine
+    def steps() -> Generator[Any, Any, int]:
+        yield from asyncio.sleep(0).__await__()
+        return 6
+
+    assert await Announced(steps(), Told()) == 6
+
+
 @pytest.mark.parametrize("goes_on", [False, True])
 async def test_cancelling_reaches_what_is_awaited(goes_on: bool) -> None:
     begun = asyncio.Event()
@@ -97,6 +109,35 @@ async def test_cancelling_reaches_what_is_awaited(goes_on: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     assert seen == ["cancelled"]
+
+
+async def test_what_a_cancelled_source_refers_to_is_gone_with_it() -> None:
+    class Kept:
+        pass
+
+    async def source(kept: Kept) -> AsyncIterator[Any]:
+        yield delayed(abs)(1)
+        begun.set()
+        await asyncio.sleep(60)
+        raise AssertionError(kept)
+
+    begun = asyncio.Event()
+    kept = Kept()
+    alive = weakref.ref(kept)
+    gc.disable()
+    try:
+        async with Pool(1, backend="inline") as pool:
+            gathering = asyncio.create_task(pool.gather(source(kept)))
+            del kept
+            await begun.wait()
+            gathering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gathering
+            del gathering
+            await asyncio.sleep(0)
+            assert alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_plain_iterator_that_is_cancelled_is_left() -> None:

@@ -45,24 +45,25 @@ class Announced(Generic[T]):
         self._before = before
 
     def __await__(self) -> Generator[Any, Any, T]:
-        steps: Any = self._thing.__await__()
+        # A generator that types.coroutine made awaitable has no __await__, and is what is stepped through itself.
+        steps: Any = getattr(self._thing, "__await__", lambda: self._thing)()
         try:
             signal = next(steps)
         except StopIteration as end:
             return cast("T", end.value)
         self._before()
-        # From here on as ``yield from`` does it, which cannot begin with what has come already.
+        # From here on as ``yield from`` does it, which cannot begin with what has come already. An error is thrown on
+        # where it is handled: kept for later, it would be in a cycle with this frame.
         while True:
             try:
-                sent = yield signal
-            except BaseException as error:
-                if not hasattr(steps, "throw"):  # no generator, but any iterator
-                    raise
-                step = functools.partial(steps.throw, error)
-            else:
-                step = functools.partial(next, steps) if sent is None else functools.partial(steps.send, sent)
-            try:
-                signal = step()
+                try:
+                    sent = yield signal
+                except BaseException as error:
+                    if not hasattr(steps, "throw"):  # no generator, but any iterator
+                        raise
+                    signal = steps.throw(error)
+                else:
+                    signal = next(steps) if sent is None else steps.send(sent)
             except StopIteration as end:
                 return cast("T", end.value)
 
