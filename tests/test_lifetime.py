@@ -450,6 +450,44 @@ def test_a_forked_copy_of_the_caller_that_ends_leaves_the_workers_alone(end: str
     assert "unaffected" in done.stdout
 
 
+FORKS_WHILE_READING = """
+import asyncio, builtins, os, stat
+from aparallel import Pool, delayed
+def is_held(fd):
+    try:
+        kind = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISSOCK(kind) or stat.S_ISFIFO(kind)
+before = {fd for fd in range(100) if is_held(fd)}
+class Forks:
+    def __reduce__(self):
+        return eval, ("fork()",)
+def make():
+    return Forks(), "x" * 50_000
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(map(is_held, set(range(100)) - before - in_use)))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+builtins.fork = fork
+async def main():
+    global in_use
+    in_use = {fd for fd in range(100) if is_held(fd)}
+    async with Pool(3) as pool:
+        await pool.warm_up()
+        print("held:", (await pool.run(make))[0])
+asyncio.run(main())
+"""
+
+
+def test_a_copy_forked_while_a_result_is_read_lets_go_of_all_workers() -> None:
+    done = run_script(FORKS_WHILE_READING)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == "held: 0\n"
+
+
 KILLED = """
 import asyncio, os, subprocess, sys, time
 from aparallel import Pool

@@ -83,7 +83,9 @@ class Outbox:
             if ring is not None:
                 ring.close()
         self.head.release()
-        self._memory.close()
+        # It is unmapped when the last view has gone. A forked copy may have one for ever: of a thread that was just
+        # reading from a ring.
+        del self.write, self._memory
 
     def clear(self) -> None:
         """Have :attr:`write` begin again at the first outcome."""
