@@ -272,6 +272,20 @@ async def test_large_results_of_a_worker_that_dies_right_after_them_are_kept(poo
     assert await pool.run(same, data[0]) == data[0]
 
 
+@on_one_loop
+async def test_an_idle_worker_keeps_nothing_of_the_arguments_of_its_last_call(pool: Pool) -> None:
+    def anonymous_kb(process: int) -> int:
+        with open(f"/proc/{process}/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+    process = await pool.run(os.getpid)
+    before = anonymous_kb(process)
+    assert await pool.run(len, b"x" * 100_000_000) == 100_000_000
+    async with asyncio.timeout(10):  # it frees them once it has told the outcome
+        while anonymous_kb(process) > before + 50_000:  # noqa: ASYNC110 (another process frees it)
+            await asyncio.sleep(0.001)
+
+
 @by_value
 def wait_for(path: str, value: Any) -> Any:
     Path(path + ".started").touch()

@@ -128,7 +128,7 @@ class _Worker:
             while frame := self.waiting.popleft() if self.waiting else self._next_frame():
                 if frame.kind == frames.CALLS:
                     self._run(frame)
-                    frame.loans = {}
+                    del frame  # what it brought must not live on in a worker that waits
                     self._tell_memory()
                 elif frame.kind == frames.SETUP and not self._set_up(frame.control):
                     return
