@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import inspect
 import io
-import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +17,10 @@ from aparallel._ground.stoppable import Stop, Stopped, ended
 from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import CallableSink, FileSink, replacing
+from aparallel._persist.given import path_of
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter, Progress
-from aparallel._persist.threads import in_thread_with
+from aparallel._persist.running import in_thread_with
 from aparallel.errors import AparallelError, UnpicklableObjectError
 
 if TYPE_CHECKING:
@@ -345,12 +345,3 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
         f"or say in its __reduce__ or __getstate__ how to make it anew.",
         type_name=name,
     )
-
-
-def path_of(target: object) -> str | None:
-    """Return *target* as a path if it is one: text or an ``os.PathLike``, but not bytes, which may be content."""
-    if isinstance(target, str):
-        return target
-    if isinstance(target, os.PathLike):
-        return os.fsdecode(os.fspath(target))
-    return None

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.dump import path_of
+from aparallel._persist.given import OnLoop, path_of, reader_of
 from aparallel._persist.load import named, open_regular
-from aparallel._persist.threads import OnLoop, in_thread_with, reader_of, serve_thread
+from aparallel._persist.running import in_thread_with, serve_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.sharing import check_mmap_mode
 from aparallel._ground.stoppable import Stop
-from aparallel._persist.dump import path_of
+from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter
-from aparallel._persist.threads import OnLoop, in_thread_with, reader_back, reader_of, serve_thread
+from aparallel._persist.running import in_thread_with, serve_thread
 from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
 
 if TYPE_CHECKING:

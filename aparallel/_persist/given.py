@@ -1,24 +1,25 @@
-"""Runs the work of load and inspect in a thread, and reads for it on the event loop what only the loop can read."""
+"""What users give to read from or write to: paths, files, and what is read on the event loop."""
 
 from __future__ import annotations
 
 import inspect
 import io
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.awaiting import is_coroutine_function
-from aparallel._ground.handover import Inflow
-from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread
-from aparallel._ground.threads import start_apart
-from aparallel._persist.progress import Meter, Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from aparallel._ground.bars import ProgressOption
 
-T = TypeVar("T")
+def path_of(target: object) -> str | None:
+    """Return *target* as a path if it is one: text or an ``os.PathLike``, but not bytes, which may be content."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, os.PathLike):
+        return os.fsdecode(os.fspath(target))
+    return None
 
 
 class OnLoop:
@@ -98,55 +99,3 @@ def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
         return b""
 
     return read
-
-
-async def in_thread_with(
-    work: Callable[[Stop, Meter], T], progress: ProgressOption, name: str, *, file: Any = None
-) -> T:
-    """Run *work* in a thread until it is done or the caller is cancelled, and tell its progress.
-
-    Args:
-        file: the user's own that is read or written, if one is.
-    """
-    # Who reads a pipe may wait for who writes to it, and must not have the thread that he needs.
-    apart = file is not None and not isinstance(file, io.BytesIO)
-    stop, meter = Stop(), Meter()
-    reporter = await Progress.opened(progress, name)
-    watching = reporter.watching(meter)
-    if watching is not None:
-        meter.tell_all = reporter.telling(meter, stop)
-    try:
-        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=watching, apart=apart)
-        reporter.finish(meter.done)
-    except Stopped:
-        reporter.raise_failure()
-        raise
-    finally:
-        reporter.close()
-    return result
-
-
-async def serve_thread(
-    source: OnLoop, work: Callable[[Callable[[int], Any], Stop, Meter], T], progress: ProgressOption
-) -> T:
-    """Run *work* in a thread that reads a source of the loop's through us, in the caller's task."""
-    reporter = await Progress.opened(progress, "load")
-    inflow, stop, meter = Inflow(), Stop(), Meter()
-
-    async def read(size: int) -> Any:
-        chunk = await source.give(size)
-        reporter.advance(meter.done, meter.total)
-        return chunk
-
-    running = start_apart(lambda: work(inflow.ask, stop, meter))
-    running.add_done_callback(lambda _: inflow.finish())
-    try:
-        await inflow.serve(read)
-        result = running.result()
-        reporter.finish(meter.done)
-        return result
-    finally:
-        stop.set()
-        inflow.close()
-        await ended(running)
-        reporter.close()
