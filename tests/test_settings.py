@@ -185,3 +185,8 @@ def test_the_settings_of_a_web_pool_can_be_looked_up() -> None:
     assert web.PoolSettings is PoolSettings
     with pytest.raises(NameError):  # types that only type checkers need are not imported for them
         get_type_hints(PoolSettings)
+
+
+@pytest.mark.parametrize("name", ["run", "submit"])
+def test_help_says_of_a_call_without_a_queue_timeout_that_the_pools_own_holds(name: str) -> None:
+    assert str(inspect.signature(getattr(Pool, name)).parameters["queue_timeout"]).endswith("= <the pool's>")

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 
 class Unset(enum.Enum):
-    """What stands for an option that nobody has set, where None means something."""
+    """What stands for an option that nobody has set, where None means something: the pool's own holds."""
 
     UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "<the pool's>"
 
 
 class HasBackend(Protocol):
