@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from _pickle import dumps, loads
-from _socket import MSG_WAITALL, socket
-from collections import deque
+from _socket import socket
 from time import monotonic_ns
 from types import ModuleType
 
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
 from aparallel._transfer.pickling import pickle, pickle_in_pieces, pickle_plain
-from aparallel._wire import descriptors, frames
+from aparallel._wire import frames
 from aparallel._wire.frames import UNNAMED
 from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
-from aparallel._worker.arrival import Arrival
+from aparallel._worker.incoming import Frame, Incoming
 from aparallel._worker.outgoing import (
     FAILURE,
     IN_SEGMENT,
@@ -35,11 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from aparallel._transfer.borrowing import Loan
     from aparallel._worker.logs import WorkerLogs
     from aparallel._worker.memory import WorkerMemory
 
-# Later than any call, any moment and any size.
+# Later than any moment, and more than any size.
 _NEVER = 1 << 62
 
 # Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
@@ -50,8 +48,6 @@ _PLAIN_LENGTH = 4096
 _MOMENT_NS = 200_000
 # What arguments come as that need no unpickling of their own.
 _ARGUMENTS = _NUMBERS | {str, tuple, dict}
-
-_HEADER_FLAGS = MSG_WAITALL | descriptors.RECEIVE_FLAGS
 
 
 async def _coroutine() -> None: ...
@@ -80,30 +76,13 @@ def main(inherited: list[int]) -> None:
     _Worker(socket(fileno=connection), outbox, *logs).serve()
 
 
-class _Frame:
-    __slots__ = ("control", "first", "kind", "loans", "tail")
-
-    def __init__(self, kind: int, first: int, control: Any, tail: memoryview) -> None:
-        self.kind = kind
-        self.first = first
-        self.control = control
-        self.tail = tail
-        # The shared memory that its calls refer to, until they are done.
-        self.loans: dict[int, Loan] = {}
-
-
 class _Worker:
     def __init__(self, connection: socket, outbox: Outbox, logs: int | None = None) -> None:
         self.connection = connection
-        self.arrival = Arrival(connection)
+        self.incoming = Incoming(connection, self._take_news, self._learn)
         self.outgoing = Outgoing(connection, outbox)
         self.head = outbox.head
         self.ring: Any = outbox.to_worker
-        # Frames that were read while a verdict was awaited.
-        self.waiting: deque[_Frame] = deque()
-        self.verdicts = 0
-        # The lowest call that was taken back since the frame that runs now began.
-        self.void_from = _NEVER
         # A function is kept pickled until its first call: a function that cannot be rebuilt
         # costs the calls that need it and no others.
         self.functions: dict[int, bytes | Callable[..., Any]] = {}
@@ -125,7 +104,7 @@ class _Worker:
 
     def serve(self) -> None:
         try:
-            while frame := self.waiting.popleft() if self.waiting else self._next_frame():
+            while frame := self.incoming.next():
                 if frame.kind == frames.CALLS:
                     self._run(frame)
                     del frame  # what it brought must not live on in a worker that waits
@@ -139,34 +118,21 @@ class _Worker:
                 self.runner.close()
             self.connection.close()
 
-    def _next_frame(self) -> _Frame | None:
-        """Read a frame; take note of a verdict and of shared memory. Return None when the parent has hung up."""
-        while True:
-            header = bytearray(frames.TO_WORKER.size)
-            self.arrival.wait()
-            received, ancillary, _, _ = self.connection.recvmsg_into([header], descriptors.ROOM, _HEADER_FLAGS)
-            if not received or not self._receive_into(memoryview(header)[received:]):
-                return None
-            kind, control_size, tail_size, first = frames.TO_WORKER.unpack(header)
-            control = loads(self._receive(control_size))
-            if kind == frames.SEGMENT:
-                number, sizes = control
-                self._memory().borrower.introduce(number, sizes, descriptors.incoming(ancillary), keep=True)
-            elif kind == frames.MEMORY:
-                self._memory().update(*control)
-                self._tell_memory()
-            else:
-                break
-        if kind == frames.VERDICT:
-            self.verdicts += 1
-        return _Frame(kind, first, control, memoryview(self._receive(tail_size)))
-
     def _memory(self) -> WorkerMemory:
         if self.memory is None:
             from aparallel._worker.memory import WorkerMemory
 
             self.memory = WorkerMemory(self.outgoing.introduce, self._ask_for_room)
         return self.memory
+
+    def _take_news(self, kind: int, news: Any, fds: list[int]) -> None:
+        """The parent tells of shared memory: of a segment of its own, or what is not used there any more."""
+        if kind == frames.SEGMENT:
+            number, sizes = news
+            self._memory().borrower.introduce(number, sizes, fds, keep=True)
+        else:
+            self._memory().update(*news)
+            self._tell_memory()
 
     def _tell_memory(self) -> None:
         """Tell the parent what shared memory is not used here any more."""
@@ -176,36 +142,17 @@ class _Worker:
     def _ask_for_room(self) -> None:
         """Have the parent give back the memory that it keeps for later, and wait until it has."""
         self.outgoing.send(frames.SHORTAGE, ())
-        while self._read_ahead() != frames.RELIEVED:
+        while self.incoming.read_ahead() != frames.RELIEVED:
             pass
 
     def _await_verdict(self) -> int:
         """The parent is taking calls back, or has done so several times: return the number of the first one taken."""
         self.outgoing.flush(self.head[STARTED])
-        while self.verdicts != self.head[RECALLS]:
-            self._read_ahead()
-        return self.void_from
+        while self.incoming.verdicts != self.head[RECALLS]:
+            self.incoming.read_ahead()
+        return self.incoming.void_from
 
-    def _read_ahead(self) -> int:
-        """Read a frame though the calls of another one are not done; return its kind."""
-        frame = self._next_frame()
-        if frame is None:
-            raise ConnectionResetError
-        if frame.kind == frames.VERDICT:
-            self.void_from = min(self.void_from, frame.control)
-            # The parent has taken back the calls of all frames that came before and wait here. Their functions stay:
-            # it counts them as sent.
-            for _ in range(len(self.waiting)):
-                before = self.waiting.popleft()
-                if before.kind == frames.CALLS:
-                    self._learn(before)
-                else:
-                    self.waiting.append(before)
-        elif frame.kind != frames.RELIEVED:
-            self.waiting.append(frame)
-        return frame.kind
-
-    def _learn(self, frame: _Frame) -> int:
+    def _learn(self, frame: Frame) -> int:
         """Take in the functions that a frame brings; return how much of its tail they took."""
         new, forget, _, loans = frame.control
         if loans:
@@ -254,12 +201,12 @@ class _Worker:
         self.outgoing.send(frames.READY, ())
         return True
 
-    def _run(self, frame: _Frame) -> None:
+    def _run(self, frame: Frame) -> None:
         tail, offset = frame.tail, self._learn(frame)
         original, unfinished = self.original, stdio.unfinished
-        outgoing, head, write, verdicts = self.outgoing, self.head, self.outgoing.outbox.write, self.verdicts
+        outgoing, head, write = self.outgoing, self.head, self.outgoing.outbox.write
+        verdicts, void_from = self.incoming.verdicts, self.incoming.void_from
         now = outgoing.begin()
-        void_from = self.void_from = _NEVER
         call, in_ring = frame.first, None
         for number, payloads, self.results in frame.control[2]:
             function = self.functions[number]
@@ -270,7 +217,7 @@ class _Worker:
                 if head[RECALLS] != verdicts:
                     # What an earlier verdict took back stays so: the parent has given it to someone else.
                     void_from = min(void_from, self._await_verdict())
-                    verdicts = self.verdicts
+                    verdicts = self.incoming.verdicts
                     head[STARTED] = now = outgoing.begin()  # it is not this call that took so long
                 if call >= void_from:  # it was taken back, and so were all that follow it
                     outgoing.flush(now)
@@ -405,21 +352,6 @@ class _Worker:
                 variable = self.variables[blob] = loads(blob)
             context.run(variable.set, value)
         return context
-
-    def _receive(self, size: int) -> bytearray:
-        data = bytearray(size)
-        if not self._receive_into(data):
-            raise ConnectionResetError
-        return data
-
-    def _receive_into(self, data: bytearray | memoryview) -> bool:
-        view = memoryview(data)
-        while view:
-            received = self.connection.recv_into(view, len(view), MSG_WAITALL)
-            if not received:
-                return False
-            view = view[received:]
-        return True
 
 
 def _leave_forked_copy() -> None:
