@@ -12,7 +12,7 @@ import pytest
 
 import aparallel
 from aparallel import Pool, delayed
-from aparallel._transfer import encoding, known
+from aparallel._transfer import holding, known
 from aparallel._transfer.lending import Lender, NoDescriptorError
 from aparallel._transfer.stillness import is_inert, is_still
 
@@ -305,7 +305,7 @@ class Checks:
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
-    monkeypatch.setattr(encoding, "_HOLD_SECONDS", 60.0)
+    monkeypatch.setattr(holding, "_HOLD_SECONDS", 60.0)
     return Checks(monkeypatch)
 
 

@@ -10,7 +10,7 @@ For both ends::
 
 For the parent alone::
 
-    encoding                          calls into payloads
+    encoding, holding                 calls into payloads; those that wait for a large one of their moment
     functions, unchanged              functions that were pickled, and whether they still are what they were
     shipment, arguments               payloads that are large; what there is of arguments in shared memory
     known, contents, pages, users     a buffer that was written; its bytes; whether it was changed since; for whom

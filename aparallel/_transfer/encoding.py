@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from itertools import chain, islice
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, MANY_FUNCTIONS, NAMED, Functions, PickledFunction
+from aparallel._transfer.holding import Held, Holding
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
 from aparallel._transfer.pickling import (
@@ -22,9 +22,9 @@ from aparallel._transfer.pickling import (
     pickle_plain,
     pickle_within,
 )
-from aparallel._transfer.shipment import LazyMemory, Shipment
+from aparallel._transfer.shipment import LazyMemory, Shipment, with_references
 from aparallel._transfer.users import User
-from aparallel._wire.frames import OUT_OF_LINE, UNNAMED
+from aparallel._wire.frames import UNNAMED
 from aparallel.abc import Drawn, Encoder, Moments
 from aparallel.errors import SharedMemoryError, SharingError
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._transfer.out_of_band import Marker
-    from aparallel._transfer.pickling import Pieces
     from aparallel.abc import Sharing
 
 # Arguments of these types are put into a message as they are: they cannot change, and neither
@@ -50,33 +49,10 @@ COPIED_ON_LOOP_BYTES = 512 * 1024
 # The pickles of functions that an encoder keeps take at most so many bytes together, unless there is only one.
 _MANY_BYTES = 32 * 1024 * 1024
 
-# A large call is encoded in a thread. Other calls are drawn together with it for this long, at about 20 µs each.
-_HOLD_SECONDS = 0.001
-
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
 # And after so many plain arguments of one function.
 _MAPPED_EVERY = 512
-
-
-class _Held(NamedTuple):
-    """A call that is pickled, though some of the buffers that it needs may not be written yet.
-
-    Attributes:
-        sources: what the pickle needs, in its order: references to what is written, and Awaited.
-        places: where the awaited lie.
-    """
-
-    call: Call[Any]
-    function: PickledFunction
-    pieces: Pieces
-    sources: list[memoryview | Marker]
-    places: frozenset[Any]
-
-
-def _popped(calls: deque[Call[Any]]) -> Iterator[Call[Any]]:
-    while calls:
-        yield calls.popleft()
 
 
 def _explained(
@@ -111,14 +87,6 @@ def _are_plain(values: Iterable[Any]) -> bool:
     return _NUMBERS.issuperset(map(type, values))
 
 
-def _with_references(pieces: Sequence[bytes | memoryview], references: list[Any]) -> bytes | Shipment:
-    """Return the payload for a pickle that refers only to what is shared already."""
-    size = sum(map(len, pieces))
-    if not references and size <= OUT_OF_LINE:
-        return b"".join(pieces)
-    return Shipment(pieces, size, [(reference.content, reference.mode) for reference in references])
-
-
 class _Heavy(Exception):
     """A call has been drawn, and that took a while."""
 
@@ -141,11 +109,7 @@ class ProcessEncoder(Encoder):
         # Arrays are kept in shared memory for this one's sake as long as it lives: not for separate calls, which may
         # come as long as the pool does.
         self._user = None if moments is Moments.ANY else User()
-        self._successive = moments is Moments.SUCCESSIVE
-        # Calls that were drawn in the moment of a large one, and wait until what they refer to, too, has been written.
-        self._held: deque[_Held] = deque()
-        # Calls that count as not drawn yet, though the iterator has given them already.
-        self._returned: deque[Call[Any]] = deque()
+        self._holding = Holding(self._pickled_to_hold, self._refer_as_held) if moments is Moments.SUCCESSIVE else None
         self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
         # On the loop nothing large is written, only referred to.
         self._referring = OutOfBand(self._limit, sharing.mmap_mode, self._refer)
@@ -158,47 +122,29 @@ class ProcessEncoder(Encoder):
 
     def close(self) -> None:
         self._user = None
-        self._held.clear()
-        self._returned.clear()
+        self._holding = None
 
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
         drawn = Drawn([])
         deadline = time.monotonic() + seconds
-        while self._held and drawn.count < limit and time.monotonic() < deadline:
-            self._draw_held(min(limit - drawn.count, _CLOCK_EVERY), drawn)
-        if type(calls) is MappedCalls and calls.is_quiet:
+        holding = self._holding
+        if type(calls) is MappedCalls and calls.is_quiet and (holding is None or holding.is_empty()):
             self._draw_mapped(calls, limit, deadline, drawn)
-        if not self._held:
-            self._draw_fresh(self._not_drawn(calls), limit, first, deadline, drawn)
-        room = limit - drawn.count - 1
-        may_hold = self._user is not None and self._successive
-        if drawn.large is not None and room > 0 and may_hold and self._is_pickled(drawn.large.func):
-            from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
+        if holding is None:
+            self._draw_fresh(calls, limit, first, deadline, drawn)
+        else:
+            if holding.draw(limit, deadline, drawn):
+                self._draw_fresh(holding.not_drawn(calls), limit, first, deadline, drawn)
+            room = limit - drawn.count - 1
+            if drawn.large is not None and room > 0 and self._is_pickled(drawn.large.func):
+                from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
 
-            if is_still(calls):
-                self._hold(drawn.large, islice(self._not_drawn(calls), room))
+                if is_still(calls):
+                    holding.hold(drawn.large, islice(holding.not_drawn(calls), room))
         self._end_single()
         return drawn
 
-    def _not_drawn(self, calls: Iterator[Any]) -> Iterator[Any]:
-        return chain(_popped(self._returned), calls) if self._returned else calls
-
-    def _hold(self, large: Call[Any], calls: Iterator[Any]) -> None:
-        """Draw those of *calls* that carry nothing large but what *large* does: nothing can have changed it since."""
-        about = self._pickle_to_hold(large)
-        if about is None:
-            return
-        deadline = time.monotonic() + _HOLD_SECONDS
-        for call in calls:
-            held = self._pickle_to_hold(call) if type(call) is Call else None
-            if held is None or not held.places <= about.places:
-                self._returned.appendleft(call)
-                break
-            self._held.append(held)
-            if time.monotonic() > deadline:
-                break
-
-    def _pickle_to_hold(self, call: Call[Any]) -> _Held | None:
+    def _pickled_to_hold(self, call: Call[Any]) -> Held | None:
         """Pickle a call as it is now, without its large buffers; None if there are none, or it is one for a thread."""
         from aparallel._transfer.stillness import is_inert
 
@@ -213,20 +159,7 @@ class ProcessEncoder(Encoder):
             return None
         sources = self._awaiting.take()
         awaited = [source for source in sources if isinstance(source, Awaited)]
-        return _Held(call, function, pieces, sources, self._memory.places_of(awaited)) if awaited else None
-
-    def _draw_held(self, limit: int, drawn: Drawn) -> None:
-        """Draw calls that were held, in the moment in which they were. It may be that they cannot be, after all."""
-        for _ in range(min(limit, len(self._held))):
-            held = self._held[0]
-            parts = [self._refer_as_held(source) if isinstance(source, Awaited) else source for source in held.sources]
-            if any(part is None for part in parts):  # it was not written: there was no room
-                self._returned.extendleft(waiting.call for waiting in reversed(self._held))
-                self._held.clear()
-                break
-            self._held.popleft()
-            drawn.group_for(held.function).append(_with_references(held.pieces, parts))
-            drawn.count += 1
+        return Held(call, function, pieces, sources, self._memory.places_of(awaited)) if awaited else None
 
     def _refer_as_held(self, marker: Awaited) -> Marker | None:
         """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
@@ -292,7 +225,7 @@ class ProcessEncoder(Encoder):
 
     def _draw_mapped(self, calls: MappedCalls, limit: int, deadline: float, drawn: Drawn) -> None:
         """Draw as long as items are plain, and make no calls of them. What comes then is drawn as calls are."""
-        if self._variables or self._returned or self._held:
+        if self._variables:
             return
         try:
             payloads = drawn.group_for(self._function(calls.func))
@@ -308,7 +241,7 @@ class ProcessEncoder(Encoder):
 
     def _begin_moment(self) -> None:
         """What a call carries that is drawn now may have changed since the one before."""
-        if self._user is not None and self._successive:
+        if self._user is not None and self._holding is not None:
             self._user.begin_moment()
 
     def _add_pickled(self, call: Call[Any], drawn: Drawn, add: Callable[[bytes | Shipment], object]) -> None:
@@ -329,11 +262,11 @@ class ProcessEncoder(Encoder):
     def _pickle(self, content: Any) -> bytes | Shipment:
         """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
         if (size := self._size_of_plain(content)) is not None:
-            return _with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
+            return with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
         self._content = content
         try:
             pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
-            return _with_references(pieces, self._referring.take())
+            return with_references(pieces, self._referring.take())
         finally:
             self._content = self  # which nobody may ask about
 
@@ -453,13 +386,13 @@ class ProcessEncoder(Encoder):
             sources = buffers.take()
         size = sum(map(len, pieces))
         if not sources:
-            return _with_references(pieces, []), size
+            return with_references(pieces, []), size
         try:
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)
             pieces = pickle_in_slices(content, pause, buffers)
-            return _with_references(pieces, buffers.take()), sum(map(len, pieces))
+            return with_references(pieces, buffers.take()), sum(map(len, pieces))
         return Shipment(pieces, size, parts), size + written
 
     def _function(self, fn: Callable[..., Any]) -> PickledFunction:

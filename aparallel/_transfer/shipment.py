@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from aparallel._wire.frames import OUT_OF_LINE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -29,6 +31,14 @@ class Shipment:
         self.pieces = pieces
         self.size = size
         self.parts = parts
+
+
+def with_references(pieces: Sequence[bytes | memoryview], references: list[Any]) -> bytes | Shipment:
+    """Return the payload for a pickle that refers only to what is shared already."""
+    size = sum(map(len, pieces))
+    if not references and size <= OUT_OF_LINE:
+        return b"".join(pieces)
+    return Shipment(pieces, size, [(reference.content, reference.mode) for reference in references])
 
 
 class LazyMemory:
