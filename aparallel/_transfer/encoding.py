@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
 from aparallel._ground.hop import in_thread, pause
 from aparallel._transfer.diagnosis import unpicklable_call
-from aparallel._transfer.functions import CALLED, MANY_FUNCTIONS, NAMED, Functions, PickledFunction
+from aparallel._transfer.functions import CALLED, Functions, PickledFunction
 from aparallel._transfer.holding import Held, Holding
 from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
@@ -22,6 +22,7 @@ from aparallel._transfer.pickling import (
     pickle_plain,
     pickle_within,
 )
+from aparallel._transfer.recent import RecentFunctions
 from aparallel._transfer.shipment import LazyMemory, Shipment, with_references
 from aparallel._transfer.users import User
 from aparallel._wire.frames import UNNAMED
@@ -45,9 +46,6 @@ _SHORT = 1024
 # only copied so much comes on top, which takes about as long.
 ON_LOOP_BYTES = 64 * 1024
 COPIED_ON_LOOP_BYTES = 512 * 1024
-
-# The pickles of functions that an encoder keeps take at most so many bytes together, unless there is only one.
-_MANY_BYTES = 32 * 1024 * 1024
 
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
@@ -116,9 +114,7 @@ class ProcessEncoder(Encoder):
         # What is being pickled on the loop.
         self._content: object = self
         self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
-        # Functions pickled by value, newest last, each with itself, so that its id stays its own; and their bytes.
-        self._recent: dict[int, tuple[Any, PickledFunction]] = {}
-        self._recent_bytes = 0
+        self._recent = RecentFunctions(functions, self._pickled_function)
 
     def close(self) -> None:
         self._user = None
@@ -136,7 +132,7 @@ class ProcessEncoder(Encoder):
             if holding.draw(limit, deadline, drawn):
                 self._draw_fresh(holding.not_drawn(calls), limit, first, deadline, drawn)
             room = limit - drawn.count - 1
-            if drawn.large is not None and room > 0 and self._is_pickled(drawn.large.func):
+            if drawn.large is not None and room > 0 and self._recent.has(drawn.large.func):
                 from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
 
                 if is_still(calls):
@@ -149,10 +145,10 @@ class ProcessEncoder(Encoder):
         from aparallel._transfer.stillness import is_inert
 
         content = call.args, call.keywords, self._values()
-        if not (self._is_pickled(call.func) and is_inert(content)):  # an array could change while others wait for it
+        if not (self._recent.has(call.func) and is_inert(content)):  # an array could change while others wait for it
             return None
         try:
-            function = self._function(call.func)
+            function = self._recent.of(call.func)
             pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
         except Exception:  # TooLarge, or what is told when it is drawn again
             self._awaiting.take()
@@ -181,7 +177,7 @@ class ProcessEncoder(Encoder):
                 try:
                     if call.func is not last:
                         fn = call.func
-                        add = drawn.group_for(self._function(fn)).append
+                        add = drawn.group_for(self._recent.of(fn)).append
                         # A callable's state may change from call to call, unless only its name travels.
                         last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
                     args = call.args
@@ -319,7 +315,7 @@ class ProcessEncoder(Encoder):
         try:
             function = self._functions.known(call.func)
             if function is None:
-                function = self._function(call.func)
+                function = self._recent.of(call.func)
                 self._end_single()
             plain = not self._variables
             for value in args:
@@ -345,7 +341,7 @@ class ProcessEncoder(Encoder):
         try:
             args, size = call.args, 0
             try:
-                function = self._function(call.func)
+                function = self._recent.of(call.func)
                 self._end_single()
             except TooLarge:
                 function = await in_thread(self._large_function, call.func)
@@ -354,7 +350,7 @@ class ProcessEncoder(Encoder):
                 else:
                     size = len(function.blob)
                     if self._user is not None:  # a single call has its function as it is when it is made
-                        self._remember(call.func, function)
+                        self._recent.remember(call.func, function)
             content = (args, call.keywords, self._values())
             payload, written = await in_thread(self._pickle_large, content)
         except Exception as reason:
@@ -395,38 +391,21 @@ class ProcessEncoder(Encoder):
             return with_references(pieces, buffers.take()), sum(map(len, pieces))
         return Shipment(pieces, size, parts), size + written
 
-    def _function(self, fn: Callable[..., Any]) -> PickledFunction:
-        function = self._functions.known(fn)
-        if function is not None:
-            return function
-        known = self._recent.get(id(fn))
-        if known is not None and type(fn) is FunctionType:
-            return known[1]
+    def _pickled_function(self, fn: Callable[..., Any]) -> bytes:
+        """Pickle a function by value, on the loop.
+
+        Raises:
+            TooLarge: it is to be pickled in a thread.
+        """
         blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
         if self._referring.take():  # it refers to what is shared
             raise TooLarge
-        function = self._functions.by_content(fn, blob)
-        self._remember(fn, function)
-        return function
-
-    def _remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
-        self._recent[id(fn)] = fn, function
-        self._recent_bytes += len(function.blob)
-        while len(self._recent) > (MANY_FUNCTIONS if self._recent_bytes <= _MANY_BYTES else 1):
-            _, oldest = self._recent.pop(next(iter(self._recent)))
-            self._recent_bytes -= len(oldest.blob)
+        return blob
 
     def _end_single(self) -> None:
         """Keep no functions for the next single calls: what they refer to may be large, and has changed by then."""
         if self._user is None:
-            self._recent.clear()
-            self._recent_bytes = 0
-
-    def _is_pickled(self, fn: Callable[..., Any]) -> bool:
-        """Whether :meth:`_function` need not pickle *fn* by value, which may run the code of what it refers to."""
-        if type(fn) not in NAMED:
-            return False
-        return (type(fn) is FunctionType and id(fn) in self._recent) or self._functions.known(fn) is not None
+            self._recent.forget()
 
     def _values(self) -> list[tuple[bytes, Any]] | None:
         """The chosen context variables that are set here, as a worker wants them; None if none were chosen."""
