@@ -224,7 +224,7 @@ class ProcessEncoder(Encoder):
         if self._variables:
             return
         try:
-            payloads = drawn.group_for(self._function(calls.func))
+            payloads = drawn.group_for(self._recent.of(calls.func))
         except Exception:  # TooLarge, or what is told when it is drawn as a call
             return
         while drawn.count < limit and time.monotonic() < deadline:
