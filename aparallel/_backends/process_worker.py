@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
-from aparallel._backends.outcomes import Reader, Told, read_failure, read_value
+from aparallel._backends.reading import Reader, Told, read_failure, read_value
 from aparallel._transfer.failures import rebuild_failure
 from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
