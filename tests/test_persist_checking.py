@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import datetime as dt
 import io
+import itertools
 import os
 import pickle
 import pickletools
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from persisted import Point, arrays, assert_same, plain, twice
 from test_persist_trust import HOSTILE, hand_made, named
 
@@ -24,10 +27,12 @@ from aparallel._persist.checking import walk
 from aparallel._persist.dry_run import Undecided, dry_run
 from aparallel._persist.guard import Guard
 from aparallel._persist.inspector import Inspector
+from aparallel._persist.nesting import MOST_LEVELS, Levels
 from aparallel._persist.standins import BYTES, OPAQUE, Global, Items, Listed, Made, Opaque
 from aparallel._persist.tokens import Look, needed_look
 from aparallel._persist.trust import Trust
 from aparallel._persist.walk import Walk
+from aparallel._persist.window import Window
 from aparallel.errors import CorruptFileError, UntrustedTypeError
 
 TRUSTED = [Point, twice]
@@ -434,3 +439,57 @@ async def test_data_types_may_have_thousands_of_fields(count: int) -> None:
         found = await loads(data, trusted=[])
         assert found.dtype == array.dtype
     assert walks_verdict(pickle.dumps(array, 5)) == ("trusted", "")
+
+
+# Tuples that are not counted, as they hold nothing but numbers and texts
+
+
+SOME_OPCODES = [b"N", b"K\x94", b"K\x87", b"\x8c\x01t", b"\x85", b"\x86", b"\x87", b"(", b"t", b"h\x00", b"h\x01"]
+SOME_OPCODES += [b"\x94", b")", b"]", b"}", b"a", b"e", b"s", b"0", b"1", b"\x91", b"G1234567\x85"]
+PHRASES = [[b"K\x01", b"K\x02", b"\x86"], [b"(", b"N", b"N", b"t"], [b"N", b"N", b"\x87"], [b"h\x00", b"\x85", b"\x94"]]
+programs = st.lists(
+    st.one_of(st.sampled_from(SOME_OPCODES).map(lambda op: [op]), st.sampled_from(PHRASES)), max_size=60
+)
+
+
+@given(programs)
+def test_what_is_not_counted_has_one_level(phrases: list[list[bytes]]) -> None:
+    program = b"".join(itertools.chain.from_iterable(phrases))
+    levels = Levels()
+    few = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_FREE", 0)
+        patch.setattr(tokens, "_FEW", few)
+        try:
+            tokens._Steps(Window(io.BytesIO(b"\x80\x04" + program + b".").read, Stop()), levels).run()
+            found = tokens._Steps(Window(io.BytesIO(b"\x80\x04" + program + b".").read, Stop()), None, flat=True).run()
+        except (IndexError, tokens._ManyTuples):  # it is no pickle; or the levels are counted
+            return
+    if found is not Look.WALK:
+        assert levels._deepest <= 1 + few
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_rows_are_stepped_over_without_counting_levels(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(levels: Levels, opcodes: list[bytes]) -> None:
+        raise AssertionError("levels were counted")
+
+    monkeypatch.setattr(Levels, "follow", counted)
+    rows: list[Any] = [(x, x / 7, f"text {x}") for x in range(5000)]
+    for data in (rows, dict.fromkeys(rows), [(x, x, x, str(x)) for x in range(5000)], [(x,) for x in range(5000)]):
+        assert look_at(pickle.dumps(data, protocol)) is Look.NONE
+    with pytest.raises(AssertionError, match="levels were counted"):
+        look_at(pickle.dumps([(x, (x,)) for x in range(5000)], protocol))
+
+
+@pytest.mark.parametrize("level", [b"K\x01K\x02\x87", b"\x85", b"K\x01\x86", b"K\x01K\x02K\x0300\x86"])
+def test_levels_are_found_among_many_rows(level: bytes) -> None:
+    rows = b"K\x01K\x02\x86" * 5000
+    for deep, expected in ((MOST_LEVELS + 10, Look.WALK), (100, Look.NONE)):
+        assert look_at(b"\x80\x04]" + rows + b")" + level * deep + rows + b".") is expected
+
+
+def test_levels_are_found_between_marks() -> None:
+    rows = b"(K\x01K\x02K\x03K\x04t" * 5000
+    for deep, expected in ((MOST_LEVELS + 10, Look.WALK), (100, Look.NONE)):
+        assert look_at(b"\x80\x04]" + rows + b"(" * deep + b")" + b"K\x01t" * deep + rows + b".") is expected
