@@ -445,3 +445,62 @@ def test_a_result_whose_module_is_not_imported_is_read_off_the_loop(size: int, t
     run = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60)
     assert run.stderr == ""
     assert run.stdout.splitlines() == ["numpy in False", f"1 {7.0 * size} ValueError [1] {7.0 * size}"]
+
+
+ANOTHER_MODULE = """
+import asyncio, sys
+
+sys.path.insert(0, sys.argv[1])
+
+from aparallel import Pool
+
+if sys.argv[2] == "1000000":
+    import numpy
+
+
+def make(size):
+    from made import Made
+
+    return Made(size)
+
+
+async def main():
+    async with Pool(n_jobs=1) as pool:
+        print(len((await pool.run(make, int(sys.argv[2]))).data))
+
+
+asyncio.run(main())
+"""
+
+MADE = """
+import threading
+
+
+class Made:
+    def __init__(self, size):
+        self.data = make(size)
+
+
+def make(size):
+    if size < 1_000_000:
+        return "x" * size
+    import numpy
+
+    return numpy.zeros(size)
+
+
+print("made in", threading.current_thread() is threading.main_thread(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 50_000, 400_000, 1_000_000])
+def test_no_module_is_imported_on_the_loop_for_a_result(size: int, tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "modules"
+    script.write_text(ANOTHER_MODULE)
+    folder.mkdir()
+    (folder / "made.py").write_text(MADE)
+    command = [sys.executable, "-W", "error", str(script), str(folder), str(size)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.stderr == ""
+    # In the main thread of the worker, and in another one here.
+    assert run.stdout.splitlines() == ["made in True", "made in False", str(size)]

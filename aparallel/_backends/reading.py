@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.hop import in_thread, pause
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, rebuild_failure
-from aparallel._transfer.unpickling import NotImported, names_numpy, unpickle_in_slices, unpickle_small
+from aparallel._transfer.unpickling import NotImported, unpickle_at_once, unpickle_in_slices
 from aparallel.abc import Later
 from aparallel.errors import AparallelError, SharedMemoryError, UnpicklableCallError, UnpicklableResultError
 
@@ -65,7 +63,7 @@ class Reader:
                         values[position] = read_failure(first)
                         failed.append(position)
                     else:
-                        values[position] = unpickle_small(first)
+                        values[position] = unpickle_at_once(first)
                 except NotImported:
                     raise
                 except BaseException as error:  # sys.exit in someone's __setstate__ must not end this program
@@ -75,9 +73,7 @@ class Reader:
 
     def _read_from_ring(self, position: int, size: int) -> Any:
         with self._ring.look(position, size) as data:
-            if "numpy" not in sys.modules and names_numpy(data):
-                raise NotImported
-            return pickle.loads(data)
+            return unpickle_at_once(data)
 
     def _put_off(self, outcome: Any) -> Told:
         """Read a failure, but have a value read in a thread."""
@@ -99,12 +95,14 @@ class Reader:
 
 def read_value(data: bytes | memoryview, buffers: Buffers = None) -> Told:
     """Read a value whose large buffers *buffers* gives."""
-    if len(data) > _ON_LOOP_BYTES or (buffers is not None and "numpy" not in sys.modules):
-        return Told([_later(data, buffers)], [])
-    try:
-        return Told([pickle.loads(data, buffers=buffers and buffers())], [])
-    except BaseException as error:  # as above
-        return Told([_unreadable(error)], [0])
+    if len(data) <= _ON_LOOP_BYTES:
+        try:
+            return Told([unpickle_at_once(data, buffers and buffers())], [])
+        except NotImported:
+            pass
+        except BaseException as error:  # as above
+            return Told([_unreadable(error)], [0])
+    return Told([_later(data, buffers)], [])
 
 
 def read_failure(data: bytes | memoryview) -> BaseException:

@@ -13,28 +13,21 @@ if TYPE_CHECKING:
 
 # What names something in a pickle of protocol 4 and later.
 _STACK_GLOBAL = b"\x93"
-# A pickle of arrays names what makes them in its first bytes.
-_BEGINNING = 256
 
 
 class NotImported(Exception):
     """A pickle names a module that has yet to be imported. That may take long: NumPy, 100 ms."""
 
 
-def unpickle_small(data: bytes) -> Any:
-    """Unpickle here and now.
+def unpickle_at_once(data: bytes | memoryview, buffers: list[memoryview] | None = None) -> Any:
+    """Unpickle *data*, which refers to *buffers*, here and now. It is bytes if it is small, else a view.
 
     Raises:
         NotImported: use :func:`unpickle_in_slices` in a thread. Some of it may have been made, and is dropped.
     """
-    if _STACK_GLOBAL in data:
-        return _Careful(io.BytesIO(data)).load()
-    return loads(data)
-
-
-def names_numpy(data: memoryview) -> bool:
-    """Whether a large pickle has arrays, as far as that is quickly told."""
-    return b"numpy" in bytes(data[:_BEGINNING])
+    if type(data) is memoryview:
+        return _Careful(_PausingReader(data, int), buffers=buffers).load()
+    return _Careful(io.BytesIO(data), buffers=buffers).load() if _STACK_GLOBAL in data else loads(data)
 
 
 class _Careful(Unpickler):
