@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from traveling import by_value
 from waiting import started
 
 from aparallel import Pool, delayed
-from aparallel._backends import child, process_worker
+from aparallel._backends import child, process_worker, reading
+from aparallel._ground import hop
 from aparallel._ground.call import Call
 from aparallel._transfer import encoding
 from aparallel._transfer.out_of_band import TooLarge
@@ -345,6 +347,35 @@ def encoder() -> encoding.ProcessEncoder:
     from aparallel.abc import Moments, Sharing
 
     return encoding.ProcessEncoder(Functions(), [], LazyMemory(), Sharing(), Moments.SUCCESSIVE)
+
+
+def test_threads_that_pickle_pause_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause takes as long as it does to pickle or to read 60 KB."""
+    now, pauses = 0.0, 0
+
+    def monotonic() -> float:
+        return now
+
+    def sleep(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
+
+    monkeypatch.setattr(hop, "time", SimpleNamespace(monotonic=monotonic, sleep=sleep))
+    pickled, _ = encoder()._pickle_large((list(range(1_000_000)), {}, None))
+    reading._read_guarded(b"".join(pickled.pieces), None)
+    assert pauses == 0
+
+    def later() -> float:
+        nonlocal now
+        now += 0.0003
+        return now
+
+    monkeypatch.setattr(hop.time, "monotonic", later)
+    encoder()._pickle_large((list(range(1_000_000)), {}, None))
+    assert pauses > 10
+    once = pauses
+    reading._read_guarded(b"".join(pickled.pieces), None)
+    assert pauses > once + 10
 
 
 # The worker's side

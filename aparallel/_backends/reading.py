@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aparallel._ground.hop import in_thread, pause
+from aparallel._ground.hop import Pauses, in_thread
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, rebuild_failure
 from aparallel._transfer.unpickling import NotImported, unpickle_at_once, unpickle_in_slices
 from aparallel.abc import Later
@@ -152,6 +152,6 @@ async def _read_in_thread(data: bytes | memoryview, buffers: Buffers) -> Any:
 
 def _read_guarded(data: bytes | memoryview, buffers: Buffers) -> Any:
     try:
-        return unpickle_in_slices(data, pause, buffers and buffers())
+        return unpickle_in_slices(data, Pauses().when_due, buffers and buffers())
     except BaseException as error:  # as above; a bare SystemExit would also end the thread
         raise RuntimeError from error

@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
-from aparallel._ground.hop import in_thread, pause
+from aparallel._ground.hop import Pauses, in_thread
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, Functions, PickledFunction
 from aparallel._transfer.holding import Held, Holding
@@ -365,7 +365,7 @@ class ProcessEncoder(Encoder):
         """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
         buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
         try:
-            blob = b"".join(pickle_in_slices(fn, pause, buffers))
+            blob = b"".join(pickle_in_slices(fn, Pauses().when_due, buffers))
         finally:
             sources = buffers.take()
         if sources:
@@ -377,7 +377,7 @@ class ProcessEncoder(Encoder):
         sharing = self._sharing
         buffers = OutOfBand(self._limit, sharing.mmap_mode)
         try:
-            pieces = pickle_in_slices(content, pause, buffers)
+            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
         finally:
             sources = buffers.take()
         size = sum(map(len, pieces))
@@ -387,7 +387,7 @@ class ProcessEncoder(Encoder):
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
         except NoDescriptorError:  # through the socket, then
             buffers = OutOfBand(NEVER, sharing.mmap_mode)
-            pieces = pickle_in_slices(content, pause, buffers)
+            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
             return with_references(pieces, buffers.take()), sum(map(len, pieces))
         return Shipment(pieces, size, parts), size + written
 
