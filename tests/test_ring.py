@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,12 +24,13 @@ from traveling import by_value
 from waiting import started
 
 from aparallel import Pool, delayed
-from aparallel._backends import child, process_worker, reading
+from aparallel._backends import channel, child, process_worker, reading
 from aparallel._ground import hop
 from aparallel._ground.call import Call
 from aparallel._transfer import encoding
 from aparallel._transfer.out_of_band import TooLarge
 from aparallel._transfer.pickling import pickle_within
+from aparallel._wire import frames
 from aparallel._wire.outbox import SIZE, SIZE_WITH_RINGS, TAKEN_BY_PARENT, TAKEN_BY_WORKER, Outbox
 from aparallel._wire.ring import RING_SIZE, Ring
 from aparallel._worker.outgoing import LARGE, PLAIN, SLOW, Outgoing
@@ -383,8 +386,6 @@ def test_threads_that_pickle_pause_by_the_clock(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def outgoing() -> Iterator[tuple[Outgoing, Outbox, Any]]:
-    import socket
-
     from aparallel._transfer.shared_memory import create_in_memory
 
     fd = create_in_memory(SIZE_WITH_RINGS)
@@ -436,6 +437,52 @@ def test_what_takes_long_to_read_is_told_at_once_and_alone(outgoing: tuple[Outgo
 def test_both_directions_have_numbers_of_their_own() -> None:
     assert TAKEN_BY_PARENT != TAKEN_BY_WORKER
     assert SIZE_WITH_RINGS - SIZE == 2 * RING_SIZE
+
+
+# The parent's side
+
+
+async def test_frames_that_take_long_are_taken_in_one_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=0.001)
+    monkeypatch.setattr(channel, "monotonic", lambda: next(clock))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    taken: list[int] = []
+    ends: list[str] = []
+    made = channel.Channel(
+        asyncio.get_running_loop(),
+        ours,
+        lambda header, body: taken.append(header[2]),
+        lambda: ends.append("end"),
+        lambda: ends.append("defect"),
+    )
+
+    def send(numbers: range) -> None:
+        theirs.sendall(b"".join(frames.TO_PARENT.pack(frames.READY, 0, number, 0, 0) for number in numbers))
+
+    async def wait_for(count: int) -> set[int]:
+        seen = set()
+        async with asyncio.timeout(10):
+            while len(taken) < count:
+                await asyncio.sleep(0)
+                seen.add(len(taken))
+        return seen
+
+    send(range(5))
+    assert await wait_for(5) >= {1, 2, 3, 4, 5}
+    send(range(5, 10))
+    await wait_for(6)
+    made.read_rest()  # all of it, as when the worker is dead
+    assert taken == list(range(10))
+    send(range(10, 15))
+    await wait_for(11)
+    made.close()
+    ours.close()
+    theirs.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert taken == list(range(11))
+    assert ends == []
 
 
 # What has to be imported first

@@ -7,6 +7,7 @@ import pickle
 import socket
 from collections import deque
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from aparallel._wire import descriptors, frames
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _RECEIVE_BYTES = 256 * 1024
 _SEND_PARTS = 64
+
+# Frames are taken in for so long, then the loop has its turn: each may tell of megabytes in a ring.
+_AT_ONCE_SECONDS = 0.0005
 
 
 class Channel:
@@ -58,6 +62,8 @@ class Channel:
         self._filled = 0
         # Something came that is no frame of ours: nothing behind it makes sense.
         self._is_defect = False
+        # The loop is about to go on with frames that are in the buffer.
+        self._going_on: asyncio.Handle | None = None
         # A frame too large for the buffer: its header, its body so far.
         self._large: tuple[Header, bytearray, int] | None = None
         loop.add_reader(self._fd, self._on_readable)
@@ -66,6 +72,7 @@ class Channel:
         """Stop. Nothing is sent any more, and descriptors that nobody took are closed."""
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
+        self._stop_going_on()
         self._drop_unsent()
         while self.descriptors:
             for fd in self.descriptors.popleft():
@@ -162,7 +169,15 @@ class Channel:
             self._loop.call_exception_handler({"message": "A dead worker left what cannot be read", "exception": error})
 
     def _receive(self) -> int | None:
-        """Read once; return how many bytes came: 0 at the end of the stream, None if there are none yet."""
+        """Read once, or go on with what has been read; return how many bytes came or were there.
+
+        0 at the end of the stream, None if there are none yet.
+        """
+        if self._going_on is not None:
+            self._stop_going_on()
+            there = self._filled
+            self._take_frames()
+            return there
         try:
             if self._large is not None:
                 return self._receive_large()
@@ -194,7 +209,7 @@ class Channel:
         return received
 
     def _take_frames(self) -> None:
-        start, size = 0, frames.TO_PARENT.size
+        start, size, until = 0, frames.TO_PARENT.size, monotonic() + _AT_ONCE_SECONDS
         data = bytes(memoryview(self._buffer)[: self._filled])
         while self._filled - start >= size:
             header = frames.TO_PARENT.unpack_from(data, start)
@@ -210,7 +225,15 @@ class Channel:
                 break
             start = begin + length
             self._on_frame(header, memoryview(data)[begin:start])
+            if start < self._filled and monotonic() > until:
+                self._going_on = self._loop.call_soon(self._on_readable)
+                break
         rest = self._filled - start
         if start and rest:
             self._buffer[:rest] = data[start : self._filled]
         self._filled = rest
+
+    def _stop_going_on(self) -> None:
+        if self._going_on is not None:
+            self._going_on.cancel()
+            self._going_on = None
