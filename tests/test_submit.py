@@ -291,3 +291,39 @@ async def test_nothing_keeps_a_call_that_could_not_be_pickled(size: int, awaited
             assert [reference() for reference in watched] == [None, None]
         finally:
             gc.enable()
+
+
+class Held:
+    """Is pickled once the test says so."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return int, ()
+
+
+async def test_nothing_keeps_a_call_that_was_cancelled_while_it_was_pickled() -> None:
+    async with Pool(1) as pool:
+        await pool.submit(len, ["x" * 1_000_000])
+        gc.collect()
+        gc.disable()
+        try:
+            held = Held()
+            arguments = Arguments(["x" * 1_000_000, held])  # not on the loop
+            future = pool.submit(len, arguments)
+            while not held.begun.is_set():  # noqa: ASYNC110 (another thread sets it)
+                await asyncio.sleep(0)
+            future.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await future
+            watched: list[weakref.ref[Any]] = [weakref.ref(future), weakref.ref(arguments)]
+            del future, arguments
+            held.go_on.set()
+            async with asyncio.timeout(10):
+                while any(reference() for reference in watched):  # noqa: ASYNC110 (the thread lets go)
+                    await asyncio.sleep(0.001)
+        finally:
+            gc.enable()

@@ -277,6 +277,7 @@ class Singles:
         try:
             function, payload, _ = await bound.encoder.encode_large(call, None)
         except asyncio.CancelledError:
+            del future  # it knows this task, whose error refers to this frame
             raise
         except BaseException as error:  # nobody else awaits this task
             self._end_encoding(future)
