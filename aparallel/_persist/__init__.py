@@ -26,5 +26,5 @@ What a pickle would do, before it does::
     trust, guard, plain_data          what is trusted, and what is held against that
     nesting                           how deep things lie in each other, which can crash Python
     inspector, dtypes                 what can be told of it, such as its arrays and their data types
-    standins, window                  what stands for its objects; its bytes
+    standins, window, literals        what stands for its objects; its bytes; what arguments of opcodes say
 """

@@ -9,16 +9,15 @@ what is kept in the memo.
 from __future__ import annotations
 
 import functools
-import re
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aparallel._persist.literals import LINES, counted
 from aparallel._persist.nesting import FRAIL, MOST_LEVELS, TOO_DEEP, frail_among, levels_of
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
-    LONGEST_BYTES,
     LONGEST_TEXT,
     MOST_ITEMS,
     OPAQUE,
@@ -122,7 +121,7 @@ class Walk:
                 size = int.from_bytes(data[at : at + width], "little")
                 at += width
                 if size <= LONGEST_TEXT and at + size <= len(data):
-                    stack.append(_value(kind, data[at : at + size]))
+                    stack.append(counted(kind, data[at : at + size]))
                     at += size
                 else:
                     window.at = at
@@ -169,7 +168,7 @@ class Walk:
     def _push_far(self, kind: Opaque, size: int) -> None:
         """Push an argument that goes beyond what is at hand, or is too long to be kept."""
         if size <= LONGEST_TEXT:
-            self._stack.append(_value(kind, self._window.take(size)))
+            self._stack.append(counted(kind, self._window.take(size)))
         else:
             self._window.skip(size)
             self._stack.append(kind)
@@ -350,16 +349,16 @@ class Walk:
         self._stack.append(self._memo.get(self._index(op), OPAQUE))
 
     def _push_line(self, op: int) -> None:
-        line = self._line()
+        line = self._window.line()
         try:
-            self._stack.append(_LINES[op](line))
+            self._stack.append(LINES[op](line))
         except ValueError:
             raise CorruptFileError("its pickle has a line that no pickler writes") from None
 
     def _push_odd(self, op: int) -> None:
         """Push what no pickler of Python objects on their own writes."""
         if op == 0x50:  # PERSID
-            self._line()
+            self._window.line()
         elif op == 0x51:  # BINPERSID
             self._stack.pop()
         if op in (0x50, 0x51):
@@ -384,28 +383,14 @@ class Walk:
     def _index(self, op: int) -> int:
         if op in (0x71, 0x72):
             return int.from_bytes(self._window.take(1 if op == 0x71 else 4), "little")
-        line = self._line()
+        line = self._window.line()
         if not line.isdigit() or len(line) > 10:
             raise CorruptFileError("its pickle numbers its memo with what is no number")
         return int(line)
 
-    def _line(self) -> bytes:
-        window = self._window
-        end = window.data.find(b"\n", window.at)
-        while end < 0:
-            if len(window.data) - window.at > _LONGEST_LINE:
-                raise CorruptFileError("its pickle has a line without end")
-            before = len(window.data) - window.at
-            if not window.more(window.at, before + 1):
-                raise cut()
-            end = window.data.find(b"\n")
-        line = window.data[window.at : end]
-        window.at = end + 1
-        return line
-
     def _name_of_line(self) -> str:
         try:
-            return self._line().decode("utf-8")
+            return self._window.line().decode("utf-8")
         except UnicodeDecodeError:
             raise CorruptFileError("its pickle has text that is none") from None
 
@@ -460,7 +445,6 @@ _RARE: dict[int, Callable[[Walk, int], None]] = {
     ord("0"): Walk._pop,
     0x80: Walk._check_version,
 }
-_LONGEST_LINE = 1 << 20
 # Small tuples (the shapes of arrays) are remembered if they hold only these.
 _SHORT = 32
 _KEPT = frozenset({str, Global, Made, tuple, Nested, Opaque, bytes})
@@ -471,57 +455,3 @@ _SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
 def _nested(levels: int) -> Opaque:
     """What stands for a tuple of which only the levels matter."""
     return Opaque("tuple", min(levels, MOST_LEVELS))
-
-
-def _integer(line: bytes) -> Any:
-    # The unpickler takes more: 010 for 8, 0x10 for 16. What is written in another way than a pickler's is refused.
-    if re.fullmatch(rb"-?[1-9][0-9]*|0", line) is None:
-        raise ValueError
-    return int(line) if len(line) <= _MOST_DIGITS else OPAQUE
-
-
-def _integer_or_bool(line: bytes) -> Any:
-    return line == b"01" if line in (b"00", b"01") else _integer(line)
-
-
-def _long(line: bytes) -> Any:
-    return _integer(line.removesuffix(b"L"))
-
-
-def _float(line: bytes) -> Any:
-    float(line)
-    return OPAQUE
-
-
-def _quoted(line: bytes) -> Any:
-    if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-        raise ValueError
-    return _text_without_escapes(line[1:-1])
-
-
-def _text_without_escapes(line: bytes) -> Any:
-    is_plain = len(line) <= LONGEST_TEXT and line.isascii() and b"\\" not in line
-    return line.decode("ascii") if is_plain else OPAQUE
-
-
-# INT LONG FLOAT STRING UNICODE, whose argument is a line of text.
-_LINES: dict[int, Callable[[bytes], Any]] = {
-    ord("I"): _integer_or_bool,
-    ord("L"): _long,
-    ord("F"): _float,
-    ord("S"): _quoted,
-    ord("V"): _text_without_escapes,
-}
-# As of numbers whose bytes are counted: more than 16 bytes do not matter.
-_MOST_DIGITS = 38
-
-
-def _value(kind: Opaque, raw: bytes) -> Any:
-    if kind is TEXT:
-        try:
-            return raw.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise CorruptFileError("its pickle has text that is none") from None
-    if kind is BYTES:
-        return raw if len(raw) <= LONGEST_BYTES else kind
-    return int.from_bytes(raw, "little", signed=True) if len(raw) <= 16 else kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aparallel._ground.hop import pause
-from aparallel.errors import TruncatedFileError
+from aparallel.errors import CorruptFileError, TruncatedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,20 @@ class Window:
         self.at += size
         return self.data[self.at - size : self.at]
 
+    def line(self) -> bytes:
+        """Return what comes up to the end of the line, and go past that."""
+        end = self.data.find(b"\n", self.at)
+        while end < 0:
+            if len(self.data) - self.at > _LONGEST_LINE:
+                raise CorruptFileError("its pickle has a line without end")
+            before = len(self.data) - self.at
+            if not self.more(self.at, before + 1):
+                raise cut()
+            end = self.data.find(b"\n")
+        line = self.data[self.at : end]
+        self.at = end + 1
+        return line
+
     def skip(self, size: int) -> None:
         """Leave out the next *size* bytes."""
         at_hand = len(self.data) - self.at
@@ -81,6 +95,7 @@ class Window:
 
 
 _AHEAD = 64 << 10
+_LONGEST_LINE = 1 << 20
 
 
 def cut() -> TruncatedFileError:
