@@ -241,9 +241,11 @@ class _Seen:
     """What a call's arguments look like to a watcher, as the walk would show them."""
 
     def __init__(self) -> None:
+        # How many parts of the present call's arguments may still be looked at, and how many have been of all calls.
         self._left = 0
         self._in_all = 0
-        self.frail: set[type] = set()  # classes
+        # The stand-ins for names that make what is frail.
+        self.frail: set[type] = set()
 
     def frail_among(self, items: list[Any]) -> list[Made]:
         """What in a list is frail."""

@@ -85,6 +85,7 @@ def _levels(found: np.dtype[Any], known: dict[int, int]) -> int:
 
 
 def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
+    # As numpy.dtype.__reduce__ writes it: a version, and for dates and metadata, of version 4, a ninth item.
     order, subarray, names, fields, itemsize, _, flags = state[1:8]
     if made.kind in "mM":
         return _dated(made, state)
