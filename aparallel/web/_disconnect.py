@@ -25,6 +25,7 @@ _MOST_MIDDLEWARE = 100
 # Seconds that an app whose cancellation somebody else has asked for may take to end.
 _MOMENT = 0.05
 
+# The versions of ASGI with which apps listen for the disconnect beside a response that they stream.
 _LISTENING_VERSIONS = ("2.0", "2.1", "2.2", "2.3")
 
 # What the middleware in front is told of a client that left before the answer began; nobody else can see it.
@@ -120,13 +121,10 @@ def _watch_inner_tasks(app: Any) -> None:
 
 
 class _Exchange:
-    """One request that is watched.
-
-    Attributes:
-        layers: what runs for it, from the outside in. The innermost is what a client that leaves cancels.
-    """
+    """One request that is watched."""
 
     def __init__(self, receive: Receive, *, holds_body: bool) -> None:
+        # What runs for it, from the outside in. The innermost is what a client that leaves cancels.
         self._layers: list[_Layer] = []
         self._client_left = False
         self._messages = ReadAhead(receive, self._on_disconnect, holds_body=holds_body)
@@ -183,10 +181,10 @@ class _Layer:
         try:
             await app(scope, receive, self._pass_on)
         except asyncio.CancelledError:
-            if not self._was_ours():
+            if not self._take_back():
                 raise
         finally:
-            self._was_ours()
+            self._take_back()
 
     def cancel(self) -> None:
         """Cancel the app, unless its response is whole.
@@ -205,8 +203,8 @@ class _Layer:
             self._others = self._task.cancelling()
             self._task.cancel("The client disconnected.")
 
-    def _was_ours(self) -> bool:
-        """Whether the task was cancelled by us, and by nobody since; from here on it is not by us any more."""
+    def _take_back(self) -> bool:
+        """The app has ended: take our cancellation back, if it is there; return whether it was the only one."""
         self._runs = False
         ours, self._cancelled = self._cancelled, False
         return ours and self._task.uncancel() <= self._others
