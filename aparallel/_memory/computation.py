@@ -76,9 +76,7 @@ class Computation:
     async def answer(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of a call, or raise it; *key* is None if it has still to be made."""
         if key is not None and self._may_look_late():
-            call = self._lookup.call_of(args, kwargs, key)
-            call.is_new = True
-            return await self.fly(call)
+            return await self.fly(self._lookup.call_of(args, kwargs, key, is_new=True))
         call, look = await in_thread(self._lookup.find, key, args, kwargs)
         if look.state is State.HIT:
             self._lookup.count_hit(look)

@@ -85,15 +85,24 @@ class PendingCall:
         "tags",
     )
 
-    def __init__(self, place: Place, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        key: Key,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_new: bool = False,
+        is_refresh: bool = False,
+    ) -> None:
         self.place = place
         self.key = key
         self.args = args
         self.kwargs = kwargs
         self.tags: dict[str, str] = {}
         self.removals: Hashable = None
-        self.is_new = False
-        self.is_refresh = False
+        self.is_new = is_new
+        self.is_refresh = is_refresh
         self.is_told = False
         self.deadline = math.inf
         # Guards the two below: a thread takes the lock while the task that asked for it may be cancelled.
@@ -126,11 +135,20 @@ class Lookup:
         self.is_plain = options.validate is None
         self.expects_miss = False
 
-    def call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key | None = None) -> PendingCall:
+    def call_of(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        key: Key | None = None,
+        *,
+        is_new: bool = False,
+        is_refresh: bool = False,
+    ) -> PendingCall:
         """Return the call, with its key, which is made if it is not given."""
         if key is None:
             key = self.keys.make(args, kwargs)
-        return PendingCall(Place(self.identifier, key.digest), key, args, kwargs)
+        place = Place(self.identifier, key.digest)
+        return PendingCall(place, key, args, kwargs, is_new=is_new, is_refresh=is_refresh)
 
     def look_at_once(self, key: bytes, most: int = LOOP_SIZE) -> Look | None:
         """Return the result of the call with this key if it is in memory, needs no look at the store, and is small.
