@@ -17,7 +17,7 @@ from aparallel._memory.behind import behind
 from aparallel._memory.computing_threads import ComputingThreads
 from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
-from aparallel._memory.storing import Storing
+from aparallel._memory.storing import NotStored, Storing
 from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
@@ -46,9 +46,7 @@ class _Computed(NamedTuple):
     value: Any
     is_error: bool
     is_shareable: bool
-    problem: str = ""
-    warned_as: str = ""
-    """What has a problem: this function's results, or the store."""
+    not_stored: NotStored | None = None
 
 
 class Computation:
@@ -114,8 +112,9 @@ class Computation:
                     look = (await in_thread(self._lookup.find, call.key, call.args, call.kwargs))[1]
                 if look.state is State.HIT:
                     return given(look)
-        elif computed.problem:
-            shelf.warn_once(computed.warned_as, f"The results of {self._name} are not stored: {computed.problem}")
+        elif computed.not_stored is not None:
+            problem, part = computed.not_stored
+            shelf.warn_once(part, f"The results of {self._name} are not stored: {problem}")
         if computed.is_error:
             raise computed.value
         return computed.value
@@ -251,12 +250,12 @@ class Computation:
         """Store the result and give the lock back. What goes wrong with storing is told, never raised."""
         self._statistics.misses += 1
         self._lookup.say(1, f"computed in {seconds:.3g} s")
-        problem, warned_as = self._store(call, value, seconds, is_error=False)
-        if not problem and self._options.mmap_mode is not None and not is_frozen(value):
+        not_stored = self._store(call, value, seconds, is_error=False)
+        if not_stored is None and self._options.mmap_mode is not None and not is_frozen(value):
             look = self._lookup.look_for(call)  # mapped from the first call on: everyone shares the pages
             value = look.value if look.state is State.HIT else value
-        is_shareable = is_frozen(value) or bool(problem)
-        return Outcome(End.VALUE, _Computed(value, False, is_shareable, problem, warned_as))
+        is_shareable = is_frozen(value) or not_stored is not None
+        return Outcome(End.VALUE, _Computed(value, False, is_shareable, not_stored))
 
     def _failed(self, call: PendingCall, error: BaseException, seconds: float) -> Outcome:
         """Store the exception if that is asked for, and give the lock back."""
@@ -266,11 +265,11 @@ class Computation:
         if not isinstance(error, kinds):
             self._unlock(call)
             return Outcome(End.ERROR, error)
-        problem, warned_as = self._store(call, error, seconds, is_error=True)
-        return Outcome(End.VALUE, _Computed(error, True, True, problem, warned_as))
+        not_stored = self._store(call, error, seconds, is_error=True)
+        return Outcome(End.VALUE, _Computed(error, True, True, not_stored))
 
-    def _store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
-        """Store, and give the lock back. Returns what went wrong, and what with."""
+    def _store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> NotStored | None:
+        """Store, and give the lock back. Returns what went wrong."""
         try:
             return self._storing.store(call, value, seconds, is_error=is_error)
         finally:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._memory.digest import digest
 from aparallel._memory.entry import Body, Entry, metadata_of
@@ -27,6 +27,18 @@ _CODE_DIGITS = 16
 _LONGEST_TEXT = 200  # characters of an argument
 
 
+class NotStored(NamedTuple):
+    """Why a result could not be stored.
+
+    Attributes:
+        problem: what went wrong, in words.
+        part: what with: the store, or this function's results. It is warned of once for each.
+    """
+
+    problem: str
+    part: str
+
+
 class Storing:
     """Stores the results that *lookup* finds later."""
 
@@ -34,23 +46,24 @@ class Storing:
         self._lookup = lookup
         self._noted_code = b""
 
-    def store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> tuple[str, str]:
-        """Store, and return what went wrong, if anything did, and what with: the store or this function."""
+    def store(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> NotStored | None:
+        """Store, and return what went wrong, if anything did."""
         own = self._lookup
         if self._is_outdated(call):
-            return "", ""
+            return None
         try:
             self._write(call, value, seconds, is_error=is_error)
             if self._is_outdated(call):  # since it was written, perhaps; else whoever removes finds it there
                 own.store.remove(call.place)
                 own.shelf.tier.drop(call.place.key)
-                return "", ""
+                return None
         except Exception as error:
             own.statistics.not_stored += 1
             _logger.info("A result of %s is not stored: %s", own.name, repr(error))
-            return f"{type(error).__name__}: {error}", "the store" if isinstance(error, OSError) else own.identifier
+            part = "the store" if isinstance(error, OSError) else own.identifier
+            return NotStored(f"{type(error).__name__}: {error}", part)
         own.statistics.stored += 1
-        return "", ""
+        return None
 
     def _is_outdated(self, call: PendingCall) -> bool:
         """Whether results were removed by request since this one was asked for: it is its caller's, and not stored."""
