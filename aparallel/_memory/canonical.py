@@ -75,7 +75,8 @@ class _CycleFound(Exception):
     pass
 
 
-def _ask_encoder(kind: type, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+def _no_atom(kind: type, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Look up what encodes *kind* as ``ATOMS.get`` does, but find nothing."""
     return encode
 
 
@@ -86,7 +87,7 @@ class _Encoder:
         self._limit = sys.maxsize if budget is None else budget
         self._pausing = budget is None
         # How a value of a type is encoded. With a budget everything goes through self.encode, which looks at sizes.
-        self._encoder_of = ATOMS.get if budget is None else _ask_encoder
+        self._encoder_of = ATOMS.get if budget is None else _no_atom
         self._done = 0
         # By id: those under way, and those known. The latter keeps them alive, so that no id is used twice.
         self._open: set[int] = set()

@@ -44,7 +44,7 @@ class MemorizedFunction(Generic[P, T]):
     def _set_function(self, fn: Callable[P, Any]) -> None:
         if isinstance(fn, MemorizedFunction | BoundMemorizedFunction):
             fn = fn.__wrapped__
-        _refuse_generators(fn)
+        _check_function(fn)
         functools.update_wrapper(self, fn)
         named = _named(fn)
         self.__wrapped__: Callable[P, Any] = fn
@@ -273,7 +273,8 @@ def _named(fn: Any) -> Any:
     return inner if getattr(inner, "__qualname__", None) else type(inner)
 
 
-def _refuse_generators(fn: Any) -> None:
+def _check_function(fn: Any) -> None:
+    """Refuse what is no function, and one whose result cannot be remembered."""
     if isinstance(fn, staticmethod | classmethod):
         raise TypeError("Put @memory.cache below @staticmethod or @classmethod, next to the function.")
     if not callable(fn):

@@ -129,7 +129,8 @@ class Binder:
         values += [left.pop(name, self._defaults.get(name, _NOTHING)) for name in self._keyword_only]
         fits = len(args) <= len(names) or self._rest is not None
         given_twice = any(name in left for name in names[self._positional_only : len(args)])
-        if _NOTHING in map(_identity, values) or not fits or given_twice or (left and self._keywords is None):
+        is_complete = all(value is not _NOTHING for value in values)
+        if not is_complete or not fits or given_twice or (left and self._keywords is None):
             raise TypeError(f"{self._called}() {self._misfit(args, kwargs)}.")
         if self._keywords is not None:
             values.append({name: value for name, value in left.items() if name not in self._ignored_keywords})
@@ -142,10 +143,6 @@ def _signature_of(fn: Callable[..., Any]) -> inspect.Signature:
     kinds = {parameter.kind for parameter in own.parameters.values()}
     takes_anything = kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
     return inspect.signature(fn) if takes_anything else own
-
-
-def _identity(value: object) -> object:
-    return _NOTHING if value is _NOTHING else None
 
 
 _KINDS = (

@@ -104,7 +104,7 @@ def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], en
     if track != "none":
         walk.visit(inner, with_defaults=False)
     elif isinstance(inner, FunctionType):
-        walk.close_over(inner, [])
+        walk.close_over(inner)  # its code does not count, and what it holds does
     for other in others:
         walk.visit_dependency(other)
     return Fingerprint(walk, encode_name(inner), own)
@@ -213,19 +213,17 @@ class _Walk:
             return self._reference(fn)
         self.codes.append((fn, fn.__code__, fn.__defaults__))
         content = [encode_name(fn), encode_code(fn.__code__)]
-        own: list[bytes] = []
         for chain in globals_read(fn.__code__):
-            own += self._follow(fn.__globals__, chain)
+            content += self._follow(fn.__globals__, chain)
         self.unseen.update(self._imported(fn))
-        self.close_over(fn, own)
+        content += self.close_over(fn)
         if with_defaults:
             defaults = (*(fn.__defaults__ or ()), *(v for _, v in sorted((fn.__kwdefaults__ or {}).items())))
-            for default in defaults:
-                own.append(self._hold(default))
+            content += [self._hold(default) for default in defaults]
         if (wrapped := vars(fn).get("__wrapped__")) is not None:
             self._note(vars(fn), "__wrapped__", wrapped)
-            own.append(self._refer_to(wrapped, "__wrapped__"))
-        self._leave(number, f"{fn.__module__}.{fn.__qualname__}", combine(b"f", Kind.ORDERED, [*content, *own]))
+            content.append(self._refer_to(wrapped, "__wrapped__"))
+        self._leave(number, f"{fn.__module__}.{fn.__qualname__}", combine(b"f", Kind.ORDERED, content))
         return self._reference(fn)
 
     def _imported(self, fn: FunctionType) -> Iterator[str]:
@@ -237,7 +235,9 @@ class _Walk:
             if path.partition(".")[0] in self.packages:
                 yield path
 
-    def close_over(self, fn: FunctionType, own: list[bytes]) -> None:
+    def close_over(self, fn: FunctionType) -> list[bytes]:
+        """Encode what *fn* closes over, but for what it writes to itself."""
+        found: list[bytes] = []
         written = cells_written(fn.__code__)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             if name in written:
@@ -246,11 +246,12 @@ class _Walk:
             value = _content_of(cell)
             self.cells.append((cell, value))
             if value is _MISSING:
-                own.append(b"n")
+                found.append(b"n")
             elif name == "__class__" and isinstance(value, type):
-                own.append(encode_name(value))
+                found.append(encode_name(value))
             else:
-                own.append(self._hold(value))
+                found.append(self._hold(value))
+        return found
 
     def _enter(self, value: object) -> int | None:
         """Return the number of what is met for the first time, else None."""
