@@ -74,8 +74,11 @@ class _Inner:
         self._startup: Message | None = startup
         self._receive = receive
         self._send = send
+        # The app has started, as it said, or as was said for one that knows no lifespan.
         self._started = False
+        # It waits for the shutdown, or has been asked for it.
         self._asked_to_stop = False
+        # A stage has failed: the server is told so with the last word.
         self._failed = False
         # What the server is told when the pool has ended.
         self.last_word: Message = {"type": "lifespan.shutdown.complete"}
