@@ -7,6 +7,7 @@ import os
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
+from aparallel._memory.disk.files import write_all
 from aparallel._memory.entry import TAIL_SIZE, Damaged, ending
 from aparallel._persist.dump import dump_to_bytes, dump_to_descriptor
 from aparallel._persist.load import load_from_bytes, load_from_file
@@ -26,9 +27,7 @@ def write_to_file(file: FileIO, value: Any, options: DumpOptions, seal: Seal) ->
     fd = file.fileno()
     size = dump_to_descriptor(value, fd, options)
     tail = os.pread(fd, TAIL_SIZE, size - TAIL_SIZE)
-    rest = memoryview(seal(tail) + ending(size))
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    write_all(fd, seal(tail) + ending(size))
 
 
 def write_to_bytes(value: Any, options: DumpOptions, seal: Seal) -> bytes:
