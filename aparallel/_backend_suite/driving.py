@@ -126,7 +126,7 @@ class Told:
 
 
 class Driven:
-    """One worker, driven by a test as a pool would."""
+    """A worker in its slot: driven by a test as a pool would."""
 
     def __init__(self, backend: Backend) -> None:
         self.encoder: Encoder = backend.encoder(Sharing(), Moments.ANY)
