@@ -135,6 +135,8 @@ class Levels:
                 stack.append(0)
 
 
+# What an opcode does: push a value, remember the topmost one, make a tuple of up to three, set a mark, take all from
+# the last mark on, or something else. Those of no kind have a number of the memo, and get what is there or put it.
 _PUSH, _MEMOIZE, _SMALL_TUPLE, _MARK, _TO_MARK, _RARE = range(6)
 _GETS = frozenset(b"hj")
 _CALLS = frozenset([b"R", b"\x81"])  # REDUCE NEWOBJ

@@ -357,12 +357,12 @@ class Walk:
 
     def _push_odd(self, op: int) -> None:
         """Push what no pickler of Python objects on their own writes."""
-        if op == 0x50:  # PERSID
-            self._window.line()
-        elif op == 0x51:  # BINPERSID
-            self._stack.pop()
-        if op in (0x50, 0x51):
+        if op in (0x50, 0x51):  # PERSID and BINPERSID, which takes the ID from the stack
             what = "an object that is kept elsewhere (a persistent ID)"
+            if op == 0x50:
+                self._window.line()
+            else:
+                self._stack.pop()
         elif op == 0x32:  # DUP: with two ways to reach it, what was checked could still be changed
             what = "a second reference without the memo (DUP)"
         else:
