@@ -39,9 +39,6 @@ class MemorizedFunction(Generic[P, T]):
     def __init__(self, shelf: Shelf, fn: Callable[P, Any], options: FunctionOptions) -> None:
         self._shelf = shelf
         self._options = options
-        self._set_function(fn)
-
-    def _set_function(self, fn: Callable[P, Any]) -> None:
         if isinstance(fn, MemorizedFunction | BoundMemorizedFunction):
             fn = fn.__wrapped__
         _check_function(fn)
