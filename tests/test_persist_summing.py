@@ -6,6 +6,7 @@ import _thread
 import pathlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,6 +150,38 @@ def test_an_error_ends_the_helper_and_lets_go_of_what_was_announced() -> None:
     with pytest.raises(OSError, match="disk"):
         fail()
     data.clear()  # which is refused while anyone has a view of it
+
+
+class Contested(deque[memoryview]):
+    """Has the writer give up, if it can, between the helper's look and what that takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked, self.cleared = threading.Event(), threading.Event()
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        if length and threading.current_thread() is not threading.main_thread():
+            self.looked.set()
+            self.cleared.wait(0.2)
+        return length
+
+    def clear(self) -> None:
+        super().clear()
+        self.cleared.set()
+
+
+@pytest.mark.usefixtures("no_thread_is_left")
+def test_the_helper_finds_what_it_has_seen_though_the_writer_gives_up() -> None:
+    def fail() -> None:
+        with Checksum(HEAD, SEED, SIZE, 2) as check:
+            check._due = due = Contested()
+            check.announce(memoryview(content(PIECE)))
+            assert due.looked.wait(10)
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
 
 
 @pytest.mark.usefixtures("no_thread_is_left")

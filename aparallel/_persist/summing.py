@@ -58,8 +58,8 @@ class Checksum:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._due.clear()
         self._end_helper()
+        self._due.clear()  # after an error; not sooner, as the helper may be about to take what it has seen there
 
     def announce(self, view: memoryview) -> None:
         """Take note of what is about to be written. It must not change until :meth:`value`."""
