@@ -234,10 +234,9 @@ async def test_small_and_large_ones_may_alternate(pool: Pool) -> None:
         assert await pool.run(same, value) == value
 
 
-@on_one_loop
-async def test_what_was_taken_back_leaves_its_room_to_others(
-    pool: Pool, placed: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
+    """Those that calls were sent to."""
     workers: set[Any] = set()
     sending = process_worker.ProcessWorker.send
 
@@ -246,6 +245,11 @@ async def test_what_was_taken_back_leaves_its_room_to_others(
         sending(worker, batches)
 
     monkeypatch.setattr(process_worker.ProcessWorker, "send", noted)
+    return workers
+
+
+@on_one_loop
+async def test_what_was_taken_back_leaves_its_room_to_others(pool: Pool, placed: list[bool], workers: set[Any]) -> None:
     data = content(400 * KB)
     assert await pool.run(same, data) == data
     (worker,) = workers
@@ -253,6 +257,30 @@ async def test_what_was_taken_back_leaves_its_room_to_others(
     placed.clear()
     assert await pool.run(same, data) == data
     assert placed == [True]
+
+
+@by_value
+def fork_and_linger(path: str, data: bytes) -> int:
+    copy = os.fork()
+    while not copy and not os.path.exists(path):
+        time.sleep(0.001)
+    return copy
+
+
+@on_one_loop
+async def test_a_copy_that_comes_back_late_does_not_say_where_the_worker_is(
+    pool: Pool, workers: set[Any], tmp_path: Path
+) -> None:
+    copy = await pool.run(fork_and_linger, str(tmp_path / "go"), content(100 * KB))
+    data = content(400 * KB)
+    assert await pool.run(same, data) == data
+    (worker,) = workers
+    taken = worker.child.outbox.head[TAKEN_BY_WORKER]
+    (tmp_path / "go").touch()
+    async with asyncio.timeout(10):
+        while " Z " not in Path(f"/proc/{copy}/stat").read_text():  # noqa: ASYNC110 (it has ended, and nobody reaps it)
+            await asyncio.sleep(0.001)
+    assert worker.child.outbox.head[TAKEN_BY_WORKER] == taken
 
 
 @on_one_loop

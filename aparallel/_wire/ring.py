@@ -17,9 +17,12 @@ class Ring:
     """One end. One process puts pieces of data, another one takes them, in that order.
 
     A position counts all the bytes before it, those included that were skipped because no piece lies on both sides of
-    the memory's end. Where the taking side is, it writes to shared memory: what lies before that may be overwritten.
-    It has made copies by then; no processor holds their loads back until after a store that comes thousands of
-    instructions later.
+    the memory's end. Where the taking side is, it writes to shared memory, in 64 bits, which suffice: what lies before
+    that may be overwritten. It has made copies by then; no processor holds their loads back until after a store that
+    comes thousands of instructions later. What was put is told of in a message, or in the outbox.
+
+    Invariant: what was put and may be read yet lies between the larger of that number and ``_free_to``, and ``_end``;
+    these are no further apart than the memory is long.
 
     Args:
         memory: RING_SIZE bytes.

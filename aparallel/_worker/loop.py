@@ -250,7 +250,7 @@ class _Worker:
                     elif type(blob) is tuple:
                         in_ring, blob = blob, self.ring.look(*blob)
                     kind, outcome = self._call_pickled(number, blob, parts, frame.loans)
-                    if in_ring is not None:
+                    if in_ring is not None and original:  # a forked copy knows not where the worker is by now
                         self.ring.take(sum(in_ring))
                         in_ring = None
                     function = self.functions[number]
