@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aparallel._ground.timings import Timing
 from aparallel._parallel.batching import (
-    AHEAD_BYTES,
+    COPIED_AHEAD_BYTES,
     MESSAGE_CALLS,
     MESSAGE_SECONDS,
     UNREAD_BYTES,
@@ -56,7 +56,7 @@ def test_drawing_ahead_keeps_every_worker_fed_and_memory_bounded(
 ) -> None:
     ahead = calls_ahead(None, seconds, call_bytes, workers, result_bytes=result_bytes)
     assert ahead >= workers
-    assert ahead == workers or ahead * call_bytes <= AHEAD_BYTES * 1.001
+    assert ahead == workers or ahead * call_bytes <= COPIED_AHEAD_BYTES * 1.001
     assert ahead == workers or ahead * result_bytes <= UNREAD_BYTES * 1.001
 
 

@@ -451,7 +451,8 @@ def test_a_forked_copy_of_the_caller_that_ends_leaves_the_workers_alone(end: str
 
 
 FORKS_WHILE_READING = """
-import asyncio, builtins, os, stat
+import asyncio, builtins, os, stat, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on forks warn where there are threads
 from aparallel import Pool, delayed
 def is_held(fd):
     try:
