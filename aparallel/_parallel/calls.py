@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from asyncio import get_running_loop
 from collections.abc import Iterable
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from aparallel._ground.awaiting import coroutine_method
+from aparallel._ground.awaiting import show_as_coroutine_function
 from aparallel._ground.call import Call, MappedCalls, close_coroutines, is_function, not_a_function
 from aparallel._ground.loops import running_loop
 from aparallel._parallel.flow import is_iterable, single_source
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
 _UNSET: Final = Unset.UNSET
+
+# Of what most calls are; neither is a call already nor delayed(f).
+_FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -113,13 +117,19 @@ class Calls:
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
             UnpicklableCallError, UnpicklableResultError: it cannot travel.
         """
-        request = _single_call(fn, args, "run"), _run_options(timeout, on_cancel, queue_timeout, retries)
+        # What is usual is found out here: thousands are made at a time, and two calls of ours would be a tenth of each.
+        call = Call(fn, *args) if type(fn) in _FUNCTIONS else _single_call(fn, args, "run")
+        if timeout is None and on_cancel is None and queue_timeout is _UNSET and retries == 0:
+            options = USUAL
+        else:
+            options = RunOptions(timeout, on_cancel, queue_timeout, retries)
+        singles = self._runner.singles
         try:
             coroutine: RunCoroutine[Any] = RunCoroutine(loop=get_running_loop())
         except RuntimeError:  # none runs here
-            return _run_later(self._runner.singles, request)
-        coroutine.beginner = self._runner.singles
-        coroutine.request = request
+            return _run_later(singles, (call, options))
+        coroutine.beginner = singles
+        coroutine.request = call, options
         coroutine.place = None
         coroutine.is_awaited = False
         return coroutine
@@ -433,7 +443,7 @@ class Calls:
         return resolved
 
 
-Calls.run = coroutine_method(Calls.run)  # type: ignore[method-assign]
+show_as_coroutine_function(cast("FunctionType", Calls.run))
 
 
 async def _run_later(singles: Singles, request: tuple[Call[Any], RunOptions]) -> Any:

@@ -211,16 +211,13 @@ class RunCoroutine(SteppedFuture[T]):
     @property
     def _asyncio_future_blocking(self) -> bool:  # type: ignore[override]
         """What tells asyncio whether something is a future: that it is there and not None."""
-        self._begin_soon()
-        return False  # as of any future that nobody awaits
-
-    def _begin_soon(self) -> None:
         self.__class__ = AwaitedFuture  # type: ignore[assignment]
         try:
             self.beginner.begin_soon(self)
         except BaseException:
             asyncio.Future.cancel(self)
             raise
+        return False  # as of any future that nobody awaits
 
     def _begin(self, kind: type[AwaitedFuture[Any]]) -> None:
         self.__class__ = kind  # type: ignore[assignment]
@@ -247,7 +244,7 @@ class RunCoroutine(SteppedFuture[T]):
     __iter__ = None  # type: ignore[assignment]
 
     def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
-        self._begin_soon()
+        self._asyncio_future_blocking  # noqa: B018 (to ask for it is what begins it)
         self.add_done_callback(*args, **kwargs)
 
     def send(self, value: Any) -> Any:

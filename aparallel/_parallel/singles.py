@@ -208,7 +208,8 @@ class Singles:
             return
         engine, queue, bound = self._engine, self._queue, self._engine.use()
         try:
-            drawn = bound.encoder.draw((future.request[0] for future in futures), len(futures), 0, _BEGIN_SECONDS)
+            calls = [future.request[0] for future in futures]
+            drawn = bound.encoder.draw(iter(calls), len(calls), 0, _BEGIN_SECONDS)
         except (KeyboardInterrupt, SystemExit):  # the program ends, and is not to come by here again when it does
             for future in futures:
                 future.cancel()
@@ -216,7 +217,7 @@ class Singles:
         except BaseException:  # one by one, each with what is its own
             self._begin_next()
             return
-        begun = 0
+        begun, home, waiting = 0, engine.admitted, self._to_begin
         for function, payloads in drawn.groups:
             part = futures[begun : begun + len(payloads)]
             if not part:  # the first of them was not to be had
@@ -226,9 +227,10 @@ class Singles:
             size = drawn.size * len(payloads) // drawn.count
             owner, first = queue.enter(function, payloads, part, _NO_CONTEXT, None, engine.policy.usual, size=size)
             for index, future in enumerate(part, first):
-                future.home, future.place = engine.admitted, (owner, index)
-                del future.request, self._to_begin[0]
-            engine.admitted.futures.update(part)
+                future.home = home
+                future.place = owner, index
+                del future.request, waiting[0]
+            home.futures.update(part)
             begun += len(part)
         bound.scheduler.dispatch_soon()
         if drawn.large is not None:
