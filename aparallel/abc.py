@@ -274,6 +274,9 @@ class Backend(ABC):
     def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:  # noqa: B027
         """Prepare what makes the next start fast, if anything does."""
 
+    async def warm_up(self) -> None:  # noqa: B027
+        """Load, off the loop, what calls may need here. Workers start meanwhile."""
+
     def rest(self) -> None:  # noqa: B027
         """Let go of what :meth:`start_spare` prepared: the last worker has left and no calls wait."""
 

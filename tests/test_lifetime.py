@@ -675,3 +675,31 @@ async def test_a_thread_pool_used_from_its_own_calls_says_so() -> None:
 
         with pytest.raises(WrongLoopError):
             await pool.run(outer)
+
+
+WARMED_UP = """
+import asyncio, sys, threading
+from aparallel import Pool
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "cloudpickle":
+            print("on the loop:", threading.current_thread() is threading.main_thread())
+
+async def main():
+    async with Pool(1) as pool:
+        WARM_UP
+        print(await pool.submit(lambda: 1))
+
+sys.meta_path.insert(0, Finder())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "on_the_loop"), [("await pool.warm_up()", False), ("await pool.run(abs, 1)", True)]
+)
+def test_a_pool_that_was_warmed_up_imports_nothing_for_what_is_submitted(warm_up: str, on_the_loop: bool) -> None:
+    script = WARMED_UP.replace("WARM_UP", warm_up)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.stderr) == (f"on the loop: {on_the_loop}\n1\n", "")

@@ -12,11 +12,12 @@ from aparallel._backends.process_worker import ProcessWorker
 from aparallel._backends.spare import Spare
 from aparallel._backends.tending import Tending
 from aparallel._ground.call import name_of
+from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.functions import Functions
-from aparallel._transfer.pickling import pickle
+from aparallel._transfer.pickling import load_by_value, pickle
 from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Backend, WorkerEvents
 
@@ -116,6 +117,10 @@ class ProcessBackend(Backend):
     def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the spare now instead of a little later."""
         self._spare.start(loop)
+
+    async def warm_up(self) -> None:
+        """Import what pickling by value takes: on the loop, as ``submit`` has to do it, it would hold that for 5 ms."""
+        await in_thread(load_by_value)
 
     def rest(self) -> None:
         self._spare.drop()

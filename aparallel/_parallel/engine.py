@@ -235,6 +235,8 @@ class Engine:
         scheduler = self.use().scheduler
         scheduler.workforce.forget_start_error()
         try:
+            scheduler.workforce.start_missing()
+            await self.backend.warm_up()
             await self._start_all(scheduler)
         finally:
             if self.backend.is_unsettled:

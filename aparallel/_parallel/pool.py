@@ -172,6 +172,8 @@ class Pool(Calls):
     async def warm_up(self) -> None:
         """Start all ``n_jobs`` workers and wait until they are ready and their initializers are done.
 
+        What pickling by value takes (lambdas, closures, functions of ``__main__``) is imported meanwhile, off the loop.
+
         Cancellation: those that were started go on, and are there for the pool's calls.
 
         Raises:
