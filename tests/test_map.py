@@ -139,6 +139,12 @@ def test_the_clock_is_read_while_items_are_drawn() -> None:
     assert drawn.count <= 1024
 
 
+def test_nothing_is_waited_for_when_there_are_no_more_items() -> None:
+    calls = MappedCalls(abs, [range(100)])
+    assert encoder().draw(iter(calls), 1000, 0, 3600.0).exhausted
+    assert encoder().draw(iter(calls), 1000, 100, 3600.0).exhausted
+
+
 async def test_what_maps_at_the_same_time_does_not_mix() -> None:
     async with Pool(2) as pool:
         one, two = await asyncio.gather(pool.map(abs, range(3000)), pool.map(str, range(3000)))

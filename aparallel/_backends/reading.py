@@ -99,7 +99,7 @@ def read_value(data: bytes | memoryview, buffers: Buffers = None) -> Told:
         try:
             return Told([unpickle_at_once(data, buffers and buffers())], [])
         except NotImported:
-            pass
+            pass  # it is for a thread, as what is large
         except BaseException as error:  # as above
             return Told([_unreadable(error)], [0])
     return Told([_later(data, buffers)], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
@@ -175,11 +176,10 @@ def _is_arithmetic(text: str) -> bool:
     from aparallel._parallel.expressions import evaluate
 
     try:
-        evaluate(text, 1)
+        with contextlib.suppress(ArithmeticError):  # with another number of workers it may have a value
+            evaluate(text, 1)
     except SyntaxError:
         return False
-    except ArithmeticError:  # with another number of workers it may have a value
-        return True
     return True
 
 

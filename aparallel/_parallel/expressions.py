@@ -39,8 +39,8 @@ def evaluate(expression: str, n_jobs: int) -> float:
 
 
 def _value(node: ast.expr, n_jobs: int) -> float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return float(node.value) if isinstance(node.value, float) else int(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return node.value
     if isinstance(node, ast.Name) and node.id == "n_jobs":
         return n_jobs
     if isinstance(node, ast.BinOp):

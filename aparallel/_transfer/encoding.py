@@ -229,6 +229,8 @@ class ProcessEncoder(Encoder):
             return
         while drawn.count < limit and time.monotonic() < deadline:
             items = calls.take(min(limit - drawn.count, _MAPPED_EVERY))
+            if not items:  # there are no more
+                return
             if not _are_plain(items if calls.has_one_argument else chain.from_iterable(items)):
                 calls.put_back(items)
                 return

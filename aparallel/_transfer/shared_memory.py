@@ -56,18 +56,6 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def create(size: int) -> int:
-    """Return a descriptor of *size* bytes that have no name: of memory, or where that cannot be had, of a file.
-
-    Raises:
-        OSError: neither can be made.
-    """
-    try:
-        return create_in_memory(size)
-    except OSError:
-        return create_in_file(size, None)
-
-
 def create_in_memory(size: int) -> int:
     """Return a descriptor of *size* bytes of anonymous memory, none of it used yet.
 

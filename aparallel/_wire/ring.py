@@ -1,7 +1,7 @@
 """Memory that pickles are copied through, in one direction, without a call of the kernel.
 
-A pickle of 64 KB takes some 10 µs this way and 60 through a socket, and one of 512 KB takes 50 and 400: a socket holds
-200 KB, so that both sides wait for each other several times.
+A call with 64 KB of bytes each way takes 0.1 ms, and one with 1 MB 0.4. Through sockets, as anyio has them, it is 0.15
+and 2.7: a socket holds 200 KB, so that both sides wait for each other several times.
 """
 
 from __future__ import annotations

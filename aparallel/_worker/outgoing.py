@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Outcomes wait at most this long for company while calls keep finishing.
 PATIENCE_NS = 1_000_000
 
-# An outcome larger than this travels in a frame of its own.
+# An outcome larger than this goes into the ring, or travels in a frame of its own.
 LARGE_BYTES = 32 * 1024
 
 # What an outcome is: a plain value (see ``_wire/outbox.py``), the pickle of one, that in pieces, which took a moment or
