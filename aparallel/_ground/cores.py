@@ -1,8 +1,11 @@
-"""Giving other threads a turn at this one's core."""
+"""Sharing the cores with other threads: giving them a turn, and keeping out of their way."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from aparallel._ground.hop import pause
@@ -33,3 +36,28 @@ def offer_core() -> None:
     loop wait for the GIL as well.
     """
     _sched_yield()
+
+
+def current_core() -> int | None:
+    """The number of the core that this thread is on; None where nobody tells."""
+    if sys.platform != "linux":
+        return None
+    try:
+        core: int = ctypes.CDLL(None).sched_getcpu()
+    except (AttributeError, OSError):
+        return None
+    return core if core >= 0 else None
+
+
+def leave_core(core: int | None) -> None:
+    """Keep this thread off *core*, for good, if it may use another one. None: it stays as it is.
+
+    For a thread that works beside the one that started it. The kernel often has it begin on the same core, though
+    another one is idle, and leaves both there for 10 ms: as long as the work would take.
+    """
+    if core is None or sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):  # we may not, or the cores that we may use have just changed
+        others = os.sched_getaffinity(0) - {core}
+        if others:
+            os.sched_setaffinity(0, others)  # of this thread alone

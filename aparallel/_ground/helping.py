@@ -21,7 +21,8 @@ class Helper:
     """Runs ``fn(*args)``, which must not raise, in a thread that ends with it. :meth:`wait` must follow.
 
     A bare thread: a ``threading.Thread`` takes three times as long to start, and everybody would see it in their lists.
-    Its priority is no lower: preempted with the GIL in its hands, it would keep an event loop waiting for longer.
+    Its priority is no lower: preempted with the GIL in its hands, it would keep an event loop waiting for longer. It
+    runs on any core but its caller's, if there are several.
 
     Attributes:
         is_there: whether a thread could be had. Without one, the caller does it all.
@@ -30,12 +31,14 @@ class Helper:
     __slots__ = ("_gone", "is_there")
 
     def __init__(self, fn: Callable[..., object], *args: object) -> None:
+        from aparallel._ground.cores import current_core  # and ctypes with it, which a worker loads only for arrays
+
         self._gone = _thread.allocate_lock()
         self._gone.acquire()
         self.is_there = True
         try:
             # In a list, to be emptied: a thread refers to its arguments until its very end.
-            _thread.start_new_thread(_run, ([fn, args], self._gone))
+            _thread.start_new_thread(_run, ([fn, args], self._gone, current_core()))
         except RuntimeError:  # no more threads, or the interpreter is ending
             self.is_there = False
             self._gone.release()
@@ -45,8 +48,11 @@ class Helper:
         self._gone.acquire()
 
 
-def _run(work: list[object], gone: _thread.LockType) -> None:
+def _run(work: list[object], gone: _thread.LockType, core_of_caller: int | None) -> None:
+    from aparallel._ground.cores import leave_core
+
     try:
+        leave_core(core_of_caller)
         _do(work)
     finally:
         gone.release()

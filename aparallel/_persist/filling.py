@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._ground.cores import offer_core
+from aparallel._ground.cores import current_core, leave_core, offer_core
 from aparallel._ground.hop import pause
 from aparallel._persist.sources import Source
 
@@ -111,7 +111,7 @@ class Filling:
         if self._executor is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            self._executor = ThreadPoolExecutor(self._others, "aparallel-read")
+            self._executor = ThreadPoolExecutor(self._others, "aparallel-read", leave_core, (current_core(),))
         with contextlib.suppress(RuntimeError):  # no more threads can be had, so those that are there do it
             for _ in range(self._others):
                 yield self._executor.submit(read)
