@@ -313,6 +313,33 @@ async def test_a_write_that_the_system_cuts_short_leaves_the_old_file(path: path
 # Rights
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0])
+async def test_a_new_file_has_the_rights_that_the_umask_leaves(path: pathlib.Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        await dump(NEW, path.with_name("new"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.with_name("new").stat().st_mode) == 0o666 & ~mask
+
+
+async def test_what_replaces_a_private_file_is_private_from_the_beginning(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.chmod(0o640)
+    modes: set[int] = set()
+
+    def seen(sink: files.FileSink, view: memoryview) -> None:
+        modes.add(stat.S_IMODE(os.fstat(sink._fd).st_mode))
+        writing(sink, view)
+
+    writing = files.FileSink._write_out
+    monkeypatch.setattr(files.FileSink, "_write_out", seen)
+    await dump(NEW, path)
+    assert modes == {0o600}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
 as_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
 
 
@@ -438,7 +465,7 @@ def test_litter_is_found_without_a_search_of_the_folder(path: pathlib.Path, monk
 
 
 def test_litter_of_more_writers_than_have_names_is_removed_too(path: pathlib.Path) -> None:
-    made = [files._create_aside(str(path.parent), "file") for _ in range(7)]
+    made = [files._create_aside(str(path.parent), "file", 0o600) for _ in range(7)]
     dump_to_path(NEW, str(path), DumpOptions())
     assert len(os.listdir(path.parent)) == 8
     for _, fd in made:
@@ -450,7 +477,7 @@ def test_litter_of_more_writers_than_have_names_is_removed_too(path: pathlib.Pat
 def test_a_name_that_has_another_writer_by_now_is_not_taken_for_litter(
     path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside, fd = files._create_aside(str(path.parent), "file")
+    aside, fd = files._create_aside(str(path.parent), "file", 0o600)
     os.close(fd)
     real = files.fcntl.flock
     other: list[int] = []

@@ -143,18 +143,16 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
         raise PermissionError(errno.EACCES, "The file exists and may not be written", path)
     folder, name = os.path.split(target)
     remove_litter(folder, name)
-    aside, fd = _create_aside(folder, name)
+    # Nobody may read what takes the place of a file that not everybody may read, until it has that one's rights.
+    aside, fd = _create_aside(folder, name, 0o666 if existing is None else 0o600)
     try:
         try:
             is_linux = sys.platform == "linux"
             sink = FileSink(fd, stop, reserve=is_linux, early=durable and is_linux)
             yield sink
             sink.flush()
-            if hasattr(os, "fchmod"):  # Windows has it from Python 3.13 on
-                if existing is not None:
-                    _keep_rights(fd, target, existing)
-                else:
-                    os.fchmod(fd, 0o666 & ~_umask())
+            if existing is not None and hasattr(os, "fchmod"):  # Windows has it from Python 3.13 on
+                _keep_rights(fd, target, existing)
             if durable:
                 os.fsync(fd)
             stop.check()
@@ -211,11 +209,11 @@ def _remove_if_abandoned(path: str) -> None:
         os.close(fd)
 
 
-def _create_aside(folder: str, name: str) -> tuple[str, int]:
+def _create_aside(folder: str, name: str, mode: int) -> tuple[str, int]:
     made_up = (_aside(folder, name, secrets.token_hex(8)) for _ in itertools.count())
     for path in itertools.chain(_aside_names(folder, name), made_up):
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, mode)
         except FileExistsError:  # another writer's
             continue
         if fcntl is None or (_locked(fd) and os.fstat(fd).st_nlink > 0):
@@ -252,20 +250,6 @@ def _stat(path: str) -> os.stat_result | None:
         return os.stat(path)
     except FileNotFoundError:
         return None
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it, but for this one.
-    try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
-    except OSError:
-        pass
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _keep_rights(fd: int, path: str, existing: os.stat_result) -> None:
