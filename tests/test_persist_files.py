@@ -621,8 +621,6 @@ def sparse_dump(path: pathlib.Path, size: int) -> None:
     from aparallel._persist import container, writer
 
     class Holes:
-        slice = 1 << 20
-
         def __init__(self, file: Any) -> None:
             self.file = file
 

@@ -316,7 +316,6 @@ class _Noting:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self.slice = sink.slice
         self.failure: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> None:

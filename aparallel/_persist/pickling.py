@@ -18,10 +18,9 @@ from aparallel._ground.hop import Pauses, pause
 from aparallel._persist.arrays import array, masked_array, subclass_array
 from aparallel._persist.container import ALIGNMENT
 from aparallel._persist.trees import shared_leaves
-from aparallel._persist.writer import chunk_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.writer import ContainerWriter
@@ -48,8 +47,6 @@ _STAND_IN = pickle.PickleBuffer(bytearray())
 _PAUSE_FROM = 16 << 10
 # An array that is not contiguous is made so in slices of this size.
 _SLICE = 1 << 20
-# One that is, is written from where it lies, and looked at for a stop after slices of about this size.
-_LARGE_SLICE = 8 << 20
 
 
 def write_object(obj: object, writer: ContainerWriter, stop: Stop, *, compressed: bool) -> None:
@@ -155,7 +152,7 @@ class _Records:
             if found.nbytes < _SMALL:
                 self._take_small(found.tobytes(), found.itemsize)
             else:
-                self._take_large(_array_slices(found), found.nbytes, found.itemsize)
+                self._take_large(_array_parts(found), found.nbytes, found.itemsize)
             return False
         try:
             raw = buffer.raw()
@@ -164,12 +161,12 @@ class _Records:
         if raw.nbytes < _SMALL:
             self._take_small(bytes(raw), 1)
         else:
-            self._take_large(_slices(raw, 1), raw.nbytes, 1)
+            self._take_large([raw], raw.nbytes, 1)
         return False
 
-    def _take_large(self, slices: Iterator[memoryview], size: int, itemsize: int) -> None:
+    def _take_large(self, parts: Iterable[memoryview], size: int, itemsize: int) -> None:
         self._write_buffers()
-        self._writer.write_buffer(size, self._checked(slices), itemsize)
+        self._writer.write_buffer(size, parts, itemsize)
 
     def finish(self) -> None:
         self._write_pieces()
@@ -196,11 +193,6 @@ class _Records:
             self._write_buffers()
             pieces, self._pieces, self._size = self._pieces, [], 0
             self._writer.write_pickle(pieces)
-
-    def _checked(self, slices: Iterator[memoryview]) -> Iterator[memoryview]:
-        for piece in slices:
-            self._stop.check()
-            yield piece
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -246,19 +238,18 @@ def _is_plain_subclass(kind: Any) -> bool:
     )
 
 
-def _array_slices(found: Any) -> Iterator[memoryview]:
-    """The bytes of an array in C order, without a copy of more than a slice."""
+def _array_parts(found: Any) -> Iterator[memoryview]:
+    """The bytes of an array in C order: as they lie there, or else without a copy of more than a slice."""
     if found.flags.c_contiguous:
         # Not every dtype has a buffer format (dates have none), so they are seen as bytes.
-        view = memoryview(found.reshape(-1).view(np.uint8)) if found.size else memoryview(b"")
-        yield from _slices(view, found.itemsize)
+        yield memoryview(found.reshape(-1).view(np.uint8))
     elif found.nbytes <= _SLICE or found.ndim == 0:
         yield _bytes_of(found)
     else:
         rows = _SLICE // (found.nbytes // len(found))
         if rows == 0:
             for row in found:
-                yield from _array_slices(row)
+                yield from _array_parts(row)
         else:
             for start in range(0, len(found), rows):
                 yield _bytes_of(found[start : start + rows])
@@ -267,13 +258,6 @@ def _array_slices(found: Any) -> Iterator[memoryview]:
 def _bytes_of(part: Any) -> memoryview:
     flat: Any = np.ascontiguousarray(part).reshape(-1)
     return memoryview(flat.view(np.uint8))
-
-
-def _slices(view: memoryview, itemsize: int) -> Iterator[memoryview]:
-    # As many whole items as make whole chunks, if they are compressed.
-    step = chunk_size(itemsize) * (_LARGE_SLICE // chunk_size(1))
-    for start in range(0, len(view), step):
-        yield view[start : start + step]
 
 
 class PiecesReader:
