@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import math
 from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
@@ -32,8 +31,8 @@ class Checksum:
     writer finds in the cache. Without a helper each piece is summed up when it has been written, and is in the cache of
     its core. (100 MB: 19.4 ms to write, as much with a helper, 23.2 without one, and 6 to sum up alone.)
 
-    Invariants: only the thread that holds ``_summing`` takes from ``_due``, so what comes first is summed up first, and
-    only that thread changes ``_summed``.
+    Invariant: only the thread that holds ``_summing`` takes from ``_due``, sums up what it took, and changes
+    ``_summed``; so what comes first is summed up first.
 
     Args:
         head: what the record begins with.
@@ -62,8 +61,9 @@ class Checksum:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        with self._summing:
+            self._due.clear()  # after an error
         self._end_helper()
-        self._due.clear()  # after an error; not sooner, as the helper may be about to take what it has seen there
 
     @property
     def has_helper(self) -> bool:
@@ -82,15 +82,15 @@ class Checksum:
             self._hash.update(piece)
             return
         self._written += len(piece)
-        if self._written - self._summed > _MOST_BEHIND:
-            self._sum_up(self._written)
+        while self._written - self._summed > _MOST_BEHIND and self._sum_up_next(wait=False):
+            pass
         offer_core()
 
     def value(self) -> int:
         """The checksum of all that was announced. Nothing can be added after that."""
-        self._sum_up()
+        while self._sum_up_next():
+            offer_core()
         self._end_helper()
-        self._sum_up()  # what came when the helper had just looked for the last time
         return self._hash.intdigest()
 
     def _end_helper(self) -> None:
@@ -102,17 +102,22 @@ class Checksum:
     def _help(self) -> None:
         # It does not wait to be told that all is done: to be woken for that takes 0.4 ms.
         while self._summed < self._size and self._told.get():
-            self._sum_up()
-
-    def _sum_up(self, until: float = math.inf) -> None:
-        """Sum up what is due, up to about so many bytes of all, unless the other thread is at it."""
-        if not self._summing.acquire(blocking=False):
-            return
-        try:
-            while self._due and self._summed < until:
-                view = self._due.popleft()
-                self._hash.update(view)
-                self._summed += len(view)
+            while self._sum_up_next():
                 offer_core()
+
+    def _sum_up_next(self, *, wait: bool = True) -> bool:
+        """Sum up the next slice; return False if none is due or, unless we *wait*, the other thread is at one.
+
+        The lock is held for a slice, not longer: whichever thread has a core goes on.
+        """
+        if not self._summing.acquire(wait):
+            return False
+        try:
+            if not self._due:
+                return False
+            view = self._due.popleft()
+            self._hash.update(view)
+            self._summed += len(view)
+            return True
         finally:
             self._summing.release()
