@@ -8,6 +8,8 @@ import io
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import types
 from collections.abc import AsyncIterator
@@ -108,6 +110,19 @@ def test_small_arrays_are_not_held_twice_while_they_are_loaded() -> None:
         assert tracemalloc.get_traced_memory()[1] < len(data) + (5 << 20)
     finally:
         tracemalloc.stop()
+
+
+def test_a_record_array_is_one_for_whoever_loads_it() -> None:
+    # In a new process, where nothing has loaded the module that its class names.
+    program = """
+import asyncio, sys
+import numpy as np
+from aparallel import dumps
+array = np.zeros(3, [("a", "i4")]).view(np.recarray)
+sys.stdout.buffer.write(asyncio.run(dumps(array)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, check=True)
+    assert type(load_from_bytes(run.stdout, LoadOptions.checked(trusted=[]))) is np.recarray
 
 
 async def test_frames_models_and_sparse_matrices_come_back(tmp_path: pathlib.Path) -> None:

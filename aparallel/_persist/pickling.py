@@ -5,6 +5,7 @@ This module loads NumPy and cloudpickle: it is imported in a thread, with the fi
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import pickle
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.writer import ContainerWriter
+
+# Where record arrays say that their class is. NumPy makes some without it, and cloudpickle writes the class itself, by
+# value, where its module is not loaded: another one, then, for whoever loads it.
+importlib.import_module(np.recarray.__module__)
 
 PROTOCOL = 5
 _PROTO = pickle.PROTO + bytes([PROTOCOL])
