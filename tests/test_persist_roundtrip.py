@@ -440,6 +440,12 @@ async def test_wrong_targets_and_sources_are_told_apart(tmp_path: pathlib.Path) 
 
         with pytest.raises(TypeError, match=told):
             await load(chunks())
+    await dump(1, tmp_path / "file")
+    for use in (load, inspect):
+        async with aiofiles.open(tmp_path / "file") as text, await anyio.open_file(tmp_path / "file") as anyios:
+            for file in (text, anyios):
+                with pytest.raises(TypeError, match="binary mode"):
+                    await use(file)
     with pytest.raises(IsADirectoryError):
         await dump(1, tmp_path)
     with pytest.raises(IsADirectoryError):

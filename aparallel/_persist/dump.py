@@ -17,7 +17,7 @@ from aparallel._ground.stoppable import Stop, Stopped, ended
 from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import CallableSink, FileSink, replacing
-from aparallel._persist.given import path_of
+from aparallel._persist.given import is_text, path_of
 from aparallel._persist.keys import checked_key
 from aparallel._persist.progress import Meter, Progress
 from aparallel._persist.running import in_thread_with
@@ -119,7 +119,7 @@ async def dump(
     if path is not None:
         return await in_thread_with(lambda stop, meter: dump_to_path(obj, path, options, stop, meter), progress, "dump")
     write = getattr(target, "write", None)
-    if not callable(write) or _is_text(target):
+    if not callable(write) or is_text(target):
         hint = "Decode the path with os.fsdecode()" if isinstance(target, bytes) else "Open text files in binary mode"
         raise TypeError(
             f"dump writes to a path, a binary file or an asynchronous file, not to {type(target).__name__}. "
@@ -251,11 +251,6 @@ async def _dump_to_async_file(obj: object, target: Any, options: DumpOptions, pr
     finally:
         await chunks.aclose()
     return size
-
-
-def _is_text(target: Any) -> bool:
-    # Asynchronous files pass on what the file in them has.
-    return isinstance(target, io.TextIOBase) or isinstance(getattr(target, "encoding", None), str)
 
 
 async def _write_all(write: Callable[[Any], Awaitable[Any]], chunk: bytes) -> None:

@@ -54,6 +54,12 @@ class OnLoop:
         return b""
 
 
+def is_text(file: Any) -> bool:
+    """Whether a file is open for text, whatever reads or writes it."""
+    # Asynchronous files pass on what the file in them has.
+    return isinstance(file, io.TextIOBase) or isinstance(getattr(file, "encoding", None), str)
+
+
 def reader_back(file: Any) -> Callable[[int], Any] | None:
     """A reader of *file* that goes back when it is asked for fewer bytes than none, if that is cheap."""
     if not (isinstance(file, (io.BytesIO, io.BufferedReader, io.BufferedRandom, io.FileIO)) and file.seekable()):
@@ -75,11 +81,11 @@ def reader_of(source: Any, what: str) -> OnLoop | Callable[[int], Any]:
         TypeError: nobody can.
     """
     read = getattr(source, "read", None)
-    if callable(read) and not isinstance(source, io.TextIOBase):
+    if callable(read) and not is_text(source):
         if is_coroutine_function(read):
             return OnLoop(read, source)
         return read  # type: ignore[no-any-return]
-    if hasattr(source, "__aiter__"):
+    if hasattr(source, "__aiter__") and not callable(read):
         return OnLoop(_next_chunk(source.__aiter__()))
     hint = ""
     if isinstance(source, (bytes, bytearray, memoryview)):
