@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import gc
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import subprocess
@@ -245,6 +247,31 @@ async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
             assert_same(found, expected)
         with pytest.raises(SignatureError):
             await loads(data, signing_key="key")
+
+
+class Pipe(io.BytesIO):
+    """Cannot go back."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+# Each is a file of its own in protocols 0 and 1, some of a few bytes, and begins with another opcode.
+VALUES = [0, -5, 256, 65536, True, 1.5, -1.5, math.inf, -math.inf, math.nan, 1e300, 10**40, "", "a" * 256, "a" * 70_000]
+VALUES += ["\"'", b"", b"x" * 256, None, [], {}, (), [0], {"a": 0}, (0,), {0}, collections.OrderedDict(a=0), int, len]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("protocol", [0, 1])
+async def test_a_single_value_of_an_old_protocol_is_read_or_cut(value: Any, protocol: int) -> None:
+    import pickle
+
+    data = pickle.dumps(value, protocol)
+    for found in (await loads(data), await load(Pipe(data))):
+        assert repr(found) == repr(value)
+    for length in range(1, min(len(data), 100)):
+        with pytest.raises(CorruptFileError):
+            await loads(data[:length])
 
 
 NO_PICKLES = [

@@ -27,7 +27,7 @@ def is_old_pickle(source: Source, stop: Stop) -> bool:
     """Whether *source* holds a pickle of protocol 0 or 1, as far as its beginning tells."""
     start = source.peek(2)  # a pickle may be no longer
     # EMPTY_LIST is the first byte of LZMA's files, too; no opcode is the second.
-    if not start or start[0] not in FIRST_OPCODES or start[1:] == b"\0":
+    if not start or start[0] not in FIRST_OPCODES or start == b"]\0":
         return False
     # What follows may not be ours to read.
     return not source.reads_ahead or _is_walked(source.peek(_ENOUGH), stop)
