@@ -287,7 +287,7 @@ NO_PICKLES = [
     b"import os\n",
     b"I am a text\n",
     b"F\n",
-    b"]])",
+    b"]]) and so on",
     b"}{",
     b"(1, 2)",
     b"Title of a text that goes on and on, and ends.",
@@ -296,6 +296,14 @@ NO_PICKLES = [
     b"PK\x03\x04" + bytes(30),
     b"\x93NUMPY" + bytes(60),
     b"\x89PNG\r\n\x1a\n",
+    b"The first line\nand a second one\n" * 100,
+    b"Time,Value\n1,2\n" * 100,
+    b"XML is a text, too\n" * 100,
+    b"Lorem ipsum dolor sit amet, " * 100,
+    b"Important: no line of this ends. " * 100,
+    b"Find it. " * 200,
+    b"call me, " * 200,
+    b"SQLite format 3\0" + bytes(4000),
 ]
 
 
@@ -305,12 +313,18 @@ async def test_what_only_begins_as_an_old_pickle_is_none(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "cat.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "file").write_bytes(data)
+    for use in (
+        lambda: loads(data),
+        lambda: loads(data, trusted=[]),
+        lambda: load(io.BytesIO(data)),
+        lambda: inspect(tmp_path / "file"),
+    ):
+        with pytest.raises(UnsupportedFormatError):
+            await use()
+    # Of a pipe, no more is looked at than two bytes.
     with pytest.raises((UnsupportedFormatError, CorruptFileError)):
-        await loads(data)
-    with pytest.raises((UnsupportedFormatError, CorruptFileError)):
-        await loads(data, trusted=[])
-    with pytest.raises((UnsupportedFormatError, CorruptFileError)):
-        await inspect(io.BytesIO(data))
+        await inspect(Pipe(data))
 
 
 class Kept:

@@ -6,6 +6,7 @@ hand. Text has an opcode that does not exist, or one that takes what is not ther
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.standins import Global, Watcher
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 FIRST_OPCODES = frozenset(b"(]})NIJKMLFGSTUVXc")
 """What pickles of protocols 0 and 1 begin with."""
+# How the argument of the first opcode but MARKs begins, as far as it is there: of INT LONG, FLOAT, STRING, GLOBAL. That
+# of others may be anything.
+_ARGUMENT = re.compile(
+    rb"\(*+(?:[IL](?:[-\d]|\Z)|F(?:[-\d]|inf|nan|in?\Z|na?\Z|\Z)|S(?:['\"]|\Z)"
+    rb"|c(?:[^\W\d][\w.]*(?:\n|\Z)|\Z)|[^ILFSc]|\Z)",
+    re.DOTALL,
+)
+# BINSTRING BINUNICODE: a length and a text. The first letters of a text say that half a gigabyte or more follows.
+_COUNTED = frozenset(b"TX")
+_LARGE = 0x20 << 24
 # Of a joblib's file, its first array's description.
 _ENOUGH = 1024
 
@@ -29,8 +40,16 @@ def is_old_pickle(source: Source, stop: Stop) -> bool:
     # EMPTY_LIST is the first byte of LZMA's files, too; no opcode is the second.
     if not start or start[0] not in FIRST_OPCODES or start == b"]\0":
         return False
-    # What follows may not be ours to read.
-    return not source.reads_ahead or _is_walked(source.peek(_ENOUGH), stop)
+    if not source.reads_ahead:  # what follows may not be ours to read
+        return _ARGUMENT.match(start) is not None
+    start = source.peek(_ENOUGH)
+    return _ARGUMENT.match(start) is not None and _holds_its_text(start, source) and _is_walked(start, stop)
+
+
+def _holds_its_text(start: bytes, source: Source) -> bool:
+    """False for a pickle of one huge text that is not there."""
+    size = int.from_bytes(start[1:5], "little")
+    return start[0] not in _COUNTED or size < _LARGE or (source.size is not None and size < source.size)
 
 
 def _is_walked(start: bytes, stop: Stop) -> bool:
