@@ -8,7 +8,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,49 @@ class OwnReduce(Exception):
         return OwnReduce, (self.code,)
 
 
+class Missing(FileNotFoundError):
+    """An OSError reduces itself in its own way."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(2, "no settings", path)
+        self.path = path
+
+
+class Needed(ImportError):
+    def __init__(self, module: str, *, why: str) -> None:
+        super().__init__(f"{module} is needed: {why}", name=module)
+        self.why = why
+
+
+class Slotted(Exception):
+    __slots__ = ("__hidden", "code")
+
+    def __init__(self, code: int) -> None:
+        super().__init__("message")
+        self.code = code
+        self.__hidden = code + 1
+
+    def hidden(self) -> int:
+        return self.__hidden
+
+
+@dataclass(slots=True)
+class OfData(Exception):
+    code: int
+    detail: str = "none"
+
+
+@dataclass(frozen=True)
+class OfFrozenData(Exception):
+    code: int
+
+
 class Stop(BaseException):
     pass
+
+
+def raise_made(make: Callable[..., Exception], *args: Any, **keywords: Any) -> None:
+    raise make(*args, **keywords)
 
 
 def raise_noted() -> None:
@@ -224,6 +266,26 @@ async def test_an_error_keeps_its_message_whatever_its_init_takes(backend: Any) 
     assert (type(custom), str(custom), custom.code, custom.detail) == (Custom, "code 7: broken", 7, "broken")
     assert (type(needy), str(needy)) == (Needy, "1 and 2")
     assert (type(own), own.code) == (OwnReduce, 5)
+
+
+@each_backend
+async def test_an_error_of_the_system_or_an_import_keeps_its_message_whatever_its_init_takes(backend: Any) -> None:
+    calls = [delayed(raise_made)(Missing, "there.txt"), delayed(raise_made)(Needed, "numpy", why="sums")]
+    missing, needed = await gather_parallel(calls, backend=backend, return_exceptions=True)
+    assert (type(missing), missing.args, missing.path) == (Missing, (2, "no settings"), "there.txt")
+    assert (missing.errno, missing.filename) == (2, "there.txt")
+    assert (type(needed), str(needed)) == (Needed, "numpy is needed: sums")
+    assert (needed.name, needed.why) == ("numpy", "sums")
+
+
+@each_backend
+async def test_an_error_keeps_what_its_slots_hold_and_what_may_not_be_set(backend: Any) -> None:
+    calls = [delayed(raise_made)(Slotted, 7), delayed(raise_made)(OfData, 1, "broken")]
+    calls.append(delayed(raise_made)(OfFrozenData, 3))
+    slotted, data, frozen = await gather_parallel(calls, backend=backend, return_exceptions=True)
+    assert (type(slotted), str(slotted), slotted.code, slotted.hidden()) == (Slotted, "message", 7, 8)
+    assert (type(data), data.code, data.detail) == (OfData, 1, "broken")
+    assert (type(frozen), frozen.code) == (OfFrozenData, 3)
 
 
 BUILTIN_ERRORS = [

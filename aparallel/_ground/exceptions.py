@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# How exceptions reduce themselves unless their class says otherwise: to (type, arguments) or (type, arguments, state).
+_REDUCED_BY_PYTHON = frozenset(kind.__reduce__ for kind in (BaseException, OSError, ImportError, AttributeError))
+
+
 class ReducesExceptions:
     """The first base of a pickler: exceptions, wherever they sit in what it pickles, become a call of :func:`_rebuild`.
 
@@ -24,26 +28,46 @@ class ReducesExceptions:
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, BaseException):
             kind = type(obj)
-            if kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
-                return _rebuild, (kind, obj.args), obj.__dict__ or None
+            if kind.__reduce__ in _REDUCED_BY_PYTHON and kind.__reduce_ex__ is object.__reduce_ex__:
+                return _reduce(obj)
         parent: Any = getattr(super(), "reducer_override", None)
         return NotImplemented if parent is None else parent(obj)
 
 
-def _rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+def _reduce(error: BaseException) -> tuple[Any, ...]:
+    reduced: Any = error.__reduce__()
+    making = _rebuild, (type(error), reduced[1], error.args)
+    attributes = reduced[2] if len(reduced) > 2 else None
+    state = object.__getstate__(error)
+    slots = state[1] if type(state) is tuple else None
+    return (*making, (attributes, slots), None, None, _restore) if attributes or slots else making
+
+
+def _rebuild(kind: type[BaseException], made_with: tuple[Any, ...], args: tuple[Any, ...]) -> BaseException:
     """Build an exception from its type and arguments without running an ``__init__`` written in Python.
 
     Such an ``__init__`` rarely takes ``self.args`` as its arguments (pickle's own way calls it with
-    them and fails, or changes the message). The first one written in C fills what C code reads.
+    them and fails, or changes the message). The first one written in C fills what C code reads; an OSError's takes
+    more than it keeps as ``args``.
     """
-    error = _new(kind, args)
+    error = _new(kind, made_with)
     for base in kind.__mro__:
         init = base.__dict__.get("__init__")
         if init is not None and not isinstance(init, FunctionType):
-            init(error, *args)
+            init(error, *made_with)
             break
-    error.args = args
+    BaseException.__setattr__(error, "args", args)
     return error
+
+
+def _restore(error: BaseException, state: tuple[dict[str, Any] | None, dict[str, Any] | None]) -> None:
+    """Give an exception its attributes and what its ``__slots__`` held, also one that is frozen."""
+    attributes, slots = state
+    if attributes is not None and type(error).__setstate__ is not BaseException.__setstate__:
+        error.__setstate__(attributes)
+        attributes = None
+    for name, value in {**(attributes or {}), **(slots or {})}.items():
+        BaseException.__setattr__(error, name, value)
 
 
 def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
