@@ -38,7 +38,8 @@ from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.arrays import Strided
 from aparallel._transfer.borrowing import Borrower
 from aparallel._transfer.contents import Digest, digest_of
-from aparallel._transfer.lending import Hold, Lender
+from aparallel._transfer.lending import Lender
+from aparallel._transfer.segments import Hold
 from aparallel._transfer.shared_memory import Mapping, Parts, halves
 from aparallel._transfer.writing import Raw
 from aparallel._wire import descriptors

@@ -29,7 +29,8 @@ from aparallel._ground.room import Room, parse_available
 from aparallel._transfer import borrowing
 from aparallel._transfer.arguments import ArgumentMemory
 from aparallel._transfer.borrowing import Borrower
-from aparallel._transfer.lending import Hold, Lender, NoDescriptorError
+from aparallel._transfer.lending import Lender, NoDescriptorError
+from aparallel._transfer.segments import Hold
 from aparallel._transfer.shared_memory import Mapping, Parts, _temporary_folder, create_in_file, create_in_memory
 from aparallel._transfer.writing import Raw
 from aparallel.errors import BrokenWorkerError, SharedMemoryError

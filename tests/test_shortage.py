@@ -24,7 +24,8 @@ from aparallel import Pool, delayed
 from aparallel._ground.room import Room
 from aparallel._transfer import shared_memory
 from aparallel._transfer.arguments import ArgumentMemory
-from aparallel._transfer.lending import Hold, Lender, NoDescriptorError
+from aparallel._transfer.lending import Lender, NoDescriptorError
+from aparallel._transfer.segments import Hold
 from aparallel._transfer.shared_memory import in_background, wait_until_freed
 from aparallel._transfer.users import User
 from aparallel._transfer.writing import Raw

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aparallel._backends.channel import Channel
     from aparallel._transfer.borrowing import GivenBack, Loan
-    from aparallel._transfer.lending import Segment
+    from aparallel._transfer.segments import Segment
     from aparallel._wire.frames import FreeWhen
 
 

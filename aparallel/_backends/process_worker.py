@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aparallel._backends.child import Child
     from aparallel._backends.logs import LogRelay, WorkerRecords
     from aparallel._transfer.functions import PickledFunction
-    from aparallel._transfer.lending import Segment
+    from aparallel._transfer.segments import Segment
     from aparallel.abc import Sharing
 
 # Functions that a worker remembers. More would be a leak in a server that makes closures per request.

@@ -6,7 +6,8 @@ For both ends::
     pickling, by_value, rebuilding    pickles: by name where that can be imported, else by value
     out_of_band, arrays               which buffers leave a pickle, and how arrays are built around them again
     lending, borrowing                shared memory: written, lent and used again; mapped and given back
-    writing, shared_memory            how it is written, and what it is
+    segments, writing                 a piece of it, as its owner has it; how it is written
+    shared_memory                     what it is
 
 For the parent alone::
 

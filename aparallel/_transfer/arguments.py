@@ -18,9 +18,10 @@ from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import Reference, memmap_in, owner_of
 from aparallel._transfer.contents import Content, Digest, SharedContent
 from aparallel._transfer.known import Known, Origin, as_source, superseded_for
-from aparallel._transfer.lending import Lender, Segment, fits
+from aparallel._transfer.lending import Lender
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle_in_slices
+from aparallel._transfer.segments import Segment, fits
 from aparallel._transfer.shared_memory import Window, aligned
 from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError

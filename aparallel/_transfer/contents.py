@@ -15,7 +15,7 @@ from aparallel.errors import SharingError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aparallel._transfer.lending import Hold, Segment
+    from aparallel._transfer.segments import Hold, Segment
     from aparallel._transfer.shared_memory import Mode
 
 

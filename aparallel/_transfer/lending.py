@@ -1,4 +1,4 @@
-"""The writing side of shared memory: segments, written, lent to other processes, and used again once they are back.
+"""The writing side of shared memory: which segment is written next, and what of those that are unused is given back.
 
 New memory costs the kernel a page at a time, about 0.5 ms a megabyte, ten times what the copy takes, so a
 segment that everyone has let go is written again. One that stays unused goes back to the system.
@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 from _thread import allocate_lock
 from collections import deque
-from contextlib import suppress
 from time import monotonic
 
 from aparallel._ground.room import Room
-from aparallel._transfer.shared_memory import (
-    Mapping,
-    Parts,
-    aligned,
-    create_in_file,
-    halves,
-    in_background,
-    wait_until_freed,
-)
-from aparallel._transfer.writing import cut, do_all
+from aparallel._transfer.segments import Closing, Hold, Segment, capacity_for, close_all, fits
+from aparallel._transfer.shared_memory import Parts, aligned, create_in_file, halves, in_background, wait_until_freed
+from aparallel._transfer.writing import cut
 from aparallel.errors import SharedMemoryError
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from aparallel._transfer.writing import Hasher, Source, Write
-
-
-# A segment is not used for something much smaller: the rest of it would lie idle.
-_WASTE = 2
+    from aparallel._transfer.writing import Hasher, Source
 
 # From so many bytes on, a second thread saves more time than it takes to start.
 _SHARED_BYTES = 16 * 1024 * 1024
@@ -43,121 +30,8 @@ _SHARED_BYTES = 16 * 1024 * 1024
 # With so many segments here, further ones have one part: each costs a descriptor, here and in every worker.
 _MANY_SEGMENTS = 64
 
-
 # For want of descriptors, others are asked to give memory back once in so long a time.
 _ASKING_SECONDS = 1.0
-
-
-class Segment:
-    """A piece of shared memory.
-
-    It is free when nobody in this process holds it and nobody else has it, and is then written again or closed.
-
-    Attributes:
-        number: what other processes know it by.
-        parts: its descriptors.
-        mapping: where it lies in this process, once it was written again; None before.
-        written: bytes, from the start, that have been written once and therefore exist.
-        held: a :class:`Hold` on it exists.
-        lent: how many references to it were sent to other processes and have not been reported gone.
-        spoiled: a process that nobody hears of, a fork of one that had it, may still read it.
-        free_since: when it became free last, on time.monotonic's clock.
-        pid: of the process that made it. A fork of that has a copy of this object.
-    """
-
-    __slots__ = (
-        "_note_free",
-        "_populated",
-        "free_since",
-        "held",
-        "lent",
-        "mapping",
-        "number",
-        "parts",
-        "pid",
-        "spoiled",
-        "written",
-    )
-
-    def __init__(self, number: int, parts: Parts, note_free: Callable[[Segment], object]) -> None:
-        self.number = number
-        self.parts = parts
-        self._note_free = note_free
-        self.written = 0
-        self.mapping: Mapping | None = None
-        # Bytes, from the start, that were written through the mapping.
-        self._populated = 0
-        self.held = True
-        self.lent = 0
-        self.spoiled = False
-        self.free_since = 0.0
-        self.pid = os.getpid()
-
-    @property
-    def size(self) -> int:
-        return self.parts.size
-
-    @property
-    def is_free(self) -> bool:
-        return not self.held and self.lent == 0
-
-    def let_go(self) -> None:
-        """Nobody holds it any more. Called by a finaliser, in any thread."""
-        self.held = False
-        self._note_if_free()
-
-    def lend(self, references: int) -> None:
-        self.lent += references
-
-    def take_back(self, references: int, spoiled: bool) -> None:
-        """So many references to it are gone elsewhere."""
-        self.lent -= references
-        self.spoiled |= spoiled
-        self._note_if_free()
-
-    def _note_if_free(self) -> None:
-        if self.is_free:
-            self.free_since = monotonic()
-            self._note_free(self)
-
-    def write(self, writes: deque[Write], end: int, *, with_help: bool) -> bool:
-        """Do *writes*, the last of which ends at *end*; return whether their hashers were fed.
-
-        Raises:
-            OSError: there is no room. Any bytes may have been written, and none count as such.
-        """
-        mapping = self._mapped() if end <= self.written else None
-        if mapping is None:
-            do_all(lambda write, give_way: write.into(self.parts, give_way), writes, with_help=with_help)
-            self.written = max(self.written, end)
-            return True
-        is_new = end > self._populated
-        do_all(lambda write, give_way: write.onto(mapping, give_way, is_new=is_new), writes, with_help=with_help)
-        self._populated = max(self._populated, end)
-        return False
-
-    def _mapped(self) -> Mapping | None:
-        if self.mapping is None:
-            with suppress(OSError):  # pwrite will do
-                self.mapping = Mapping(self.parts, "r+")
-        return self.mapping
-
-    def take_apart(self) -> tuple[tuple[int, ...], Mapping | None]:
-        """Give up its descriptors, which are to be closed, and its mapping, which is to be dropped."""
-        mapping, self.mapping = self.mapping, None
-        return self.parts.give_up(), mapping
-
-
-class Hold:
-    """Keeps a segment, with what is written in it, from being used again. Let go of when it is dropped."""
-
-    __slots__ = ("__weakref__", "segment")
-
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-
-    def __del__(self) -> None:
-        self.segment.let_go()
 
 
 class NoDescriptorError(SharedMemoryError):
@@ -262,7 +136,7 @@ class Lender:
         try:
             if not self._room.grant(size):
                 raise OSError(errno.ENOMEM, "it is more than what may be taken of the memory that is left")
-            capacity = _capacity(size)
+            capacity = capacity_for(size)
             halved = halved and len(self.segments) < _MANY_SEGMENTS
             yield self._add(Parts.in_memory(halves(capacity, size) if halved else [capacity]))
         except OSError as error:
@@ -337,7 +211,7 @@ class Lender:
     def _close_at_once(self, segments: Iterable[Segment]) -> None:
         for segment in segments:
             self.segments.pop(segment.number, None)
-            _close([_Closing(segment, unused=True)])
+            close_all([Closing(segment, unused=True)])
             self._closed.append(segment)
 
     def drop(self, segments: Iterable[Segment], *, unused: bool = False) -> None:
@@ -346,9 +220,9 @@ class Lender:
         for segment in segments:
             self.segments.pop(segment.number, None)
             size += segment.written
-            dropped.append(_Closing(segment, unused))
+            dropped.append(Closing(segment, unused))
         if dropped:
-            in_background(size, _close, dropped)
+            in_background(size, close_all, dropped)
 
     def close(self) -> None:
         """Close all segments; one that a thread is writing to, when that is done."""
@@ -356,34 +230,6 @@ class Lender:
             self._is_closed = True
             idle = [segment for segment in self.segments.values() if segment not in self._being_written]
         self.drop(idle)
-
-
-class _Closing:
-    """What is left to do of a segment that is closed.
-
-    *unused*: nobody reads it, though others may have it mapped.
-    """
-
-    __slots__ = ("fds", "is_emptied", "mapping")
-
-    def __init__(self, segment: Segment, unused: bool) -> None:
-        self.fds, self.mapping = segment.take_apart()
-        # Otherwise its memory would stay until the last who mapped it has heard of its end, and that may be busy for
-        # long. But a fork, of which nobody hears, may still read it; and in a fork of this process, which closes what
-        # it got from it, it is not ours.
-        self.is_emptied = unused and not segment.spoiled and segment.pid == os.getpid()
-
-
-def _close(segments: list[_Closing]) -> None:
-    """Free memory, some 0.2 ms a megabyte."""
-    while segments:
-        closing = segments.pop()
-        closing.mapping = None
-        for fd in closing.fds:
-            if closing.is_emptied:
-                with suppress(OSError):
-                    os.ftruncate(fd, 0)
-            os.close(fd)
 
 
 def _no_room(size: int, errors: list[OSError]) -> SharedMemoryError:
@@ -397,14 +243,3 @@ def _no_room(size: int, errors: list[OSError]) -> SharedMemoryError:
 
 def _lacks_descriptors(errors: list[OSError]) -> bool:
     return errors[-1].errno in (errno.EMFILE, errno.ENFILE)
-
-
-def fits(found: int, size: int) -> bool:
-    """Whether a segment of *found* bytes is large enough for *size*, and not much larger."""
-    return size <= found <= _capacity(size) * _WASTE
-
-
-def _capacity(size: int) -> int:
-    """Round up to one of eight sizes per power of two, so that a segment fits what is a little larger, too."""
-    step = max(1 << max(size.bit_length() - 4, 0), 4096)
-    return -(-size // step) * step

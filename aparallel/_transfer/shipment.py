@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.arguments import ArgumentMemory
     from aparallel._transfer.contents import Content
-    from aparallel._transfer.lending import Segment
     from aparallel._transfer.out_of_band import Awaited
+    from aparallel._transfer.segments import Segment
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
 

@@ -48,7 +48,7 @@ To the parent::
     first    the position of the first outcome in all that this worker ever gives
     busy     nanoseconds that the calls of this frame ran
 
-Segments are pieces of shared memory (``_transfer/lending.py``). Each direction numbers its own. A segment has one or
+Segments are pieces of shared memory (``_transfer/segments.py``). Each direction numbers its own. A segment has one or
 two parts, one behind the other, with a size and a descriptor each; the descriptors go with the first byte of its
 frame. *Given back*: [(number, count, spoiled, lost)]; of what was lent, so many references
 are gone; *spoiled* says that a fork may still read it, *lost* that a descriptor found no room, so that they have to be

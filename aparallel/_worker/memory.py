@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aparallel._transfer.borrowing import GivenBack, Loan, Mapped
-    from aparallel._transfer.lending import Segment
     from aparallel._transfer.pickling import Pieces
+    from aparallel._transfer.segments import Segment
     from aparallel._wire.frames import FreeWhen
 
 # Segments that the parent has and that are kept for when it gives them back; of more, the oldest become its own.

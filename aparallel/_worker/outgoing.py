@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from aparallel._transfer.lending import Segment
+    from aparallel._transfer.segments import Segment
     from aparallel._wire.outbox import Outbox
 
 # Outcomes wait at most this long for company while calls keep finishing.
