@@ -15,7 +15,8 @@ From what users hold down to the disk::
 
 Keys, from a call down to its digest::
 
-    keys, tracking                    the call's arguments, and what its function depends on
+    keys, fingerprint                 the call's arguments, and what its function depends on
+    tracking, callables               that is found by following what its code reads; what is inside a callable
     bytecode, constants               what code reads, and what cannot change in place
     hashing, canonical, cycles        any value as bytes that stand for its content
     apart, arrays, parts, plain       values taken apart by their types, and put together as bytes

@@ -80,7 +80,7 @@ def _named_type(cls: type) -> bytes:
 
 
 def _function(value: FunctionType, encode: Encode) -> Parts:
-    from aparallel._memory.tracking import fingerprint_of
+    from aparallel._memory.fingerprint import fingerprint_of
 
     fingerprint = fingerprint_of(value, encode)
     return Parts(b"F" + fingerprint.static, Kind.ORDERED, fingerprint.dynamic())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from aparallel._ground.scopes import has_anyio, import_anyio
 from aparallel._ground.threads import Threads
 from aparallel._memory.bytecode import imports_made
-from aparallel._memory.tracking import unbind
+from aparallel._memory.callables import unbind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

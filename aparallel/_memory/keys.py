@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from aparallel._memory.canonical import TooLarge, encode
 from aparallel._memory.digest import digest
+from aparallel._memory.fingerprint import Fingerprint, fingerprint_of_callable
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
-from aparallel._memory.tracking import Fingerprint, Track, fingerprint_of_callable
+from aparallel._memory.tracking import Track
 from aparallel.errors import UnstableValueError
 
 # It makes all keys new when the meaning of a key changes.

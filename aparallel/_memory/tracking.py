@@ -1,157 +1,33 @@
-"""What a function's results depend on besides its arguments, as far as its code tells.
-
-From the function the walk follows what its code reads: the functions and classes of its own package
-that it calls, the constants of modules, what it closes over. All of this that cannot change is hashed once, into
-``Fingerprint.static``; :meth:`Fingerprint.still_holds` says cheaply whether every name still means what it meant then.
-What can change in place, such as a list that is closed over, is hashed at every call.
-"""
+"""Follows what a function's code reads: functions and classes of its own package, constants, what it closes over."""
 
 from __future__ import annotations
 
 import builtins
-import functools
-import weakref
-from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from types import FunctionType, MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from aparallel._memory.bytecode import cells_written, encode_code, globals_read, imports_made
+from aparallel._memory.callables import MISSING, content_of, functions_of, package_of, unbind
 from aparallel._memory.constants import is_constant
 from aparallel._memory.digest import digest
 from aparallel._memory.parts import encode_name
 from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from types import CellType, CodeType
 
     from aparallel._memory.parts import Encode
 
 Track = Literal["deep", "own", "none"]
 
-_MISSING: Final = object()
 _FIND_AT_RUN_TIME = frozenset({"__import__", "eval", "exec", "getattr", "globals", "vars"})
 _NOT_CONTENT = frozenset(
     {"__module__", "__qualname__", "__doc__", "__name__", "__firstlineno__", "__static_attributes__"}
 )
 
 
-class Fingerprint:
-    """What a callable's results depend on besides its arguments.
-
-    Attributes:
-        static: 32 bytes that stand for its identity, code and constants.
-        parts: the digest of each function's own code and constants, by name.
-        unseen: names that it reads whose content is not part of the key, and what it finds when it runs.
-    """
-
-    def __init__(self, walk: _Walk, identity: bytes, own: list[Any]) -> None:
-        self.static = digest(combine(b"W", Kind.ORDERED, [identity, *walk.entries]))
-        self.parts: Mapping[str, bytes] = walk.parts
-        self.unseen = tuple(sorted(walk.unseen - walk.parts.keys()))
-        self._packages = walk.packages
-        self._own = own
-        self._codes = walk.codes
-        self._names = walk.names
-        self._cells = walk.cells
-        self._dynamic = walk.dynamic
-
-    def still_holds(self) -> bool:
-        """Whether every name still means what it meant when this was made."""
-        for namespace, name, value in self._names:
-            if namespace.get(name, _MISSING) is not value:
-                return False
-        for fn, code, defaults in self._codes:
-            if fn.__code__ is not code or fn.__defaults__ is not defaults:
-                return False
-        return not self._cells or all(_content_of(cell) is value for cell, value in self._cells)
-
-    def sees_methods_of(self, cls: type) -> bool:
-        """Whether what the methods of a class do counts, as far as they are of our packages and not Python's own."""
-        if "<locals>" in cls.__qualname__ or f"{cls.__module__}.{cls.__qualname__}" in self.parts:
-            return True
-        namespaces = [vars(base) for base in cls.__mro__ if _package_of(base) in self._packages]
-        names = {name for namespace in namespaces for name, value in namespace.items() if _functions_of(value)}
-        return all(name.startswith("__") and name != "__call__" for name in names)
-
-    def dynamic(self) -> list[Any]:
-        """The values as they are now that can change in place."""
-        return [*self._own, *self._dynamic]
-
-
-# Only a cache: a fingerprint that no longer holds is made anew.
-_known: weakref.WeakKeyDictionary[FunctionType, Fingerprint] = weakref.WeakKeyDictionary()
-
-
-def fingerprint_of(fn: FunctionType, encode: Encode) -> Fingerprint:
-    """Return the fingerprint of a function that is itself a value, its defaults included."""
-    known = _known.get(fn)
-    if known is None or not known.still_holds():
-        walk = _Walk({_package_of(fn)}, "deep", encode)
-        walk.visit_function(fn, with_defaults=True)
-        known = _known[fn] = Fingerprint(walk, encode_name(fn), [])
-    return known
-
-
-def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], encode: Encode) -> Fingerprint:
-    """Return the fingerprint of what is called, without the defaults of its own arguments.
-
-    Raises:
-        UnstableValueError: it depends on something without stable content.
-    """
-    inner, own = unbind(fn)
-    others = list(depends_on)
-    walk = _Walk({_package_of(part) for part in (inner, *others)}, track, encode)
-    if track != "none":
-        walk.visit(inner, with_defaults=False)
-    elif isinstance(inner, FunctionType):
-        walk.close_over(inner)  # its code does not count, and what it holds does
-    for other in others:
-        walk.visit_dependency(other)
-    return Fingerprint(walk, encode_name(inner), own)
-
-
-def unbind(fn: Any) -> tuple[Any, list[Any]]:
-    """Return the function at the bottom of methods, partials and callable objects, and what they hold."""
-    own: list[Any] = []
-    while True:
-        if isinstance(fn, MethodType):
-            own.append(fn.__self__)
-            fn = fn.__func__
-        elif isinstance(fn, functools.partial):
-            own += [fn.args, tuple(sorted(fn.keywords.items()))]
-            fn = fn.func
-        elif isinstance(fn, FunctionType | type):
-            return fn, own
-        elif isinstance(fn, BuiltinFunctionType):
-            if fn.__self__ is not None and not isinstance(fn.__self__, ModuleType):
-                own.append(fn.__self__)
-            return fn, own
-        elif callable(wrapped := getattr(fn, "__wrapped__", None)):  # such as lru_cache's
-            fn = wrapped
-        elif isinstance(method := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
-            own.append(fn)
-            fn = method
-        else:
-            return fn, own
-
-
-def _package_of(fn: Any) -> str:
-    """The top-level package, or module, that *fn*'s code stands in; decorators copy only the name."""
-    if isinstance(fn, ModuleType):
-        return fn.__name__.partition(".")[0]
-    namespace = getattr(fn, "__globals__", None)  # of the class of functions, a descriptor
-    module = namespace.get("__name__") if isinstance(namespace, dict) else getattr(fn, "__module__", None)
-    return str(module).partition(".")[0]
-
-
-def _content_of(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing was assigned yet
-        return _MISSING
-
-
-class _Walk:
+class Walk:
     """Follows what functions refer to. Each is visited once, in an order that the code alone decides.
 
     Attributes:
@@ -159,7 +35,7 @@ class _Walk:
         entries: what functions and classes are encoded as, in the order in which they were met; empty while one is
             being visited. A reference to one is encoded as its place here.
         parts: the digests of these, by name.
-        unseen: see :class:`Fingerprint`.
+        unseen: names that are read whose content counts for nothing, and what is found only when it runs.
         codes, names, cells: what must still be the same for the fingerprint to hold: functions with their code and
             defaults, names in namespaces with their values, cells with their contents.
         dynamic: values that are held and can change in place.
@@ -243,9 +119,9 @@ class _Walk:
             if name in written:
                 self.unseen.add(name)
                 continue
-            value = _content_of(cell)
+            value = content_of(cell)
             self.cells.append((cell, value))
-            if value is _MISSING:
+            if value is MISSING:
                 found.append(b"n")
             elif name == "__class__" and isinstance(value, type):
                 found.append(encode_name(value))
@@ -277,7 +153,7 @@ class _Walk:
         namespace = vars(cls)
         for name in sorted(namespace):
             value = namespace[name]
-            code = [value] if isinstance(value, type) else _functions_of(value)
+            code = [value] if isinstance(value, type) else functions_of(value)
             if code or (is_constant(value) and name not in _NOT_CONTENT):
                 self._note(namespace, name, value)
                 content.append(encode_str(name))
@@ -293,16 +169,16 @@ class _Walk:
     def _follow(self, namespace: dict[str, Any], chain: tuple[str, ...]) -> list[bytes]:
         """Encode what a global name, and attributes of modules after it, refer to."""
         for length, name in enumerate(chain, start=1):
-            value = namespace.get(name, _MISSING)
+            value = namespace.get(name, MISSING)
             self._note(namespace, name, value)
-            if value is _MISSING:  # built in, or not there (yet)
+            if value is MISSING:  # built in, or not there (yet)
                 if name in _FIND_AT_RUN_TIME:
                     self.unseen.add(f"what {name} finds")
                 return [] if hasattr(builtins, name) else [encode_str(name)]
             if not isinstance(value, ModuleType) or length == len(chain):
                 path = ".".join(chain[:length])
                 return [encode_str(path), self._refer_to(value, path)]
-            if _package_of(value) not in self.packages:
+            if package_of(value) not in self.packages:
                 return [encode_str(".".join(chain)), encode_name(value)]
             namespace = vars(value)
         return []
@@ -358,7 +234,7 @@ class _Walk:
     def _is_ours(self, value: Any) -> bool:
         if self._track != "deep":
             return False
-        return _package_of(value) in self.packages or (isinstance(value, FunctionType) and "<" in value.__qualname__)
+        return package_of(value) in self.packages or (isinstance(value, FunctionType) and "<" in value.__qualname__)
 
     def _hold(self, value: Any) -> bytes:
         """Encode a value that a function holds, now if it cannot change, else at every call."""
@@ -369,11 +245,11 @@ class _Walk:
         if isinstance(value, ModuleType):
             return encode_str(value.__name__)
         if isinstance(value, FunctionType):
-            if _package_of(value) in self.packages or "<" in value.__qualname__:
+            if package_of(value) in self.packages or "<" in value.__qualname__:
                 return self.visit_function(value, with_defaults=True)
             return encode_name(value)
         if isinstance(value, type):
-            return self._visit_class(value) if _package_of(value) in self.packages else self._encode(value)
+            return self._visit_class(value) if package_of(value) in self.packages else self._encode(value)
         inner, held = unbind(value) if callable(value) else (value, [])
         if isinstance(inner, FunctionType) and not held:  # such as a memoized function
             return self._hold(inner)
@@ -381,28 +257,16 @@ class _Walk:
         return b"n"
 
 
-def _functions_of(value: Any) -> list[FunctionType]:
-    """The functions behind an attribute of a class that is not a class itself."""
-    if isinstance(value, property):
-        return [fn for part in (value.fget, value.fset, value.fdel) for fn in _functions_of(part)]
-    if isinstance(value, staticmethod | classmethod):
-        return _functions_of(value.__func__)
-    if isinstance(value, functools.cached_property | functools.partialmethod):
-        return _functions_of(value.func)
-    inner = unbind(value)[0] if callable(value) else None
-    return [inner] if isinstance(inner, FunctionType) else []
-
-
 def class_content(cls: type, encode: Encode) -> bytes:
     """Encode what a class made inside a function does, which its name does not tell: code and plain attributes."""
     content = [encode_name(base) for base in cls.__bases__]
     for name, value in sorted(vars(cls).items()):
-        functions = [] if isinstance(value, type) else _functions_of(value)
+        functions = [] if isinstance(value, type) else functions_of(value)
         if isinstance(value, type) and value.__qualname__.startswith(f"{cls.__qualname__}."):
             content += [encode_str(name), encode(value)]
         for fn in functions:
             content += [encode_str(name), encode_code(fn.__code__)]
-            held = [*map(_content_of, fn.__closure__ or ()), *(fn.__defaults__ or ())]
+            held = [*map(content_of, fn.__closure__ or ()), *(fn.__defaults__ or ())]
             content += [encode(part) for part in held if is_constant(part)]
         if not functions and is_constant(value) and name not in _NOT_CONTENT:
             content += [encode_str(name), encode(value)]
