@@ -26,13 +26,22 @@ class Stopped(Exception):
     """The work was told to stop. Never seen by users: their own cancellation or error goes on instead."""
 
 
+class WaitsLong(Exception):
+    """The work may wait for others without end, and is to have a thread of its own. Never seen by users."""
+
+
 class Stop:
-    """Tells a thread to stop: set once, by anyone, and looked at by the thread between slices of its work."""
+    """Tells a thread to stop: set once, by anyone, and looked at by the thread between slices of its work.
 
-    __slots__ = ("is_set",)
+    Attributes:
+        has_own_thread: nobody else waits for the thread that looks at it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("has_own_thread", "is_set")
+
+    def __init__(self, *, has_own_thread: bool = True) -> None:
         self.is_set = False
+        self.has_own_thread = has_own_thread
 
     def set(self) -> None:
         self.is_set = True
@@ -45,6 +54,15 @@ class Stop:
         """
         if self.is_set:
             raise Stopped
+
+    def may_wait_long(self) -> None:
+        """Take note, before anything is done, that the work may wait for others without end.
+
+        Raises:
+            WaitsLong: it is to begin again in a thread of its own.
+        """
+        if not self.has_own_thread:
+            raise WaitsLong
 
 
 async def in_stoppable_thread(

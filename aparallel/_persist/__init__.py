@@ -14,7 +14,7 @@ What happens to an object, and back::
     pickling, trees, arrays           an object into a pickle and buffers; arrays out of these
     writer, compressors, summing      records, compressed and summed up
     container                         what is where in a file
-    files, sources                    what it is written to and read from
+    files, sinks, sources, pipes      what it is written to and read from
     reader, filling, mapping          read and verified, or mapped
     unpickling                        the pickle into the object
     joblib_files, old_pickles         files of others

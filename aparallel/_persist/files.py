@@ -16,12 +16,13 @@ import os
 import secrets
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aparallel._ground.hop import pause
+from aparallel._persist.pipes import writing_to_pipe
+from aparallel._persist.sinks import FileSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from aparallel._ground.stoppable import Stop
 
@@ -30,85 +31,10 @@ try:
 except ImportError:  # Windows: litter of killed processes stays there
     fcntl = None  # type: ignore[assignment]
 
-# The disk is told when so much is written.
-_BEGIN = 1 << 20
-# Small pieces are collected up to this size.
-_COLLECT = 64 << 10
-
 _SUFFIX = ".aparallel"
 _NAMES = 4
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NAME_LIMIT = 255
-
-
-class FileSink:
-    """Writes to a descriptor. What is small is collected; what is large is written from where it lies.
-
-    Args:
-        reserve: have blocks for what is expected allocated before it is written.
-        early: have the disk begin with what is written while more is, as the file will be synced.
-    """
-
-    def __init__(self, fd: int, stop: Stop, *, reserve: bool = False, early: bool = False) -> None:
-        self._fd = fd
-        self._stop = stop
-        self._collected = bytearray()
-        self._reserve = reserve
-        self._early = early
-        self._untold = 0  # bytes written that the disk was not told of
-
-    def write(self, data: bytes | memoryview) -> None:
-        size = len(data)
-        if size + len(self._collected) <= _COLLECT:
-            self._stop.check()
-            self._collected += data
-            return
-        self.flush()
-        if size <= _COLLECT:
-            self._collected += data
-        else:
-            self._write_out(memoryview(data))
-
-    def flush(self) -> None:
-        if self._collected:
-            collected, self._collected = self._collected, bytearray()
-            self._write_out(memoryview(collected))
-
-    def expect(self, size: int) -> None:
-        """Take note that so many bytes follow."""
-        if self._reserve and size > _COLLECT:
-            self.flush()
-            self._reserve_blocks(size)
-
-    def _write_out(self, view: memoryview) -> None:
-        while len(view):
-            self._stop.check()
-            written = os.write(self._fd, view)
-            view = view[written:]
-            self._untold += written
-            if self._early and self._untold >= _BEGIN:
-                self._begin_sync(self._untold)
-                self._untold = 0
-
-    def _begin_sync(self, size: int) -> None:
-        # Linux answers this advice by writing out what is dirty, and does not wait. It drops only what is written
-        # out already, which this is not, so the file stays in the cache. 100 MB, synced, take 82 ms and not 124.
-        try:
-            end = os.lseek(self._fd, 0, os.SEEK_CUR)
-            os.posix_fadvise(self._fd, end - size, size, os.POSIX_FADV_DONTNEED)
-        except OSError:
-            self._early = False  # this file system does not do it
-
-    def _reserve_blocks(self, size: int) -> None:
-        # ext4 answers a rename over a file by allocating at once whatever of the new one is not allocated yet: 50 ms
-        # for 100 MB, more than to write it. What was reserved is allocated, and written in slices as fast as in one
-        # piece.
-        try:
-            os.posix_fallocate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR), size)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            self._reserve = False  # this file system does not do it
 
 
 @contextlib.contextmanager
@@ -132,7 +58,7 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
     if path.endswith(os.sep) or (existing is not None and stat.S_ISDIR(existing.st_mode)):
         raise IsADirectoryError(errno.EISDIR, "Cannot dump to a folder. Name a file in it", path)
     if existing is not None and not stat.S_ISREG(existing.st_mode):
-        with _writing_to_device(target, stop) as sink:
+        with writing_to_pipe(target, stop) as sink:
             yield sink
         return
     if existing is not None and not os.access(target, os.W_OK):
@@ -271,17 +197,6 @@ def _keep_rights(fd: int, path: str, existing: os.stat_result) -> None:
 _ACCESS_LIST = "system.posix_acl_access"
 
 
-@contextlib.contextmanager
-def _writing_to_device(path: str, stop: Stop) -> Iterator[FileSink]:
-    fd = os.open(path, os.O_WRONLY | _BINARY)
-    try:
-        sink = FileSink(fd, stop)
-        yield sink
-        sink.flush()
-    finally:
-        os.close(fd)
-
-
 def _sync_folder(folder: str) -> None:
     try:
         fd = os.open(folder, os.O_RDONLY)
@@ -294,45 +209,3 @@ def _sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(fd)
-
-
-_GIVE = 1 << 20
-
-
-class CallableSink:
-    """Hands what is written to a function, in chunks of 1 MiB and a last one.
-
-    Args:
-        keeps: it may keep what it is given; else it gets some from where that lies.
-    """
-
-    def __init__(self, give: Callable[[Any], Any], stop: Stop, *, keeps: bool = True) -> None:
-        self._give = give
-        self._stop = stop
-        self._keeps = keeps
-        self._collected = bytearray()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._stop.check()
-        view = memoryview(data)
-        if self._collected:
-            room = _GIVE - len(self._collected)
-            self._collected += view[:room]
-            view = view[room:]
-            if len(self._collected) == _GIVE:
-                self.flush()
-        while len(view) >= _GIVE:
-            self._stop.check()
-            self._give(bytes(view[:_GIVE]) if self._keeps else view[:_GIVE])
-            pause()
-            view = view[_GIVE:]
-        self._collected += view
-
-    def expect(self, size: int) -> None:
-        pass
-
-    def flush(self) -> None:
-        self._stop.check()
-        if self._collected:
-            collected, self._collected = self._collected, bytearray()
-            self._give(bytes(collected))

@@ -86,8 +86,10 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
 def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
     with named(path), open_regular(path, None) as file:
         if file is None:
-            with open(path, "rb", buffering=0) as stream:
-                return _inspect_function(stream.read, compressors, stop, exact=True, name=path)
+            from aparallel._persist.pipes import reading_pipe
+
+            with reading_pipe(path, stop) as read:
+                return _inspect_function(read, compressors, stop, exact=True, name=path)
         from aparallel._persist.sources import FileSource
 
         return _inspect(FileSource(file.fileno(), stop), compressors, stop, whole=True)

@@ -175,8 +175,10 @@ def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, me
     stop, meter = stop or Stop(), meter or Meter()
     with named(path), open_regular(path, options.mmap_mode) as file:
         if file is None:
-            with open(path, "rb", buffering=0) as stream:
-                return _load_from_function(stream.read, options, stop, meter, exact=True, name=path)
+            from aparallel._persist.pipes import reading_pipe
+
+            with reading_pipe(path, stop) as read:
+                return _load_from_function(read, options, stop, meter, exact=True, name=path)
         from aparallel._persist.sources import FileSource
 
         return _Loading(options, stop, meter).load(
@@ -336,7 +338,7 @@ def open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
     Raises:
         OSError: it cannot be opened.
     """
-    # Not a pipe: its writer would see it closed, and whoever waits for one to be opened cannot be cancelled.
+    # Not a pipe: its writer would see it closed.
     if not stat.S_ISREG(os.stat(path).st_mode):
         if os.path.isdir(path):
             raise IsADirectoryError(21, "Cannot load a folder. Name a file in it", path)

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.handover import Inflow
-from aparallel._ground.stoppable import Stop, Stopped, ended, in_stoppable_thread
+from aparallel._ground.stoppable import Stop, Stopped, WaitsLong, ended, in_stoppable_thread
 from aparallel._ground.threads import start_apart
 from aparallel._persist.progress import Meter, Progress
 
@@ -27,15 +27,26 @@ async def in_thread_with(
     Args:
         file: the user's own that is read or written, if one is.
     """
-    # Who reads a pipe may wait for who writes to it, and must not have the thread that he needs.
+    # Who reads a pipe may wait for who writes to it, and must not have the thread that he needs. What is behind a path
+    # is found out in the thread.
     apart = file is not None and not isinstance(file, io.BytesIO)
-    stop, meter = Stop(), Meter()
+    stop, meter = Stop(has_own_thread=apart), Meter()
     reporter = await Progress.opened(progress, name)
     watching = reporter.watching(meter)
     if watching is not None:
         meter.tell_all = reporter.telling(meter, stop)
+
+    async def run() -> T:
+        return await in_stoppable_thread(
+            lambda: work(stop, meter), stop.set, meanwhile=watching, apart=stop.has_own_thread
+        )
+
     try:
-        result = await in_stoppable_thread(lambda: work(stop, meter), stop.set, meanwhile=watching, apart=apart)
+        try:
+            result = await run()
+        except WaitsLong:
+            stop.has_own_thread = True
+            result = await run()
         reporter.finish(meter.done)
     except Stopped:
         reporter.raise_failure()
