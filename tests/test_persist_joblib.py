@@ -186,6 +186,14 @@ async def test_several_in_one_open_file_are_read_one_by_one(tmp_path: pathlib.Pa
             for _ in ways:
                 assert_is_content(await load(file, trusted=trusted))
             assert file.read() == b"tail"
+    async with aiofiles.open(path, "rb") as asynchronous:
+        with path.open("rb") as file:
+            for way in ways:
+                size = len(written(CORPUS[-1][0], way))
+                for source in (file, asynchronous):
+                    info = await inspect(source)
+                    assert (info.size, info.content_size) == (size, size)
+            assert file.read() == await asynchronous.read() == b"tail"
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -318,6 +326,7 @@ async def test_what_only_begins_as_an_old_pickle_is_none(
         lambda: loads(data),
         lambda: loads(data, trusted=[]),
         lambda: load(io.BytesIO(data)),
+        lambda: inspect(io.BytesIO(data)),
         lambda: inspect(tmp_path / "file"),
     ):
         with pytest.raises(UnsupportedFormatError):

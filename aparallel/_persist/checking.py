@@ -69,8 +69,8 @@ def walk(
     watcher: Inspector,
     stop: Stop,
     skip: Callable[[int], object] | None = None,
-) -> None:
-    """Let *watcher* see what a pickle would do.
+) -> int:
+    """Let *watcher* see what a pickle would do, and return how many bytes it has.
 
     Args:
         read: gives the next bytes.
@@ -79,9 +79,11 @@ def walk(
     Raises:
         CorruptFileError: it is no pickle, or one that no pickler makes.
     """
+    window = Window(read, stop, skip)
     try:
-        Walk(Window(read, stop, skip), watcher).run()
+        Walk(window, watcher).run()
     except RecursionError:
         raise CorruptFileError(
             "its pickle has pickles within pickles, more of them than Python can go through"
         ) from None
+    return window.position

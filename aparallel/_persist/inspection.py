@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.given import OnLoop, path_of, reader_of
+from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
 from aparallel._persist.load import named, open_regular
 from aparallel._persist.running import in_thread_with, serve_thread
 
@@ -27,7 +27,7 @@ class FileInfo:
     Attributes:
         format: "aparallel", "joblib" or "pickle".
         version: of aparallel's format; None for the others.
-        size: of the file, in bytes.
+        size: of the file, in bytes; of the object in it, where the source is an open file.
         content_size: of what is in it when it is not compressed, in bytes: the pickle and the arrays.
         compression: the codec's name, or None.
         signed: it carries a signature. Whether that is right, only who has the key can tell.
@@ -59,7 +59,7 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
     The pickle is walked and verified; arrays are neither read nor verified.
 
     Args:
-        source: as for :func:`aparallel.load`.
+        source: as for :func:`aparallel.load`. A file that can go back stands behind the object then.
         compressors: :class:`aparallel.abc.Compressor` of your own that files may name.
 
     Cancellation: the thread stops at its next slice and is waited for.
@@ -75,11 +75,14 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
         return await in_thread_with(lambda stop, meter: _inspect_path(path, own, stop), False, "inspect")
     read = reader_of(source, "inspect")
     if isinstance(read, OnLoop):
+        exact, goes_back = read.exact, await read.goes_back()
         return await serve_thread(
-            read, lambda ask, stop, meter: _inspect_function(ask, own, stop, exact=read.exact), False
+            read,
+            lambda ask, stop, meter: _inspect_function(ask, own, stop, exact=exact, goes_back=goes_back),
+            False,
         )
     return await in_thread_with(
-        lambda stop, meter: _inspect_function(read, own, stop, exact=True), False, "inspect", file=source
+        lambda stop, meter: _inspect_users(source, read, own, stop), False, "inspect", file=source
     )
 
 
@@ -95,18 +98,24 @@ def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) ->
         return _inspect(FileSource(file.fileno(), stop), compressors, stop, whole=True)
 
 
+def _inspect_users(file: Any, read: Callable[[int], Any], compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
+    back = reader_back(file)
+    return _inspect_function(back or read, compressors, stop, exact=True, goes_back=back is not None)
+
+
 def _inspect_function(
     read: Callable[[int], Any],
     compressors: tuple[Compressor, ...],
     stop: Stop,
     *,
     exact: bool,
+    goes_back: bool = False,
     name: str = "the source",
 ) -> FileInfo:
     from aparallel._persist.sources import StreamSource
 
     with named(name):
-        return _inspect(StreamSource(read, stop, exact=exact), compressors, stop, whole=not exact)
+        return _inspect(StreamSource(read, stop, exact=exact, goes_back=goes_back), compressors, stop, whole=not exact)
 
 
 def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
@@ -152,13 +161,15 @@ def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
 
     survey = Survey(foreign=True)
     content = decompressed(source, codec, stop) if codec else source
-    walk(content.read_some, survey, stop, content.skip)
+    taken = walk(content.read_some, survey, stop, content.skip)
+    if not codec:  # what follows is not ours; of what is compressed, nobody knows the end
+        source.give_back(source.position - taken)
     is_joblib = bool(WRAPPERS & survey.globals.keys())
     return FileInfo(
         format="joblib" if is_joblib or codec else "pickle",
         version=None,
         size=source.position if source.size is None else source.size,
-        content_size=content.position,
+        content_size=taken,
         compression=codec or None,
         signed=False,
         mappable=not codec,
