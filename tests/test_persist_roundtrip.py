@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import functools
 import io
 import os
@@ -110,6 +111,16 @@ def test_small_arrays_are_not_held_twice_while_they_are_loaded() -> None:
         assert tracemalloc.get_traced_memory()[1] < len(data) + (5 << 20)
     finally:
         tracemalloc.stop()
+
+
+async def test_a_subclass_of_array_may_be_registered_with_copyreg(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rebuilt(data: Any) -> Any:
+        return np.asarray(data).view(Tagged) + 1
+
+    monkeypatch.setitem(copyreg.dispatch_table, Tagged, lambda array: (rebuilt, (np.asarray(array),)))
+    found = await loads(await dumps(np.arange(3).view(Tagged)))
+    assert type(found) is Tagged
+    assert found.tolist() == [1, 2, 3]
 
 
 def test_a_record_array_is_one_for_whoever_loads_it() -> None:

@@ -5,6 +5,7 @@ This module loads NumPy and cloudpickle: it is imported in a thread, with the fi
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import io
 import math
@@ -235,11 +236,12 @@ def _is_raw(dtype: np.dtype[Any]) -> bool:
 
 
 def _is_plain_subclass(kind: Any) -> bool:
-    """Whether nothing of *kind* says how it is pickled."""
+    """Whether nothing of *kind*, and nobody for it, says how it is pickled."""
     return (
         kind.__reduce__ is np.ndarray.__reduce__
         and kind.__reduce_ex__ is np.ndarray.__reduce_ex__
         and kind.__setstate__ is np.ndarray.__setstate__
+        and kind not in copyreg.dispatch_table
     )
 
 
