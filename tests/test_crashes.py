@@ -517,6 +517,23 @@ async def test_an_error_whose_text_is_hostile_arrives_as_an_error(pool: Pool) ->
     assert pool.statistics().broken == 0
 
 
+@on_one_loop
+async def test_an_error_that_is_neither_true_nor_false_brings_its_traceback(pool: Pool) -> None:
+    @by_value
+    def fails() -> None:
+        class UndecidedError(Exception):
+            def __bool__(self) -> bool:
+                raise ValueError("not me")
+
+        raise UndecidedError("the text")
+
+    with pytest.raises(Exception, match="the text") as caught:
+        await pool.run(fails)
+    told = str(caught.value.__cause__)
+    assert "in fails" in told
+    assert "UndecidedError: the text" in told
+
+
 class FrozenError(Exception):
     """As ``dataclass(frozen=True)`` makes them: not even the cause can be set from Python."""
 

@@ -112,7 +112,11 @@ def format_error(error: BaseException, trace: Any) -> str:
     try:
         import traceback  # where no file can be opened any more, this is what fails
 
-        return "".join(traceback.format_exception(type(error), error, trace))
+        try:
+            return "".join(traceback.format_exception(type(error), error, trace))
+        except BaseException:  # it asks the error for its notes, and whether it is true
+            last = f"{qualified_name(type(error))}: {text_of(error)}\n"
+            return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(trace), last])
     except BaseException as broken:  # as in text_of
         return f"(the traceback could not be formatted: {type(broken).__name__})\n"
 
