@@ -120,6 +120,40 @@ def test_lines_of_two_workers_are_never_mixed(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(expected)
 
 
+def test_lines_of_two_threads_of_a_call_are_never_mixed_nor_lost(tmp_path: Path) -> None:
+    body = """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def f():
+        sys.setswitchinterval(1e-6)
+
+        def write(letter):
+            for number in range(3000):
+                print(letter, number)
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(write, "abcd"))
+
+    asyncio.run(gather_parallel(delayed(f)()))
+    """
+    run = run_script(tmp_path, body)
+    assert sorted(run.stdout.decode().splitlines()) == sorted(f"{c} {n}" for c in "abcd" for n in range(3000))
+
+
+def test_an_unfinished_line_of_another_thread_is_written_when_the_call_ends(tmp_path: Path) -> None:
+    body = """
+    import threading
+
+    def f():
+        thread = threading.Thread(target=sys.stdout.write, args=("from a thread",))
+        thread.start()
+        thread.join()
+
+    asyncio.run(gather_parallel(delayed(f)()))
+    """
+    assert run_script(tmp_path, body).stdout == b"from a thread"
+
+
 def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole(tmp_path: Path) -> None:
     run = gather_one(tmp_path, "def f():\n    print('x' * 1_000_000)")
     assert run.stdout == b"x" * 1_000_000 + b"\n"

@@ -6,6 +6,7 @@ import io
 import os
 import select
 import sys
+from _thread import get_ident
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -15,16 +16,21 @@ if TYPE_CHECKING:
 PIPE_BUF = select.PIPE_BUF
 
 
-# The streams that hold an unfinished line back.
+_MAIN_THREAD = get_ident()
+
+# The streams that may hold an unfinished line back.
 unfinished: set[Lines] = set()
 
 
 class Lines(io.RawIOBase):
-    """Writes complete lines at once and holds an unfinished one back until it ends or is flushed."""
+    """Writes complete lines at once and holds an unfinished one back until it ends or is flushed.
+
+    Each thread has an unfinished line of its own: ``print`` writes a line in two parts.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.rest = b""
+        self.rests: dict[int, bytes] = {}  # by thread; each is taken out and put in at one go
 
     def writable(self) -> bool:
         return True
@@ -37,23 +43,23 @@ class Lines(io.RawIOBase):
 
     def write(self, data: object) -> int:
         block = bytes(data)  # type: ignore[call-overload]
-        text = self.rest + block
+        thread = get_ident()
+        text = self.rests.pop(thread, b"") + block
         end = text.rfind(b"\n") + 1 if len(text) < PIPE_BUF or b"\n" in block else len(text)
-        whole, self.rest = text[:end], text[end:]
         # Kept or dropped before it is written: what cannot be written must not be tried for ever.
-        if self.rest:
+        if end < len(text):
+            self.rests[thread] = text[end:]
             unfinished.add(self)
-        else:
-            unfinished.discard(self)
-        if whole:
-            self._emit(whole)
+        if end:
+            self._emit(text[:end])
         return len(block)
 
     def flush(self) -> None:
-        if self.rest:
-            rest, self.rest = self.rest, b""
-            unfinished.discard(self)
-            self._emit(rest)
+        """Write this thread's unfinished line; in the main thread, which calls run in, those of all."""
+        thread = get_ident()
+        for owner in list(self.rests) if thread == _MAIN_THREAD else (thread,):
+            if rest := self.rests.pop(owner, b""):
+                self._emit(rest)
 
     def _emit(self, block: bytes) -> None:
         while len(block) > PIPE_BUF:
@@ -74,6 +80,7 @@ def _write_all(fd: int, block: bytes) -> None:
 def finish_lines() -> None:
     """Write out unfinished lines: the call that began them has ended."""
     for lines in list(unfinished):
+        unfinished.discard(lines)  # first: a thread that writes meanwhile adds it again
         try:
             lines.flush()
         except OSError:
