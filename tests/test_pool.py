@@ -619,3 +619,12 @@ async def test_a_large_result_is_received_without_holding_the_loop() -> None:
         lags = await lags_of(lambda: pool.run(many_dicts, 300_000))
     assert max(lags) < 0.06
     assert median(lags) < 0.01
+
+
+@pytest.mark.usefixtures("no_collections")
+async def test_a_large_result_of_bytes_is_received_without_holding_the_loop() -> None:
+    async with Pool(1) as pool:
+        await pool.warm_up()
+        lags = await lags_of(lambda: pool.run(bytes, 150_000_000))
+    assert max(lags) < 0.06
+    assert median(lags) < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import socket
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _RECEIVE_BYTES = 256 * 1024
 _SEND_PARTS = 64
+
+# From this size on memory comes straight from the kernel, which clears pages as they are written to. A bytearray is
+# cleared as a whole when it is made, which would hold the loop. Below, memory that is used again is the faster one.
+_UNCLEARED_BYTES = 32 * 1024 * 1024
 
 # Frames are taken in for so long, then the loop has its turn: each may tell of megabytes in a ring.
 _AT_ONCE_SECONDS = 0.0005
@@ -65,7 +70,7 @@ class Channel:
         # The loop is about to go on with frames that are in the buffer.
         self._going_on: asyncio.Handle | None = None
         # A frame too large for the buffer: its header, its body so far.
-        self._large: tuple[Header, bytearray, int] | None = None
+        self._large: tuple[Header, bytearray | mmap.mmap, int] | None = None
         loop.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
@@ -217,7 +222,7 @@ class Channel:
             begin = start + size
             if begin + length > self._filled:
                 if size + length > len(self._buffer):
-                    body = bytearray(length)
+                    body = _room_for(length)
                     held = self._filled - begin
                     body[:held] = data[begin : self._filled]
                     self._large = header, body, held
@@ -237,3 +242,7 @@ class Channel:
         if self._going_on is not None:
             self._going_on.cancel()
             self._going_on = None
+
+
+def _room_for(size: int) -> bytearray | mmap.mmap:
+    return bytearray(size) if size < _UNCLEARED_BYTES else mmap.mmap(-1, size)
