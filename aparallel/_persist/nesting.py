@@ -11,9 +11,10 @@ They do not look how much stack is left, and when there is none the process dies
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.standins import Global, Made
+from aparallel._persist.standins import Global, Made, Opaque
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -165,6 +166,12 @@ _KINDS = _kinds()
 def levels_of(value: Any) -> int:
     """The levels of what :mod:`aparallel._persist.walk` keeps of a value."""
     return getattr(value, "levels", 1 if type(value) is tuple and value else 0)
+
+
+@functools.cache
+def opaque_tuple(levels: int) -> Opaque:
+    """What stands for a tuple of which only the levels matter."""
+    return Opaque("tuple", min(levels, MOST_LEVELS))
 
 
 _ARRAYS = frozenset(

@@ -3,18 +3,17 @@
 The unpickler is a machine with a stack and a memo. Here it runs on stand-ins: of what is pushed, only as much is kept
 as is needed to tell names, calls and arrays, and anything else is :data:`~aparallel._persist.standins.OPAQUE`. Opcodes
 and their arguments are those of the standard library's ``pickletools``. Memory is bounded by limits on the stack and on
-what is kept in the memo.
+what is kept in the memo (:mod:`aparallel._persist.memo`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.literals import LINES, counted
-from aparallel._persist.nesting import FRAIL, MOST_LEVELS, TOO_DEEP, frail_among, levels_of
+from aparallel._persist.memo import Memo
+from aparallel._persist.nesting import MOST_LEVELS, TOO_DEEP, frail_among, levels_of, opaque_tuple
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
 
 # Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
 _MOST_STACKED = 1 << 26
-# So much is kept of the memo, and so many texts of it beside those that are names.
-_MOST_REMEMBERED = 1 << 20
-_MOST_TEXTS = 1 << 16
 
 # Opcodes that push a constant (of BINFLOAT, that it is no matter), and how many bytes of argument they have.
 _CONSTANT: dict[int, tuple[Any, int]] = {
@@ -74,8 +70,7 @@ _COUNTED: dict[int, tuple[int, Opaque]] = {
 class Walk:
     """One pickle, from PROTO to STOP.
 
-    The state is the unpickler's: ``_stack``, ``_marks`` (heights of the stack) and ``_memo``, which holds only what is
-    not opaque. ``_memoized`` counts what would be in the memo.
+    The state is the unpickler's: ``_stack``, ``_marks`` (heights of the stack) and ``_memo``.
     """
 
     def __init__(self, window: Window, watcher: Watcher) -> None:
@@ -83,16 +78,11 @@ class Walk:
         self._watcher = watcher
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self._memoized = 0
+        self._memo = Memo()
         self._deepest = 0
-        self._numbered = False
-        self._texts = 0
         # Where the frame ends that the walk is in, or 0. The unpickler reads a frame at once, and drops what is left of
         # it when an opcode goes beyond; so frames must end where opcodes do, or the two would see different pickles.
         self._frame_end = 0
-        # The last texts that were put into the memo and are not kept: the module and name of what comes next, perhaps.
-        self._recent: deque[tuple[int, str]] = deque(maxlen=4)
 
     def run(self) -> Any:
         """Walk to the end and return what stands for the object.
@@ -106,7 +96,7 @@ class Walk:
             raise CorruptFileError("its pickle takes more than it has") from None
 
     def _run(self) -> Any:
-        window, stack = self._window, self._stack
+        window, stack, memo = self._window, self._stack, self._memo
         data, at = window.data, window.at
         while True:
             if at + 16 > len(data):
@@ -128,9 +118,9 @@ class Walk:
                     self._push_far(kind, size)
                     data, at = window.data, window.at
             elif op == 0x94:  # MEMOIZE
-                self._memoize(stack[-1])
+                memo.add(stack[-1])
             elif op in _GET:
-                stack.append(self._memo.get(int.from_bytes(data[at : at + _GET[op]], "little"), OPAQUE))
+                stack.append(memo.kept.get(int.from_bytes(data[at : at + _GET[op]], "little"), OPAQUE))
                 at += _GET[op]
             elif op in _NUMBER:
                 width, signed = _NUMBER[op]
@@ -177,38 +167,6 @@ class Walk:
         if self._frame_end not in (0, self._window.position):
             raise CorruptFileError("its pickle has a frame that goes on after its end")
         return self._stack.pop()
-
-    def _memoize(self, top: Any) -> None:
-        if type(top) in _KEPT:
-            self._remember(self._memoized, top)
-        self._memoized += 1
-        if self._numbered:
-            raise CorruptFileError("its pickle numbers its memo in two ways")
-
-    def _remember(self, index: int, value: Any) -> None:
-        kind = type(value)
-        if kind is str:
-            # Most texts are data. Those that turn out to be names are kept when they do.
-            if self._texts < _MOST_TEXTS:
-                self._texts += 1
-                self._memo[index] = value
-            else:
-                self._recent.append((index, value))
-        elif (
-            kind is Global
-            or (kind is Made and value.of in FRAIL)
-            or (
-                len(self._memo) < _MOST_REMEMBERED
-                and (
-                    (kind is Made and value.known is not None)
-                    or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
-                    or (kind is bytes and len(value) <= _SHORT)
-                )
-            )
-        ):
-            self._memo[index] = value
-        elif levels := levels_of(value):
-            self._memo[index] = _nested(levels)
 
     def _rare(self, op: int) -> None:
         found = _RARE.get(op)
@@ -269,7 +227,7 @@ class Walk:
         if levels > MOST_LEVELS:
             self._stack.append(OPAQUE)
         elif len(items) > MOST_ITEMS:
-            self._stack.append(_nested(levels))
+            self._stack.append(opaque_tuple(levels))
         elif levels <= 1:
             self._stack.append(tuple(items))
         else:
@@ -311,7 +269,7 @@ class Walk:
         keywords = stack.pop() if op == 0x92 else None
         args, of = stack.pop(), stack.pop()
         # Whatever the dictionary has in it.
-        self._call(of, _nested(self._deepest) if keywords else args)
+        self._call(of, opaque_tuple(self._deepest) if keywords else args)
 
     def _build(self, op: int) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -334,19 +292,10 @@ class Walk:
             self._watcher.on_odd("a read-only view of something else than a buffer")
 
     def _put(self, op: int) -> None:
-        index = self._index(op)
-        # The unpickler's memo is a table as long as its highest number.
-        if index > self._window.position:
-            raise CorruptFileError("its pickle numbers its memo higher than it has entries")
-        if self._memoized and not self._numbered:
-            raise CorruptFileError("its pickle numbers its memo in two ways")
-        self._numbered = True
-        self._memoized += 1
-        self._memo.pop(index, None)
-        self._remember(index, self._stack[-1])
+        self._memo.put(self._index(op), self._stack[-1], most=self._window.position)
 
     def _get(self, op: int) -> None:
-        self._stack.append(self._memo.get(self._index(op), OPAQUE))
+        self._stack.append(self._memo.kept.get(self._index(op), OPAQUE))
 
     def _push_line(self, op: int) -> None:
         line = self._window.line()
@@ -396,7 +345,7 @@ class Walk:
 
     def _global(self, module: str, name: str) -> Global:
         found = Global(module, name)
-        self._memo.update((index, text) for index, text in self._recent if text in found)
+        self._memo.keep_texts_of(found)
         self._watcher.on_global(found)
         return found
 
@@ -445,13 +394,3 @@ _RARE: dict[int, Callable[[Walk, int], None]] = {
     ord("0"): Walk._pop,
     0x80: Walk._check_version,
 }
-# Small tuples (the shapes of arrays) are remembered if they hold only these.
-_SHORT = 32
-_KEPT = frozenset({str, Global, Made, tuple, Nested, Opaque, bytes})
-_SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
-
-
-@functools.cache
-def _nested(levels: int) -> Opaque:
-    """What stands for a tuple of which only the levels matter."""
-    return Opaque("tuple", min(levels, MOST_LEVELS))

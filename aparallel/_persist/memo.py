@@ -1,0 +1,96 @@
+"""The memo of a pickle that is walked: what there would be in the unpickler's, as far as it can matter."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from aparallel._persist.nesting import FRAIL, levels_of, opaque_tuple
+from aparallel._persist.standins import Global, Made, Nested, Opaque
+from aparallel.errors import CorruptFileError
+
+# So much is kept, and so many texts beside those that are names.
+_MOST_KEPT = 1 << 20
+_MOST_TEXTS = 1 << 16
+
+_KEPT = frozenset({str, Global, Made, tuple, Nested, Opaque, bytes})
+# Small tuples (the shapes of arrays) are kept if they hold only these.
+_SHORT = 32
+_SIMPLE = frozenset({int, str, bytes, bool, type(None), Global})
+
+
+class Memo:
+    """What MEMOIZE and PUT keep for GET.
+
+    Attributes:
+        kept: values by their numbers. One that is not here is opaque.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Any] = {}
+        self._count = 0  # of what would be in the unpickler's
+        # PUT says a number, MEMOIZE takes the next. With both in one pickle, what the next one is could be in doubt.
+        self._is_numbered = False
+        self._texts = 0
+        # The last texts that are not kept: the module and name of what comes next, perhaps.
+        self._recent: deque[tuple[int, str]] = deque(maxlen=4)
+
+    def add(self, value: Any) -> None:
+        """Do what MEMOIZE does.
+
+        Raises:
+            CorruptFileError: there was a PUT.
+        """
+        if type(value) in _KEPT:
+            self._keep(self._count, value)
+        self._count += 1
+        if self._is_numbered:
+            raise _in_two_ways()
+
+    def put(self, index: int, value: Any, *, most: int) -> None:
+        """Do what PUT does. The unpickler's memo is a table as long as its highest number, which may be *most*.
+
+        Raises:
+            CorruptFileError: the number is higher, or there was a MEMOIZE.
+        """
+        if index > most:
+            raise CorruptFileError("its pickle numbers its memo higher than it has entries")
+        if self._count and not self._is_numbered:
+            raise _in_two_ways()
+        self._is_numbered = True
+        self._count += 1
+        self.kept.pop(index, None)
+        self._keep(index, value)
+
+    def keep_texts_of(self, name: Global) -> None:
+        """Keep the texts that turned out to be a module and what is in it: more may be imported from there."""
+        self.kept.update((index, text) for index, text in self._recent if text in name)
+
+    def _keep(self, index: int, value: Any) -> None:
+        kind = type(value)
+        if kind is str:
+            # Most texts are data. Those that turn out to be names are kept when they do.
+            if self._texts < _MOST_TEXTS:
+                self._texts += 1
+                self.kept[index] = value
+            else:
+                self._recent.append((index, value))
+        elif (
+            kind is Global
+            or (kind is Made and value.of in FRAIL)
+            or (
+                len(self.kept) < _MOST_KEPT
+                and (
+                    (kind is Made and value.known is not None)
+                    or (kind is tuple and len(value) <= _SHORT and all(type(item) in _SIMPLE for item in value))
+                    or (kind is bytes and len(value) <= _SHORT)
+                )
+            )
+        ):
+            self.kept[index] = value
+        elif levels := levels_of(value):
+            self.kept[index] = opaque_tuple(levels)
+
+
+def _in_two_ways() -> CorruptFileError:
+    return CorruptFileError("its pickle numbers its memo in two ways")
