@@ -27,7 +27,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
-from aparallel._transfer import encoding
+from aparallel._transfer import packing
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -882,7 +882,7 @@ async def test_code_with_constants_that_no_compiler_makes_travels_too() -> None:
 
 async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled: list[Any] = []
-    pickling = encoding.pickle_within
+    pickling = packing.pickle_within
 
     def noted(obj: Any, *args: Any) -> Any:
         pickled.append(obj)
@@ -891,7 +891,7 @@ async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: py
     def twice(x: int) -> int:
         return 2 * x
 
-    monkeypatch.setattr(encoding, "pickle_within", noted)
+    monkeypatch.setattr(packing, "pickle_within", noted)
     async with Pool(1) as pool:
         for x in range(5):
             assert await pool.run(twice, x) == 2 * x

@@ -28,12 +28,16 @@ from aparallel._backends import channel, child, process_worker, reading
 from aparallel._ground import hop
 from aparallel._ground.call import Call
 from aparallel._transfer import encoding
+from aparallel._transfer.functions import Functions
 from aparallel._transfer.out_of_band import TooLarge
+from aparallel._transfer.packing import Packer
 from aparallel._transfer.pickling import pickle_within
+from aparallel._transfer.shipment import LazyMemory
 from aparallel._wire import frames
 from aparallel._wire.outbox import SIZE, SIZE_WITH_RINGS, TAKEN_BY_PARENT, TAKEN_BY_WORKER, Outbox
 from aparallel._wire.ring import RING_SIZE, Ring
 from aparallel._worker.outgoing import LARGE, PLAIN, SLOW, Outgoing
+from aparallel.abc import Moments, Sharing
 from aparallel.errors import BrokenWorkerError
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
@@ -373,11 +377,11 @@ def test_the_clock_is_read_after_each_call_that_took_a_while() -> None:
 
 
 def encoder() -> encoding.ProcessEncoder:
-    from aparallel._transfer.functions import Functions
-    from aparallel._transfer.shipment import LazyMemory
-    from aparallel.abc import Moments, Sharing
-
     return encoding.ProcessEncoder(Functions(), [], LazyMemory(), Sharing(), Moments.SUCCESSIVE)
+
+
+def packer() -> Packer:
+    return Packer(Functions(), LazyMemory(), Sharing(), None)
 
 
 def test_threads_that_pickle_pause_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +396,7 @@ def test_threads_that_pickle_pause_by_the_clock(monkeypatch: pytest.MonkeyPatch)
         pauses += 1
 
     monkeypatch.setattr(hop, "time", SimpleNamespace(monotonic=monotonic, sleep=sleep))
-    pickled, _ = encoder()._pickle_large((list(range(1_000_000)), {}, None))
+    pickled, _ = packer().pack_large((list(range(1_000_000)), {}, None))
     reading._read_guarded(b"".join(pickled.pieces), None)
     assert pauses == 0
 
@@ -402,7 +406,7 @@ def test_threads_that_pickle_pause_by_the_clock(monkeypatch: pytest.MonkeyPatch)
         return now
 
     monkeypatch.setattr(hop.time, "monotonic", later)
-    encoder()._pickle_large((list(range(1_000_000)), {}, None))
+    packer().pack_large((list(range(1_000_000)), {}, None))
     assert pauses > 10
     once = pauses
     reading._read_guarded(b"".join(pickled.pieces), None)

@@ -11,7 +11,8 @@ For both ends::
 
 For the parent alone::
 
-    encoding, holding                 calls into payloads; those that wait for a large one of their moment
+    encoding, holding                 calls are drawn; some wait for a large one of their moment
+    packing                           what they carry becomes payloads
     recent, functions, unchanged      functions that an encoder has pickled, and a pool; whether they are what they were
     shipment, arguments               payloads that are large; what there is of arguments in shared memory
     known, contents, pages, users     a buffer that was written; its bytes; whether it was changed since; for whom

@@ -1,4 +1,4 @@
-"""The parent's side: calls into payloads for process workers. Not loaded in a child."""
+"""The parent's side: which calls are drawn, in which moment, and made into payloads. Not loaded in a child."""
 
 from __future__ import annotations
 
@@ -8,44 +8,32 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
-from aparallel._ground.hop import Pauses, in_thread
+from aparallel._ground.hop import in_thread
 from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, Functions, PickledFunction
 from aparallel._transfer.holding import Held, Holding
-from aparallel._transfer.lending import NoDescriptorError
-from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
-from aparallel._transfer.pickling import (
-    NotLoaded,
-    is_plain_array,
-    load_by_value,
-    pickle_in_slices,
-    pickle_plain,
-    pickle_within,
+from aparallel._transfer.out_of_band import Awaited, TooLarge
+from aparallel._transfer.packing import (
+    NUMBERS,
+    SHORT,
+    TEXTS,
+    Packer,
+    are_numbers,
+    plain_payload,
+    plain_payload_with_names,
 )
+from aparallel._transfer.pickling import NotLoaded, load_by_value
 from aparallel._transfer.recent import RecentFunctions
-from aparallel._transfer.shipment import LazyMemory, Shipment, with_references
+from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
-from aparallel._wire.frames import UNNAMED
 from aparallel.abc import Drawn, Encoder, Moments
 from aparallel.errors import SharedMemoryError, SharingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextvars import ContextVar
 
-    from aparallel._transfer.out_of_band import Marker
     from aparallel.abc import Sharing
-
-# Arguments of these types are put into a message as they are: they cannot change, and neither
-# pickling nor unpickling them can run anyone's code or fail.
-_NUMBERS = frozenset({int, float, bool, type(None)})
-_TEXTS = frozenset({str, bytes})
-_SHORT = 1024
-
-# What is pickled on the loop at most, in bytes: about a quarter of a millisecond. Of text, bytes and buffers that are
-# only copied so much comes on top, which takes about as long.
-ON_LOOP_BYTES = 64 * 1024
-COPIED_ON_LOOP_BYTES = 512 * 1024
 
 # The clock is read after so many calls.
 _CLOCK_EVERY = 64
@@ -61,28 +49,6 @@ def _explained(
         return reason
     traveling = [variable for _, variable in variables]
     return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason, traveling)
-
-
-def _plain(args: tuple[Any, ...]) -> Any:
-    """Return the payload for arguments that are all plain: if it is one, that.
-
-    It saves both sides a tuple, of which thousands at a time would have the garbage collector look through the whole
-    program.
-    """
-    return args[0] if len(args) == 1 and type(args[0]) is not bytes else args
-
-
-def _plain_with_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Any, Any] | None:
-    """Return the payload for arguments of which *args* are plain, if those with names are, too; else None."""
-    for name, value in keywords.items():
-        kind = type(value)
-        if type(name) is not str or (kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT)):
-            return None
-    return {UNNAMED: args, **keywords}
-
-
-def _are_plain(values: Iterable[Any]) -> bool:
-    return _NUMBERS.issuperset(map(type, values))
 
 
 class _Heavy(Exception):
@@ -103,21 +69,16 @@ class ProcessEncoder(Encoder):
         self._functions = functions
         self._variables = variables
         self._memory = memory
-        self._sharing = sharing
         # Arrays are kept in shared memory for this one's sake as long as it lives: not for separate calls, which may
         # come as long as the pool does.
-        self._user = None if moments is Moments.ANY else User()
-        self._holding = Holding(self._pickled_to_hold, self._refer_as_held) if moments is Moments.SUCCESSIVE else None
-        self._limit = NEVER if sharing.max_nbytes is None else sharing.max_nbytes
-        # On the loop nothing large is written, only referred to.
-        self._referring = OutOfBand(self._limit, sharing.mmap_mode, self._refer)
-        # What is being pickled on the loop.
-        self._content: object = self
-        self._awaiting = OutOfBand(self._limit, sharing.mmap_mode, Awaited)
-        self._recent = RecentFunctions(functions, self._pickled_function)
+        self._packer = Packer(functions, memory, sharing, None if moments is Moments.ANY else User())
+        self._recent = RecentFunctions(functions, self._packer.pickle_function)
+        self._holding = (
+            Holding(self._pickled_to_hold, self._packer.reference_as_held) if moments is Moments.SUCCESSIVE else None
+        )
 
     def close(self) -> None:
-        self._user = None
+        self._packer.user = None
         self._holding = None
 
     def draw(self, calls: Iterator[Any], limit: int, first: int, seconds: float) -> Drawn:
@@ -149,18 +110,11 @@ class ProcessEncoder(Encoder):
             return None
         try:
             function = self._recent.of(call.func)
-            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
+            pieces, sources = self._packer.pickle_to_hold(content)
         except Exception:  # TooLarge, or what is told when it is drawn again
-            self._awaiting.take()
             return None
-        sources = self._awaiting.take()
         awaited = [source for source in sources if isinstance(source, Awaited)]
         return Held(call, function, pieces, sources, self._memory.places_of(awaited)) if awaited else None
-
-    def _refer_as_held(self, marker: Awaited) -> Marker | None:
-        """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
-        found: Marker | None = self._memory.reference_to(marker.source, self._sharing.mmap_mode, self._user, None)
-        return found
 
     def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
         """Draw until there are *limit* calls, or it is late. The path of tiny calls."""
@@ -183,18 +137,18 @@ class ProcessEncoder(Encoder):
                     args = call.args
                     for value in args:
                         kind = type(value)
-                        if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
+                        if kind not in NUMBERS and not (kind in TEXTS and len(value) <= SHORT):
                             self._add_pickled(call, drawn, add)
                             break
                     else:
                         if variables:
                             self._add_pickled(call, drawn, add)
                         elif call.keywords:
-                            if (named := _plain_with_names(args, call.keywords)) is not None:
+                            if (named := plain_payload_with_names(args, call.keywords)) is not None:
                                 add(named)
                             else:
                                 self._add_pickled(call, drawn, add)
-                        elif len(args) == 1 and kind is not bytes:  # as _plain() does it, but here
+                        elif len(args) == 1 and kind is not bytes:  # as plain_payload() does it, but here
                             add(value)
                         else:
                             add(args)
@@ -231,7 +185,7 @@ class ProcessEncoder(Encoder):
             items = calls.take(min(limit - drawn.count, _MAPPED_EVERY))
             if not items:  # there are no more
                 return
-            if not _are_plain(items if calls.has_one_argument else chain.from_iterable(items)):
+            if not are_numbers(items if calls.has_one_argument else chain.from_iterable(items)):
                 calls.put_back(items)
                 return
             payloads += items
@@ -239,8 +193,8 @@ class ProcessEncoder(Encoder):
 
     def _begin_moment(self) -> None:
         """What a call carries that is drawn now may have changed since the one before."""
-        if self._user is not None and self._holding is not None:
-            self._user.begin_moment()
+        if self._packer.user is not None and self._holding is not None:
+            self._packer.user.begin_moment()
 
     def _add_pickled(self, call: Call[Any], drawn: Drawn, add: Callable[[bytes | Shipment], object]) -> None:
         """Draw a call whose arguments are to be pickled.
@@ -249,51 +203,13 @@ class ProcessEncoder(Encoder):
             _Heavy: it is drawn, and the clock is to be read.
         """
         self._begin_moment()
-        pickled = self._pickle((call.args, call.keywords, self._values()))
+        pickled = self._packer.pack((call.args, call.keywords, self._values()))
         add(pickled)
         if isinstance(pickled, bytes):
             drawn.size += len(pickled)
         else:
             drawn.size += pickled.size
             raise _Heavy
-
-    def _pickle(self, content: Any) -> bytes | Shipment:
-        """Pickle on the loop. What is shared already is referred to; anything else that is large is TooLarge."""
-        if (size := self._size_of_plain(content)) is not None:
-            return with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
-        self._content = content
-        try:
-            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
-            return with_references(pieces, self._referring.take())
-        finally:
-            self._content = self  # which nobody may ask about
-
-    def _size_of_plain(self, content: Any) -> int | None:
-        """About how many bytes arguments take that are nothing but numbers, text and arrays; None if they are not."""
-        args, keywords, values = content
-        if keywords or values is not None:
-            return None
-        size = 0
-        for value in args:
-            kind = type(value)
-            if kind in _TEXTS:
-                size += len(value)
-            elif kind not in _NUMBERS:
-                # One with a base may be of shared memory.
-                if not is_plain_array(value, self._limit) or getattr(value, "base", None) is not None:
-                    return None
-                size += value.nbytes
-        return size if size <= COPIED_ON_LOOP_BYTES else None
-
-    def _refer(self, source: memoryview | Marker) -> Marker | None:
-        found: Marker | None = self._memory.reference_to(source, self._sharing.mmap_mode, self._user, self._is_inert)
-        return found
-
-    def _is_inert(self) -> bool:
-        """Whether nobody's code runs before what is being pickled is: a call sees arrays as that leaves them."""
-        from aparallel._transfer.stillness import is_inert
-
-        return is_inert(self._content)
 
     def size_of(self, payload: Any) -> int:
         return payload.size if type(payload) is Shipment else 0
@@ -319,15 +235,15 @@ class ProcessEncoder(Encoder):
             if function is None:
                 function = self._recent.of(call.func)
                 self._end_single()
-            plain = not self._variables
+            are_plain = not self._variables
             for value in args:
                 kind = type(value)
-                if kind not in _NUMBERS and not (kind in _TEXTS and len(value) <= _SHORT):
-                    plain = False
-            if plain and not keywords:
-                return function, _plain(args)
-            named = _plain_with_names(args, keywords) if plain else None
-            return function, named or self._pickle((args, keywords, self._values()))
+                if kind not in NUMBERS and not (kind in TEXTS and len(value) <= SHORT):
+                    are_plain = False
+            if are_plain and not keywords:
+                return function, plain_payload(args)
+            named = plain_payload_with_names(args, keywords) if are_plain else None
+            return function, named or self._packer.pack((args, keywords, self._values()))
         except NotLoaded:
             raise
         except TooLarge:
@@ -346,15 +262,15 @@ class ProcessEncoder(Encoder):
                 function = self._recent.of(call.func)
                 self._end_single()
             except TooLarge:
-                function = await in_thread(self._large_function, call.func)
+                function = await in_thread(self._packer.pickle_large_function, call.func)
                 if function.key == CALLED:
                     args = call.func, *args
                 else:
                     size = len(function.blob)
-                    if self._user is not None:  # a single call has its function as it is when it is made
+                    if self._packer.user is not None:  # a single call has its function as it is when it is made
                         self._recent.remember(call.func, function)
             content = (args, call.keywords, self._values())
-            payload, written = await in_thread(self._pickle_large, content)
+            payload, written = await in_thread(self._packer.pack_large, content)
         except Exception as reason:
             error = _explained(call, index, reason, self._variables)
             try:
@@ -363,50 +279,9 @@ class ProcessEncoder(Encoder):
                 del error  # it refers to this frame
         return function, payload, size + written
 
-    def _large_function(self, fn: Callable[..., Any]) -> PickledFunction:
-        """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
-        buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
-        try:
-            blob = b"".join(pickle_in_slices(fn, Pauses().when_due, buffers))
-        finally:
-            sources = buffers.take()
-        if sources:
-            return self._functions.as_argument(fn)
-        return self._functions.by_content(fn, blob, witnessed=False)
-
-    def _pickle_large(self, content: Any) -> tuple[bytes | Shipment, int]:
-        """Pickle in a thread, with what is large in shared memory; return also how many bytes that took."""
-        sharing = self._sharing
-        buffers = OutOfBand(self._limit, sharing.mmap_mode)
-        try:
-            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
-        finally:
-            sources = buffers.take()
-        size = sum(map(len, pieces))
-        if not sources:
-            return with_references(pieces, []), size
-        try:
-            parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self._user)
-        except NoDescriptorError:  # through the socket, then
-            buffers = OutOfBand(NEVER, sharing.mmap_mode)
-            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
-            return with_references(pieces, buffers.take()), sum(map(len, pieces))
-        return Shipment(pieces, size, parts), size + written
-
-    def _pickled_function(self, fn: Callable[..., Any]) -> bytes:
-        """Pickle a function by value, on the loop.
-
-        Raises:
-            TooLarge: it is to be pickled in a thread.
-        """
-        blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
-        if self._referring.take():  # it refers to what is shared
-            raise TooLarge
-        return blob
-
     def _end_single(self) -> None:
         """Keep no functions for the next single calls: what they refer to may be large, and has changed by then."""
-        if self._user is None:
+        if self._packer.user is None:
             self._recent.forget()
 
     def _values(self) -> list[tuple[bytes, Any]] | None:
