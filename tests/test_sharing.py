@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from traveling import by_value
 from aparallel import Pool, delayed, gather_parallel
 from aparallel._transfer import known
 from aparallel._transfer.encoding import ProcessEncoder
+from aparallel._transfer.functions import Functions
 from aparallel._transfer.lending import Lender
+from aparallel._transfer.out_of_band import TooLarge
+from aparallel._transfer.packing import Packer
+from aparallel._transfer.shipment import LazyMemory
+from aparallel._transfer.users import User
+from aparallel.abc import Sharing
 from aparallel.errors import ClosedPoolError, SharingError
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
@@ -130,6 +137,19 @@ class TestWrittenOnce:
                     assert await pool.gather(delayed(total)(given) for _ in range(10)) == [SIZE] * 10
                     assert await pool.run(total, given) == SIZE
                 assert writes.take() == 0
+
+
+def test_a_call_that_must_leave_the_loop_keeps_none_of_the_arrays_that_it_referred_to_there() -> None:
+    memory = LazyMemory()
+    packer = Packer(Functions(), memory, Sharing(max_nbytes=1000), User())
+    written, new = ones(), ones()
+    packer.pack_large(([written], {}, None))
+    with pytest.raises(TooLarge):
+        packer.pack(([written, new], {}, None))
+    packer.user = None
+    segments, remains = memory.trim(math.inf)
+    assert (len(segments), remains) == (1, False)
+    memory.close()
 
 
 # Functions that bring arrays along

@@ -86,9 +86,10 @@ class Packer:
         self._content = content
         try:
             pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
-            return with_references(pieces, self._referring.take())
         finally:
+            references = self._referring.take()
             self._content = self  # which nobody may ask about
+        return with_references(pieces, references)
 
     def pack_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Make a payload in a thread, with what is large in shared memory; return also how many bytes that took."""
@@ -132,8 +133,11 @@ class Packer:
         Raises:
             TooLarge: it is to be pickled in a thread.
         """
-        blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
-        if self._referring.take():  # it refers to what is shared
+        try:
+            blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
+        finally:
+            references = self._referring.take()
+        if references:
             raise TooLarge
         return blob
 
