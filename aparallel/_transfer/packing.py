@@ -86,10 +86,12 @@ class Packer:
         self._content = content
         try:
             pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
+            return with_references(pieces, self._referring.take())
+        except BaseException:
+            self._referring.take()  # not kept in a variable: an error that is kept for later has this frame
+            raise
         finally:
-            references = self._referring.take()
             self._content = self  # which nobody may ask about
-        return with_references(pieces, references)
 
     def pack_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Make a payload in a thread, with what is large in shared memory; return also how many bytes that took."""
@@ -135,9 +137,10 @@ class Packer:
         """
         try:
             blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
-        finally:
-            references = self._referring.take()
-        if references:
+        except BaseException:
+            self._referring.take()
+            raise
+        if self._referring.take():  # it refers to what is shared
             raise TooLarge
         return blob
 
