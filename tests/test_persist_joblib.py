@@ -15,7 +15,7 @@ import sys
 import weakref
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiofiles
 import anyio
@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from persisted import assert_same
 
-from aparallel import inspect, load, loads
+from aparallel import dumps, inspect, load, loads
 from aparallel._persist import sources
 from aparallel.errors import CorruptFileError, SignatureError, UnsupportedFormatError, UntrustedTypeError
 
@@ -340,6 +340,50 @@ class Kept:
     """A class of the user's."""
 
 
+class KeptNumber(float):
+    pass
+
+
+class KeptText(str):  # noqa: SLOT000  # it keeps more
+    pass
+
+
+class KeptList(list[Any]):
+    pass
+
+
+class KeptDict(dict[str, Any]):
+    pass
+
+
+class KeptPair(NamedTuple):
+    left: Any
+    right: Any
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+async def test_a_number_a_text_or_a_collection_of_the_user_s_is_trusted_by_its_class(protocol: int) -> None:
+    import pickle
+
+    import scipy.sparse
+
+    for kept in (KeptNumber(1.5), KeptText("a"), KeptList([1, 2]), KeptDict(a=1), KeptPair([1], "b")):
+        if not isinstance(kept, tuple):
+            kept.__dict__ = {"b": 2}  # type: ignore[union-attr]
+        data = pickle.dumps(kept, protocol)
+        with pytest.raises(UntrustedTypeError) as refused:
+            await loads(data, trusted=[])
+        assert refused.value.names == (f"{__name__}.{type(kept).__name__}",)
+        found = await loads(data, trusted=[type(kept)])
+        assert type(found) is type(kept)
+        assert found == kept
+        assert getattr(found, "__dict__", {}) == getattr(kept, "__dict__", {})
+    # SciPy says so in any protocol.
+    matrix = scipy.sparse.dok_array(np.eye(3))
+    data = await dumps(matrix)
+    assert ((await loads(data, trusted=(await inspect(io.BytesIO(data))).untrusted)) != matrix).nnz == 0
+
+
 @pytest.mark.parametrize("protocol", [0, 1])
 async def test_what_an_old_protocol_makes_is_trusted_by_its_class(protocol: int) -> None:
     import pickle
@@ -359,6 +403,10 @@ async def test_what_an_old_protocol_makes_is_trusted_by_its_class(protocol: int)
     [
         b"ccopy_reg\n_reconstructor\n(c__builtin__\nint\nc__builtin__\nint\nI5\ntR.",
         b"ccopy_reg\n_reconstructor\n(cbuiltins\nlist\nc__builtin__\nlist\n(I1\nltR.",
+        b"ccopy_reg\n_reconstructor\n(c__builtin__\nbytearray\nc__builtin__\nbytearray\nI99999999999\ntR.",
+        b"ccopy_reg\n_reconstructor\n(c__builtin__\nset\nc__builtin__\nset\nc__builtin__\nxrange\n(I99999999999\ntRtR.",
+        b"ccopy_reg\n_reconstructor\n(cos\nsystem\nc__builtin__\nstr\nS'true'\ntR.",
+        b"ccopy_reg\n_reconstructor\n(c__builtin__\nint\ncos\nsystem\nS'true'\ntR.",
         b"ccopyreg\n_reconstructor\n(cos\nsystem\nc__builtin__\nobject\nNtR.",
         b"ccopy_reg\n_reconstructor\n(I1\nc__builtin__\nobject\nNtR.",
         b"cos\nsystem\n(S'true'\ntR.",

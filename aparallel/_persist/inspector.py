@@ -39,6 +39,10 @@ _NUMPYS = frozenset(
 # What makes an object of a class in protocols 0 and 1.
 RECONSTRUCTORS = frozenset({Global("copy_reg", "_reconstructor"), Global("copyreg", "_reconstructor")})
 _OBJECT = frozenset({Global("__builtin__", "object"), Global("builtins", "object")})
+# And of a class that is a number, a text or a collection: from one of these.
+BASES = frozenset({int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset})
+_BASES = frozenset(Global(module, base.__name__) for module in ("__builtin__", "builtins") for base in BASES)
+_BASES |= {Global("__builtin__", "long"), Global("__builtin__", "unicode")}
 # Names whose calls and states tell of an array.
 _TELLING = frozenset({_DTYPE, _STRING_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS, *RECONSTRUCTORS})
 # So many arrays are described; a file may have millions.
@@ -148,12 +152,15 @@ class Inspector(Watcher):
 
 
 def _name_reconstructed(made: Made) -> None:
-    """Have an object that protocol 0 or 1 makes look as one of a later protocol: made by its class, of nothing."""
+    """Have an object that protocol 0 or 1 makes look as one of a later protocol: made by its class, of what it is."""
     if isinstance(made.args, tuple) and len(made.args) == 3:
         kind, base, state = made.args
         if isinstance(kind, Global) and base in _OBJECT and state is None:
             made.of = made.root = kind
             made.args = ()
+        elif isinstance(kind, Global) and isinstance(base, Global) and base in _BASES:
+            made.of = made.root = kind
+            made.args = (state,)
 
 
 def known_dtype(value: Any) -> np.dtype[Any] | None:

@@ -14,7 +14,7 @@ import sys
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import RECONSTRUCTORS
+from aparallel._persist.inspector import BASES, RECONSTRUCTORS
 from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
 from aparallel._persist.standins import Global, Made
 from aparallel.errors import UntrustedTypeError
@@ -229,9 +229,12 @@ def _encode_latin1(text: Any, encoding: Any) -> bytes:
 
 
 def _reconstructed(kind: Any, base: Any, state: Any) -> Any:
-    if not (isinstance(kind, type) and base is object and state is None):
+    if not (isinstance(kind, type) and (base in BASES or (base is object and state is None))):
         raise untrusted(["copyreg._reconstructor"], "it makes an object of something else than a class")
-    return object.__new__(kind)
+    made = base.__new__(kind) if base is object else base.__new__(kind, state)
+    if base.__init__ is not object.__init__:
+        base.__init__(made, state)
+    return made
 
 
 def untrusted(names: list[str], why: str = "") -> UntrustedTypeError:
