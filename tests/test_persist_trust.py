@@ -14,6 +14,7 @@ import pickletools
 import subprocess
 import sys
 import time
+import urllib.parse
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,29 @@ async def test_a_public_name_stands_for_the_one_that_files_use() -> None:
     assert "wsgiref.validate" not in sys.modules
     await loads(await dumps([np.arange(3), Point(1, 2)]), trusted=["wsgiref.validate.validator", "persisted.Point"])
     assert "wsgiref.validate" not in sys.modules
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3])
+async def test_what_python_2_called_otherwise_is_trusted_by_itself_and_by_either_name(protocol: int) -> None:
+    # Protocols 0 to 2 ask for exceptions.ValueError, urlparse.ParseResult and __builtin__.len.
+    obj = [ValueError("x"), urllib.parse.urlparse("http://a/b"), len]
+    data = pickle.dumps(obj, protocol)
+    for trusted in (
+        [ValueError, urllib.parse.ParseResult, len],
+        ["builtins.ValueError", "urllib.parse.ParseResult", "builtins.len"],
+        ["exceptions.ValueError", "urllib.parse.ParseResult", "__builtin__.len"],
+    ):
+        assert repr(await loads(data, trusted=trusted)) == repr(obj)
+    with pytest.raises(UntrustedTypeError):
+        await loads(data, trusted=[KeyError, urllib.parse.ParseResult, len])
+
+
+async def test_a_module_of_the_user_s_that_is_called_as_one_of_python_2_does_not_stand_for_that() -> None:
+    # In Python 2, commands was what is in subprocess now.
+    for asked, listed in (("commands", "commands"), ("subprocess", "commands")):
+        data = hand_made(named(asked, "run"), b"\x8c\x04true\x85R")
+        with pytest.raises((UntrustedTypeError, ModuleNotFoundError)):
+            await loads(data, trusted=[f"{listed}.run"])
 
 
 async def test_a_class_in_a_class_is_trusted_by_itself_and_not_with_the_outer_one() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ class Trust:
         for item in trusted:
             if isinstance(item, str):
                 self._names.add(_checked_name(item))
+                # Of others, nobody knows: one's own module may be called as one of Python 2's was.
+                module, _, name = item.partition(".")
+                if (renamed := _of_python_3(Global(module, name))).module == _BUILTINS:
+                    self._names.add(str(renamed))
             elif isinstance(item, ModuleType):
                 raise TypeError(
                     f"trusted has the module {item.__name__}. Name the types in it one by one: what is trusted must be "
@@ -85,8 +90,10 @@ class Trust:
         """What is trusted by one of its names and asked for by another.
 
         Either is its own: a file asks for ``posix.getcwd`` where the user says ``os.getcwd``, or for an old name of
-        what has moved, in a module that is loaded already.
+        what has moved, in a module that is loaded already. Or it asks for what Python 2 called it, as protocols 0 to 2
+        do.
         """
+        asked = _of_python_3(asked)
         if asked not in DATA and (known := self._by_own_name.get(str(asked))) is not None:
             return known
         if "." in asked.name:
@@ -167,7 +174,12 @@ def _resolved(asked: Global) -> Any:
     Raises:
         UntrustedTypeError: it is something of elsewhere under that name.
     """
-    found: Any = importlib.import_module(asked.module)
+    try:
+        found: Any = importlib.import_module(asked.module)
+    except ModuleNotFoundError:
+        if (renamed := _of_python_3(asked)).module != _BUILTINS:
+            raise
+        return _resolved(renamed)
     for part in asked.name.split("."):
         found = getattr(found, part)
         # The name of a class in a class goes through classes only; a module on the way leads out.
@@ -198,6 +210,14 @@ def _safe(asked: Global) -> Any:
     return found
 
 
+def _of_python_3(asked: Global) -> Global:
+    """The name that Python 3 has for what Python 2 called so; most have not changed."""
+    if asked in NAME_MAPPING:
+        return Global(*NAME_MAPPING[asked])
+    return Global(IMPORT_MAPPING.get(asked.module, asked.module), asked.name)
+
+
+_BUILTINS = "builtins"
 _OF_PYTHON_2 = {"xrange": "range", "long": "int", "unicode": "str"}
 
 
