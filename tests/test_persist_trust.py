@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+import zoneinfo
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,29 @@ async def test_a_public_name_stands_for_the_one_that_files_use() -> None:
     assert "wsgiref.validate" not in sys.modules
 
 
+@pytest.mark.parametrize("protocol", range(6))
+async def test_what_a_class_has_is_trusted_by_its_name_however_it_is_reached(protocol: int) -> None:
+    # By getattr: in early protocols a class in a class, and methods of types that are written in C in all of them.
+    obj = [Point.Inner, dict.fromkeys, dt.datetime.fromtimestamp]
+    data = pickle.dumps(obj, protocol)
+    with pytest.raises(UntrustedTypeError) as caught:
+        await loads(data, trusted=[])
+    for trusted in ([Point, *obj], caught.value.names, (await inspect(io.BytesIO(data))).untrusted):
+        assert await loads(data, trusted=trusted) == obj
+    for trusted in ([Point, dict, dt.datetime], [Point, *obj[1:]], [Point, *obj[:2]]):
+        with pytest.raises(UntrustedTypeError):
+            await loads(data, trusted=trusted)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+async def test_times_of_a_zone_are_plain_data(protocol: int) -> None:
+    time_ = dt.datetime(2020, 1, 2, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))
+    for data in (pickle.dumps(time_, protocol), await dumps(time_)):
+        found = await loads(data, trusted=[])
+        assert found == time_
+        assert found.tzinfo is time_.tzinfo
+
+
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3])
 async def test_what_python_2_called_otherwise_is_trusted_by_itself_and_by_either_name(protocol: int) -> None:
     # Protocols 0 to 2 ask for exceptions.ValueError, urlparse.ParseResult and __builtin__.len.
@@ -184,6 +208,26 @@ HOSTILE: dict[str, bytes] = {
     "exec": pickle.dumps(Calls(exec, "open('owned', 'w')")),
     "open": pickle.dumps(Calls(open, "owned", "w")),
     "getattr": hand_made(named("builtins", "getattr")),
+    "a method of plain data": pickle.dumps(Calls(getattr, str, "format")),
+    "a method of what is not trusted": pickle.dumps(Calls(getattr, subprocess.Popen, "kill")),
+    "an attribute of a type": hand_made(
+        named("builtins", "getattr"), named("builtins", "object"), b"\x8c\x0e__subclasses__\x86R)R"
+    ),
+    "an attribute of an attribute": hand_made(
+        named("builtins", "getattr"), b"\x94", named("zoneinfo", "ZoneInfo"), b"\x8c\x09_unpickle\x86R",
+        b"0h\x00h\x00", named("zoneinfo", "ZoneInfo"), b"\x8c\x09_unpickle\x86R\x8c\x08__self__\x86R"
+    ),
+    "an attribute by another name": hand_made(
+        named("builtins", "getattr"), named("zoneinfo", "ZoneInfo"), b"\x8c\x12_unpickle.__self__\x86R"
+    ),
+    "attributes without end": hand_made(
+        named("builtins", "getattr"), b"\x940" + b"h\x00" * 30_000, named("zoneinfo", "ZoneInfo"),
+        b"\x8c\x09_unpickle\x86R" * 30_000,
+    ),
+    "the state of getattr": hand_made(
+        named("builtins", "getattr"), b"\x94N}\x8c\x0c__defaults__)s\x86b0",
+        b"h\x00", named("zoneinfo", "ZoneInfo"), b"\x8c\x09_unpickle\x86R"
+    ),
     "an import": pickle.dumps(Calls(__import__, "antigravity")),
     "a process": pickle.dumps(Calls(subprocess.Popen, ["touch", "owned"])),
     "a partial": pickle.dumps(functools.partial(os.system, "touch owned")),

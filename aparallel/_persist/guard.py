@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aparallel._persist.inspector import Inspector, known_dtype
+from aparallel._persist.inspector import GETTERS, Inspector, known_dtype
 from aparallel._persist.nesting import TOO_LONG, Chains, frail_among
 from aparallel._persist.plain_data import STATED_ARRAYS
 from aparallel._persist.standins import BYTES, Global, Listed, Made
@@ -22,6 +22,9 @@ class Guard(Inspector):
         self._refused: dict[str, None] = {}
         self._whys: list[str] = []
         self._chains = Chains()
+        # What reaches members was asked for; and was used for that.
+        self._getter: Global | None = None
+        self._gets_members = False
 
     def check(self) -> None:
         """Raise if anything was not trusted.
@@ -29,15 +32,17 @@ class Guard(Inspector):
         Raises:
             UntrustedTypeError: it names all that was asked for.
         """
-        if self._refused or self._whys:
-            names = list(self._refused)
+        names = list(self.refused)
+        if names or self._whys:
             asks = [f"it asks for {', '.join(names)}"] if names else []
             raise untrusted(names, "; ".join([*asks, *self._whys]))
 
     @property
     def refused(self) -> tuple[str, ...]:
         """The names that are not trusted, or not as they are used."""
-        return tuple(self._refused)
+        if self._getter is None or self._gets_members:
+            return tuple(self._refused)
+        return tuple({**self._refused, str(self._getter): None})
 
     @property
     def whys(self) -> tuple[str, ...]:
@@ -47,6 +52,15 @@ class Guard(Inspector):
     def on_global(self, found: Global) -> None:
         if not self._trust.allows(found):
             self._refused[str(found)] = None
+        elif found in GETTERS and not self._trust.is_users(found):
+            self._getter = found
+
+    def member(self, of: Any, args: Any) -> Global | None:
+        if self._is_refused(of) or (isinstance(of, Global) and self._trust.is_users(of)):
+            return None
+        found = super().member(of, args)
+        self._gets_members |= found is not None
+        return found
 
     def calls_matter(self, name: Global) -> bool:
         return super().calls_matter(name) or (str(name) not in self._refused and self._trust.checks_calls(name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._persist.dtypes import WrongDtype, named_dtype, stated_dtype, string_dtype
-from aparallel._persist.standins import Global, Items, Made, Watcher
+from aparallel._persist.standins import LONGEST_TEXT, Global, Items, Made, Watcher
 from aparallel._persist.walk import Walk
 from aparallel.errors import CorruptFileError
 
@@ -43,6 +43,8 @@ _OBJECT = frozenset({Global("__builtin__", "object"), Global("builtins", "object
 BASES = frozenset({int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset})
 _BASES = frozenset(Global(module, base.__name__) for module in ("__builtin__", "builtins") for base in BASES)
 _BASES |= {Global("__builtin__", "long"), Global("__builtin__", "unicode")}
+# What picklers reach a class's own members through: its methods, and before protocol 4 classes in it.
+GETTERS = frozenset({Global("__builtin__", "getattr"), Global("builtins", "getattr")})
 # Names whose calls and states tell of an array.
 _TELLING = frozenset({_DTYPE, _STRING_DTYPE, _ENCODE, *_BYTES, *_OURS, *_NUMPYS, *WRAPPERS, *RECONSTRUCTORS})
 # So many arrays are described; a file may have millions.
@@ -90,6 +92,15 @@ class Inspector(Watcher):
 
     def changes_matter(self, name: Global) -> bool:
         return name in _TELLING
+
+    def member(self, of: Any, args: Any) -> Global | None:
+        if not (isinstance(of, Global) and of in GETTERS and isinstance(args, tuple) and len(args) == 2):
+            return None
+        owner, name = args
+        if not (isinstance(owner, Global) and isinstance(name, str) and name.isidentifier()):
+            return None
+        # Members of members of members have longer and longer names.
+        return Global(owner.module, f"{owner.name}.{name}") if len(owner.name) < LONGEST_TEXT else None
 
     def on_call(self, made: Made) -> None:
         if made.of in RECONSTRUCTORS:

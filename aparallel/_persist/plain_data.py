@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import RECONSTRUCTORS, WRAPPERS, known_dtype
+from aparallel._persist.inspector import GETTERS, RECONSTRUCTORS, WRAPPERS, known_dtype
 from aparallel._persist.standins import BUFFER, BYTES, SET, TEXT, Global, Items, Listed, Made, Opaque
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ def _table() -> dict[Global, Check]:
     add("fractions", "Fraction", _of_fraction)
     add("uuid", "UUID", anything)
     add("uuid", "SafeUUID", _never)
+    add("zoneinfo", "ZoneInfo", _never)
+    add("zoneinfo", "ZoneInfo._unpickle", anything)
     paths = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
     add("pathlib pathlib._local", paths, anything)
 
@@ -164,6 +166,8 @@ DATA = _table()
 DATA.update(dict.fromkeys(WRAPPERS, anything))
 # The inspector takes a call of these for one of the class that it is given; so what is left are other ones.
 DATA.update(dict.fromkeys(RECONSTRUCTORS, _never))
+# The walk takes a call of these for the name of the member that it gives.
+DATA.update(dict.fromkeys(GETTERS, _never))
 STATED_ARRAYS = frozenset(
     Global(module, name)
     for module, name in (

@@ -103,6 +103,10 @@ class Watcher:
     def on_global(self, found: Global) -> None:
         """It would import *found*."""
 
+    def member(self, of: Any, args: Any) -> Global | None:
+        """What a call of *of* gives if that is nothing but what a class has under a name, by which it is known, too."""
+        return None
+
     def on_call(self, made: Made) -> None:
         """It would call something."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import BASES, RECONSTRUCTORS
+from aparallel._persist.inspector import BASES, GETTERS, RECONSTRUCTORS
 from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
 from aparallel._persist.standins import Global, Made
 from aparallel.errors import UntrustedTypeError
@@ -73,7 +74,9 @@ class Trust:
         asked = Global(module, name)
         if str(asked) in self._objects:
             return self._objects[str(asked)]
-        if asked in DATA and "." not in name:
+        if asked in GETTERS and not self.is_users(asked):
+            return self._member
+        if asked in DATA:
             return _safe(asked)
         if str(asked) in self._names:
             return _resolved(asked)
@@ -81,6 +84,16 @@ class Trust:
         if known is None:
             raise untrusted([str(asked)])
         return known
+
+    def _member(self, owner: Any, name: Any) -> Any:
+        """Return what a class has under a name, if that is trusted. It stands for ``getattr``.
+
+        Raises:
+            UntrustedTypeError: it is not.
+        """
+        if not (isinstance(owner, type) and isinstance(name, str) and name.isidentifier()):
+            raise untrusted(["builtins.getattr"])
+        return self.resolve(owner.__module__, f"{owner.__qualname__}.{name}")
 
     def is_users(self, asked: Global) -> bool:
         """Whether it is trusted because the user has named it."""
@@ -94,6 +107,8 @@ class Trust:
         do.
         """
         asked = _of_python_3(asked)
+        if str(asked) in self._objects:
+            return self._objects[str(asked)]
         if asked not in DATA and (known := self._by_own_name.get(str(asked))) is not None:
             return known
         if "." in asked.name:
@@ -164,7 +179,11 @@ def _named(name: str) -> Any:
 
 def name_of(item: Any) -> str:
     """The module and qualified name by which something is known."""
-    module = getattr(item, "__module__", None) or "builtins"
+    module = getattr(item, "__module__", None)
+    if module is None:  # a method of a type that is written in C says only which type that is
+        owner = getattr(item, "__self__", None)
+        module = getattr(owner if isinstance(owner, type) else getattr(item, "__objclass__", None), "__module__", None)
+    module = module or "builtins"
     return f"{module}.{getattr(item, '__qualname__', getattr(item, '__name__', ''))}"
 
 
@@ -204,7 +223,7 @@ def _safe(asked: Global) -> Any:
         module = "pathlib"
     if module.startswith("numpy."):
         return _safe_of_numpy(name)
-    found = getattr(importlib.import_module(module), name)
+    found = operator.attrgetter(name)(importlib.import_module(module))
     if isinstance(found, ModuleType) or (isinstance(found, FunctionType) and found.__module__ != ARRAYS):
         raise untrusted([str(asked)])
     return found

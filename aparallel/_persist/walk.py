@@ -350,6 +350,9 @@ class Walk:
         return found
 
     def _call(self, of: Any, args: Any) -> None:
+        if (member := self._watcher.member(of, args)) is not None:
+            self._stack.append(self._global(*member))
+            return
         made = Made(of, args, 1 + levels_of(args))
         self._see_levels(made.levels)
         self._stack.append(made)
