@@ -40,11 +40,14 @@ def ran_too_long(call: str, timeout: float, end: str) -> CallTimeoutError:
     return CallTimeoutError(f"{call} ran longer than timeout={timeout:g} seconds{end}.", call=call, timeout=timeout)
 
 
-def worker_died(call: str, exit: Exit) -> BrokenWorkerError:
-    """Build the error for a call that may have started and whose worker is gone."""
+def worker_died(call: str, exit: Exit, retries: int) -> BrokenWorkerError:
+    """Build the error for a call that may have started and whose worker is gone, as often as it may be tried."""
+    tried = (
+        f"It was run {retries + 1} times (retries={retries})." if retries else "To run such calls again, give retries=."
+    )
     return BrokenWorkerError(
         f"The worker that ran {call} died: {exit}. The pool has replaced it; other calls are not affected.\n"
-        f"What a crash leaves of a traceback is on stderr. To run such calls again, give retries=.",
+        f"What a crash leaves of a traceback is on stderr. {tried}",
         call=call,
         exitcode=exit.exitcode,
         signal=exit.signal,

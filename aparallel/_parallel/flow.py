@@ -91,7 +91,7 @@ class Flow(Queue):
             len(source) if isinstance(source, Sized) else source.total if type(source) is MappedCalls else None
         )
         self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)
-        self._retries = options.retries
+        self.retries = options.retries
         self._attempts: dict[int, int] = {}
         self._exhausted = False
         # Of the function whose calls were drawn last.
@@ -302,7 +302,7 @@ class Flow(Queue):
     def may_retry(self, index: int) -> bool:
         attempts = self._attempts.get(index, 0)
         self._attempts[index] = attempts + 1
-        return attempts < self._retries
+        return attempts < self.retries
 
     def stop(self, error: BaseException) -> None:
         """Draw no more and deliver no more: *error* is what the caller gets."""

@@ -27,12 +27,14 @@ class Owner(OwnerToWorkers, Protocol):
     Attributes:
         timeout: seconds that each of its calls may run; None for any time.
         on_cancel: what is done to those that run when it wants them no more.
+        retries: how often a call is run again after its worker died.
         cancelled: it wants none of them any more, and is told nothing.
         queue: where its calls wait.
     """
 
     timeout: float | None
     on_cancel: OnCancel
+    retries: int
 
     @property
     def cancelled(self) -> bool: ...

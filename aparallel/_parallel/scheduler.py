@@ -335,6 +335,6 @@ class Scheduler:
             return
         else:
             self.accounts.broken += 1
-            error = worker_died(call_name(batch, index), exit)
+            error = worker_died(call_name(batch, index), exit, owner.retries)
         self.accounts.failed += 1
         owner.deliver(index, [error], [0])

@@ -78,6 +78,7 @@ class Nobody:
 
     on_cancel: OnCancel = "wait"
     timeout: float | None = None
+    retries = 0
     cancelled = True
 
     def __init__(self, owner: Any) -> None:
