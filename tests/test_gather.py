@@ -323,6 +323,21 @@ async def test_the_remote_traceback_ends_the_cause_chain() -> None:
     assert "Needy: 1 and 2" in str(last)
 
 
+async def deep_later() -> None:
+    await asyncio.sleep(0)
+    deep()
+
+
+@pytest.mark.parametrize("function", [deep, deep_later])
+async def test_the_remote_traceback_begins_with_the_function(function: Any) -> None:
+    with pytest.raises(Needy) as caught:
+        await gather_parallel([delayed(function)()])
+    *_, last = chain_of(caught.value)
+    lines = str(last).splitlines()
+    first = lines[lines.index("Traceback (most recent call last):") + 1]
+    assert first.endswith(f"in {function.__name__}")
+
+
 async def test_a_function_that_travels_by_value_is_shown_with_its_file_and_line() -> None:
     word = "closed over"
 

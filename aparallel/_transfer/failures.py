@@ -23,6 +23,10 @@ from aparallel._ground.exceptions import (
 from aparallel._transfer.out_of_band import NEVER, OutOfBand
 from aparallel._transfer.pickling import MAIN, array_reducers
 
+TYPE_CHECKING = False  # as in aparallel/__init__.py
+if TYPE_CHECKING:
+    from types import TracebackType
+
 # Where a call failed.
 LOADING = "loading"  # while the worker rebuilt it
 RUNNING = "running"
@@ -36,15 +40,23 @@ _IN_STREAM = OutOfBand(NEVER, None)
 
 def describe_failure(error: BaseException, stage: str) -> bytes:
     """Describe *error* for the parent, and part it from its frames. Never raises for what the error is."""
-    # The first frame is the worker's own loop, which tells the user nothing.
-    own = error.__traceback__
-    shown = own.tb_next if own is not None and own.tb_next is not None and stage == RUNNING else own
+    shown = _users_frames(error.__traceback__) if stage == RUNNING else error.__traceback__
     try:
         return dumps(
             (stage, qualified_name(type(error)), text_of(error), format_error(error, shown), pickle_chain(error)), 5
         )
     finally:
         _part_from_frames(error)
+
+
+def _users_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the worker's own frames, which tell the user nothing: the first, and all up to where it awaits."""
+    shown = link = trace
+    while link is not None and trace is not None:
+        if link.tb_frame.f_code.co_filename == trace.tb_frame.f_code.co_filename:
+            shown = link.tb_next
+        link = link.tb_next
+    return shown or trace
 
 
 def _part_from_frames(error: BaseException) -> None:
