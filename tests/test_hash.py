@@ -492,6 +492,17 @@ def test_classes_made_in_a_function_count_by_what_they_do() -> None:
     assert value_digest(make(1)()) != value_digest(make(2)())
 
 
+def test_annotations_of_a_class_made_in_a_function_do_not_count() -> None:
+    def made(attribute: str) -> Any:
+        namespace: dict[str, Any] = {"__name__": "a"}
+        source = f"def make():\n    class Local:\n        {attribute}\n    return Local"
+        exec(compile(source, "a", "exec", dont_inherit=True), namespace)  # not our way to compile annotations
+        return namespace["make"]()
+
+    assert value_digest(made("x: int = 1")) == value_digest(made("x: float = 1")) == value_digest(made("x = 1"))
+    assert value_digest(made("x: int = 2")) != value_digest(made("x: int = 1"))
+
+
 def test_what_pickle_knows_by_its_name_counts_by_more() -> None:
     special = pytest.importorskip("scipy.special")
 

@@ -17,6 +17,8 @@ _WRITES_GLOBAL = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _READS_CELL = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _WRITES_CELL = frozenset({"STORE_DEREF", "DELETE_DEREF"})
 _WRITES_INTO = frozenset({"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "DELETE_ATTR"})
+_LOADS_CONSTANT = frozenset(dis.hasconst)
+_HAS_DOCSTRING = 0x4000000  # inspect.CO_HAS_DOCSTRING, of Python 3.14
 # Methods by which the usual containers change in place.
 _CHANGES = frozenset(
     {"add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "move_to_end", "pop"}
@@ -27,15 +29,31 @@ _CHANGES = frozenset(
 
 def encode_code(code: CodeType) -> bytes:
     """Encode what decides how *code* runs: not its file, its lines, its annotations or its docstring."""
-    constants = list(code.co_consts)
-    if constants and isinstance(constants[0], str) and not _loads_first_constant(code):
-        constants[0] = None  # the docstring
+    # A docstring is a constant that is never loaded. From Python 3.14 on it moves the others up, and has a flag.
+    body, loaded = _without_places(code)
     names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    shape = plain_encoding((names, counts))
+    flags = code.co_flags & ~_HAS_DOCSTRING
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, flags)
+    places = {place: number for number, place in enumerate(dict.fromkeys(loaded))}
+    shape = plain_encoding((names, counts, tuple(places[place] for place in loaded)))
     assert shape is not None
-    body = [encode_content(b"b", code.co_code), encode_content(b"b", code.co_exceptiontable), shape]
-    return combine(b"C", Kind.ORDERED, [*body, *map(_encode_constant, constants)])
+    parts = [encode_content(b"b", body), encode_content(b"b", code.co_exceptiontable), shape]
+    return combine(b"C", Kind.ORDERED, [*parts, *(_encode_constant(code.co_consts[place]) for place in places)])
+
+
+def _without_places(code: CodeType) -> tuple[bytes, list[int]]:
+    """The instructions of *code*, without the places of the constants that they load; and those places, in order."""
+    body = bytearray(code.co_code)  # an instruction and its argument in turn; what stands in caches is 0
+    loaded: list[int] = []
+    argument = 0
+    for at in range(0, len(body), 2):
+        argument = argument << 8 | body[at + 1]
+        if body[at] in _LOADS_CONSTANT:
+            loaded.append(argument)
+            body[at + 1] = 0
+        if body[at] != dis.EXTENDED_ARG:
+            argument = 0
+    return bytes(body), loaded
 
 
 def _encode_constant(constant: object) -> bytes:
@@ -44,10 +62,6 @@ def _encode_constant(constant: object) -> bytes:
     encoding = plain_encoding(constant)
     assert encoding is not None  # a compiler makes nothing else
     return encoding
-
-
-def _loads_first_constant(code: CodeType) -> bool:
-    return any(step.arg == 0 and step.opcode in dis.hasconst for step in dis.get_instructions(code))
 
 
 def globals_read(code: CodeType) -> list[tuple[str, ...]]:

@@ -25,6 +25,8 @@ _FIND_AT_RUN_TIME = frozenset({"__import__", "eval", "exec", "getattr", "globals
 _NOT_CONTENT = frozenset(
     {"__module__", "__qualname__", "__doc__", "__name__", "__firstlineno__", "__static_attributes__"}
 )
+# From Python 3.14 on a class has a function that gives its annotations.
+_ANNOTATES = frozenset({"__annotate__", "__annotate_func__"})
 
 
 class Walk:
@@ -151,7 +153,7 @@ class Walk:
             return self._reference(cls)
         content = [encode_name(cls), *(self._refer_to(base, base.__qualname__) for base in cls.__bases__)]
         namespace = vars(cls)
-        for name in sorted(namespace):
+        for name in sorted(namespace.keys() - _ANNOTATES):
             value = namespace[name]
             code = [value] if isinstance(value, type) else functions_of(value)
             if code or (is_constant(value) and name not in _NOT_CONTENT):
@@ -260,7 +262,9 @@ class Walk:
 def class_content(cls: type, encode: Encode) -> bytes:
     """Encode what a class made inside a function does, which its name does not tell: code and plain attributes."""
     content = [encode_name(base) for base in cls.__bases__]
-    for name, value in sorted(vars(cls).items()):
+    namespace = vars(cls)
+    for name in sorted(namespace.keys() - _ANNOTATES):
+        value = namespace[name]
         functions = [] if isinstance(value, type) else functions_of(value)
         if isinstance(value, type) and value.__qualname__.startswith(f"{cls.__qualname__}."):
             content += [encode_str(name), encode(value)]
