@@ -578,6 +578,7 @@ def test_what_a_function_does_to_its_closure_is_its_own_doing() -> None:
     total = [0]
     record: list[int] = []
     seen: dict[int, int] = {}
+    latest = [0, 0]
     state = functools.partial(print)
 
     def fn(x: int) -> int:
@@ -586,15 +587,16 @@ def test_what_a_function_does_to_its_closure_is_its_own_doing() -> None:
         record.append(x)
         seen[x] = x
         total[0] += x
+        latest[x:] = [x]
         state.last = x  # type: ignore[attr-defined]
         return max(x for _ in range(3) if not record.append(x))  # type: ignore[func-returns-value]
 
     maker = KeyMaker(fn, name="fn")
     before = maker.make((1,), {}).digest
     fn(1)
-    assert (count, total, record, seen) == (1, [1], [1, 1, 1, 1], {1: 1})
+    assert (count, total, record, seen, latest) == (1, [1], [1, 1, 1, 1], {1: 1}, [0, 1])
     assert maker.make((1,), {}).digest == before
-    assert set(maker.fingerprint().unseen) == {"count", "total", "record", "seen", "state"}
+    assert set(maker.fingerprint().unseen) == {"count", "total", "record", "seen", "latest", "state"}
 
 
 def test_a_function_may_use_the_types_of_functions() -> None:
