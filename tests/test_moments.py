@@ -75,6 +75,7 @@ STILL: dict[str, Callable[[Any], Iterator[Any]]] = {
     "arrays": lambda a: (delayed(total)(part) for part in [a, a[:5]]),
     "numbered": lambda a: (delayed(total)((a, n), k=m) for n, m in enumerate(NUMBERS)),
     "pairs": lambda a: (delayed(total)({"a": a, "n": n}, m) for n, m in zip(NUMBERS, range(4), strict=False)),
+    "keys": lambda a: (delayed(total)(a, {n: a, "a": a}) for n in range(4)),
     "items": lambda a: (delayed(total)(a, k, v) for k, v in {1: 2, 3: 4}.items()),
     "without end": lambda a: (delayed(total)(a) for _ in itertools.repeat(None)),
     "the module": lambda a: (aparallel.delayed(total)(a) for _ in NUMBERS),
@@ -161,6 +162,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.refilled)
 
+    def __hash__(self) -> int:
+        return hash(self.refilled[0])
+
     def __lt__(self, other: Any) -> bool:
         self.array += 1
         return True
@@ -235,6 +239,16 @@ def test_a_loop_that_may_run_anything_else_is_not(make: Callable[[Any], Iterator
     calls = make(np.ones(9))
     next(calls)
     assert not is_still(calls)
+
+
+def test_a_loop_that_makes_dictionaries_with_any_keys_is_not() -> None:
+    array = np.ones(9)
+    for calls in (
+        (delayed(total)({index: array}) for index in [Index(array), Index(array)]),
+        (delayed(total)({"a": array, index: array}) for index in [Index(array), Index(array)]),
+    ):
+        next(calls)
+        assert not is_still(calls)
 
 
 def test_what_is_called_delayed_and_is_not_ours_may_do_anything() -> None:

@@ -180,6 +180,11 @@ class _Loop:
         elif name in ("BUILD_TUPLE", "BUILD_LIST", "BUILD_CONST_KEY_MAP", "BUILD_SLICE"):
             del stack[len(stack) - argument - (name == "BUILD_CONST_KEY_MAP") :]
             stack.append(_UNKNOWN)
+        elif name == "BUILD_MAP":
+            start = len(stack) - 2 * argument
+            keys = stack[start::2]
+            stack[start:] = [_UNKNOWN]
+            return all(type(key) is str or _is_number(key) for key in keys)  # else to hash them may be anyone's code
         elif name == "UNPACK_SEQUENCE":
             unpacked = stack.pop()
             stack.extend([_UNKNOWN] * argument)
