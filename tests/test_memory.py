@@ -167,6 +167,7 @@ async def test_methods_are_bound_and_count_their_object(memory: Memory, monkeypa
     assert await method.clear() == 2
 
 
+@pytest.mark.filterwarnings("ignore:'asyncio.iscoroutinefunction':DeprecationWarning")  # from Python 3.14 on
 async def test_every_form_of_function_can_be_memoized(memory: Memory) -> None:
     async def coroutine(x: float) -> float:
         return x * 2
@@ -1100,6 +1101,7 @@ async def test_the_memory_tier_is_bounded(location: str) -> None:
 # Everywhere
 
 
+@pytest.mark.filterwarnings("ignore:'asyncio.iscoroutinefunction':DeprecationWarning")  # from Python 3.14 on
 async def test_it_pickles(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(location, ttl=5, max_entries=7)
     copy = pickle.loads(pickle.dumps(memory))

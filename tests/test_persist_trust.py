@@ -713,7 +713,11 @@ async def test_data_that_does_not_fit_together_is_damage_unless_something_else_m
         with pytest.raises(CorruptFileError, match="its pickle is damaged"):
             await loads(damaged, trusted=[])
     deep = b")" + b"\x85" * 15_000 + b"N"
-    with pytest.raises(CorruptFileError, match="recursion"):
-        await loads(b"\x80\x04}(" + deep + deep + b"u.", trusted=[])
+    compared = b"\x80\x04}(" + deep + deep + b"u."
+    if sys.version_info < (3, 14):
+        with pytest.raises(CorruptFileError, match="recursion"):
+            await loads(compared, trusted=[])
+    else:  # the limit is the stack's
+        assert len(await loads(compared, trusted=[])) == 1
     with pytest.raises(decimal.InvalidOperation):
         await loads(data.replace(b"1.5", b"1.x"), trusted=[os.getcwd])
