@@ -3,7 +3,7 @@
 From what users write down to what workers are given; each uses only those below it, or right of it::
 
     gather, config                gather_parallel and stream_parallel, the pools that belong to loops; parallel_config
-    pool, calls                   Pool and LimitedPool as users see them: fronts that hold a runner
+    pool, calls, many_calls       Pool and LimitedPool as users see them: fronts that hold a runner
     runner                        one call through a pool, or a gather, or a stream
     singles                       begins single calls
     engine                        a pool but for its front: its settings, its loop, its life

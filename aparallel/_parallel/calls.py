@@ -1,28 +1,25 @@
-"""How calls are given to a pool, one by one and many at a time: the methods of a Pool and of what stands for one."""
+"""How calls are given to a pool one by one, and all together what a Pool and what stands for one have in common."""
 
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, TypeVarTuple, cast, overload
 
 from aparallel._ground.awaiting import show_as_coroutine_function
-from aparallel._ground.call import Call, MappedCalls, close_coroutines, is_function, not_a_function
+from aparallel._ground.call import Call, is_function, not_a_function
 from aparallel._ground.loops import running_loop
-from aparallel._parallel.flow import is_iterable, single_source
 from aparallel._parallel.futures import USUAL, AwaitedFuture, RunCoroutine, RunOptions
-from aparallel._parallel.options import Options, Unset, resolve
+from aparallel._parallel.many_calls import ManyCalls
+from aparallel._parallel.options import Unset
 from aparallel._parallel.singles import Encode
-from aparallel._parallel.stream import ResultStream
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from aparallel._parallel.runner import Runner
     from aparallel._parallel.singles import Singles
-    from aparallel._parallel.typed import PoolOptions
     from aparallel.abc import OnCancel
 
 # Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
@@ -33,14 +30,9 @@ _FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodType})
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-T4 = TypeVar("T4")
-T5 = TypeVar("T5")
 
 
-class Calls:
+class Calls(ManyCalls):
     """Gives calls to the workers of a pool: what a Pool and what stands for one have in common."""
 
     def __init__(self, runner: Runner) -> None:
@@ -183,264 +175,6 @@ class Calls:
         """
         request = _single_call(fn, args, "submit"), _run_options(timeout, on_cancel, queue_timeout, retries)
         return _begun(self._runner.singles, request, Encode.NOW)
-
-    @overload
-    async def gather(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def gather(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> list[T | BaseException]: ...
-    @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2, T3]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        call4: Call[T4],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2, T3, T4]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        call4: Call[T4],
-        call5: Call[T5],
-        /,
-        *,
-        return_exceptions: Literal[False] = False,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1, T2, T3, T4, T5]: ...
-    @overload
-    async def gather(  # type: ignore[overload-overlap]
-        self, *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> list[T | BaseException]: ...
-    @overload
-    async def gather(
-        self, call1: Call[T1], call2: Call[T2], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> tuple[T1 | BaseException, T2 | BaseException]: ...
-    @overload
-    async def gather(
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException]: ...
-    @overload
-    async def gather(
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        call4: Call[T4],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException, T4 | BaseException]: ...
-    @overload
-    async def gather(
-        self,
-        call1: Call[T1],
-        call2: Call[T2],
-        call3: Call[T3],
-        call4: Call[T4],
-        call5: Call[T5],
-        /,
-        *,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> tuple[T1 | BaseException, T2 | BaseException, T3 | BaseException, T4 | BaseException, T5 | BaseException]: ...
-    @overload
-    async def gather(
-        self, *calls: Call[T], return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> list[T | BaseException]: ...
-    async def gather(self, *calls: Any, return_exceptions: bool = False, **options: Any) -> Any:
-        """Run calls on this pool and return their results in order: see :func:`aparallel.gather_parallel`.
-
-        ``n_jobs`` caps the workers that this gather uses at a time.
-
-        Raises:
-            ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
-            PoolSaturatedError: ``max_queued`` calls of ``run`` are waiting already.
-            Exception: what :func:`aparallel.gather_parallel` raises.
-        """
-        return await self._runner.gather(single_source(calls), self._resolve(options), return_exceptions)
-
-    @overload
-    def stream(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        *,
-        ordered: bool = True,
-        return_exceptions: Literal[False] = ...,
-        **options: Unpack[PoolOptions],
-    ) -> ResultStream[T]: ...
-    @overload
-    def stream(
-        self,
-        calls: Iterable[Call[T]] | AsyncIterable[Call[T]],
-        *,
-        ordered: bool = True,
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> ResultStream[T | BaseException]: ...
-    def stream(
-        self, calls: Any, *, ordered: bool = True, return_exceptions: bool = False, **options: Any
-    ) -> ResultStream[Any]:
-        """Run calls on this pool and give their results as they come: see :func:`aparallel.stream_parallel`.
-
-        To enter it raises what :meth:`gather` raises before a call is drawn.
-        """
-        source, resolved = single_source((calls,)), self._resolve(options)
-        return ResultStream(resolved, lambda: self._runner.begin_stream(source, resolved, ordered, return_exceptions))
-
-    @overload
-    async def map(
-        self, fn: Callable[[T1], Coroutine[Any, Any, T]], first: Iterable[T1], /, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def map(self, fn: Callable[[T1], T], first: Iterable[T1], /, **options: Unpack[PoolOptions]) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[[T1, T2], Coroutine[Any, Any, T]],
-        first: Iterable[T1],
-        second: Iterable[T2],
-        /,
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self, fn: Callable[[T1, T2], T], first: Iterable[T1], second: Iterable[T2], /, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, T]],
-        first: Iterable[Any],
-        second: Iterable[Any],
-        third: Iterable[Any],
-        /,
-        *more: Iterable[Any],
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., T],
-        first: Iterable[Any],
-        second: Iterable[Any],
-        third: Iterable[Any],
-        /,
-        *more: Iterable[Any],
-        **options: Unpack[PoolOptions],
-    ) -> list[T]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, T]],
-        /,
-        *iterables: Iterable[Any],
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> list[T | BaseException]: ...
-    @overload
-    async def map(
-        self,
-        fn: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        return_exceptions: bool,
-        **options: Unpack[PoolOptions],
-    ) -> list[T | BaseException]: ...
-    async def map(
-        self,
-        fn: Callable[..., Any],
-        /,
-        *iterables: Iterable[Any],
-        return_exceptions: bool = False,
-        **options: Any,
-    ) -> list[Any]:
-        """Call *fn* with the items of *iterables*, as ``map`` does, and return the results in order.
-
-        It ends with the shortest. Items are drawn on the event loop, and only as workers free up. Options, errors and
-        what cancellation does are those of :meth:`gather`.
-
-        Raises:
-            TypeError: *fn* is not callable, or what should be an iterable is none; an async one is not, either.
-        """
-        if not is_function(fn):
-            raise not_a_function(fn, "map(f, xs)")
-        if not iterables:
-            raise TypeError("map() needs at least one iterable of arguments.")
-        for position, iterable in enumerate(iterables, 1):
-            if not is_iterable(iterable):
-                error = TypeError(
-                    f"Argument {position} of map() is a {type(iterable).__name__}, and not an iterable. "
-                    f"For an async one, write gather(delayed(f)(x) async for x in xs)."
-                )
-                close_coroutines(iterables)
-                raise error
-        calls = MappedCalls(fn, iterables)
-        return cast("list[Any]", await self._runner.gather(calls, self._resolve(options), return_exceptions))
-
-    def _resolve(self, options: dict[str, Any]) -> Options:
-        if options.get("pool") not in (None, self):
-            raise ValueError("pool= names another pool than the one whose method this is.")
-        resolved = resolve({**options, "pool": self})
-        if options.get("backend") is not None:
-            raise ValueError("A pool has its backend already; backend= cannot change it.")
-        return resolved
 
 
 show_as_coroutine_function(cast("FunctionType", Calls.run))
