@@ -80,7 +80,7 @@ class Child:
         self._descriptors: list[int] = []
         self._popen: subprocess.Popen[bytes] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watched: int | None = None
+        self._pidfd: int | None = None
         self._exited: Callable[[], object] | None = None
         self._reaped = False
         self.outbox: Outbox | None = None
@@ -138,9 +138,9 @@ class Child:
         self._loop = loop
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel, or a sandbox that forbids it
-                self._watched = os.pidfd_open(self.pid)
-                self._descriptors.append(self._watched)
-                loop.add_reader(self._watched, self._on_exit)
+                self._pidfd = os.pidfd_open(self.pid)
+                self._descriptors.append(self._pidfd)
+                loop.add_reader(self._pidfd, self._on_exit)
                 return
         threading.Thread(
             target=_wait_for, args=(self.pid, loop, self._on_exit), name=f"aparallel-wait-{self.pid}", daemon=True
@@ -177,10 +177,10 @@ class Child:
         return (code, None) if code >= 0 else (None, -code)
 
     def close_descriptors(self) -> None:
-        if self._watched is not None and self._loop is not None and self._owner == os.getpid():
+        if self._pidfd is not None and self._loop is not None and self._owner == os.getpid():
             if not self._loop.is_closed():
-                self._loop.remove_reader(self._watched)
-            self._watched = None
+                self._loop.remove_reader(self._pidfd)
+            self._pidfd = None
         descriptors, self._descriptors = self._descriptors, []
         for fd in descriptors:
             os.close(fd)

@@ -178,7 +178,7 @@ class ProcessWorker(Worker):
     def _take_frame(self, header: tuple[Any, ...], body: memoryview) -> None:
         kind, count, first, busy, _ = header
         if kind in (frames.PLAIN_OUTCOMES, frames.OUTCOMES):
-            self._take_outcomes(first, read(body, count), kind == frames.PLAIN_OUTCOMES, busy / 1e9)
+            self._take_outcomes(first, read(body, count), busy / 1e9, are_plain=kind == frames.PLAIN_OUTCOMES)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
             told = Told([read_failure(body)], [0]) if kind == frames.LARGE_FAILURE else read_value(body)
             self._tell(*told, busy / 1e9)
@@ -204,7 +204,7 @@ class ProcessWorker(Worker):
             self._error = rebuild_failure(body)[1]
             self.child.kill()
 
-    def _take_outcomes(self, first: int, outcomes: list[Any], are_plain: bool, seconds: float) -> None:
+    def _take_outcomes(self, first: int, outcomes: list[Any], seconds: float, *, are_plain: bool) -> None:
         known = self._received - first  # outcomes that were already read from the outbox
         if known:
             outcomes = outcomes[known:]
@@ -275,7 +275,7 @@ class ProcessWorker(Worker):
             return
         outcomes = outbox.read_from(self._received)
         if outcomes:
-            self._take_outcomes(self._received, outcomes, False, 0.0)
+            self._take_outcomes(self._received, outcomes, 0.0, are_plain=False)
 
     def running_since(self) -> float | None:
         outbox = self.child.outbox

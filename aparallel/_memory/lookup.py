@@ -64,7 +64,8 @@ class PendingCall:
         is_new: it goes straight to where it would be computed, and its result is looked for there first.
         is_refresh: it is computed though its result is stored.
         is_told: what is wrong with its entry has been logged.
-        deadline: until when it waits for another process that computes it, on time.monotonic's clock.
+        deadline: until when it waits for another process that computes it, on time.monotonic's clock. Infinite, unless
+            it was made inside another memoized call.
         is_locked: this process has its key's lock for it.
         is_abandoned: nobody waits for it any more. Who takes the lock then gives it back at once.
     """

@@ -96,7 +96,7 @@ class _Worker:
         # What buffers of results are too large for a pickle, and where they go if memory is short.
         self.results: tuple[int, str | None] = (_NEVER, None)
         # Whether the last result was large. The next one is then pickled in pieces: a small one takes longer so.
-        self.is_large = False
+        self.last_was_large = False
         self.runner: asyncio.Runner | None = None
         # Emptied in a forked copy of this process, which must never speak for the worker.
         self.original = [True]
@@ -318,13 +318,13 @@ class _Worker:
                 pieces, segment, spans = self._memory().encode(value, *self.results)
                 if spans:
                     return IN_SEGMENT, dumps((segment, spans, b"".join(pieces)), 5)
-            elif self.is_large:
+            elif self.last_was_large:
                 pieces = pickle_in_pieces(value)
             else:  # nothing here makes buffers
                 pieces = [pickle(value)]
             size = sum(map(len, pieces))
-            self.is_large = size > LARGE_BYTES
-            if not self.is_large:
+            self.last_was_large = size > LARGE_BYTES
+            if not self.last_was_large:
                 return PICKLED, b"".join(pieces)
             return LARGE if monotonic_ns() - begun < _MOMENT_NS else SLOW, pieces
         except BaseException as error:
