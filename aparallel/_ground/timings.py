@@ -38,6 +38,7 @@ class Timings:
         self._known: dict[Any, Timing] = {}
 
     def of(self, fn: Any) -> Timing:
+        """Return the timing that *fn* shares with all that run the same code."""
         while isinstance(fn, functools.partial | MethodType):
             fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
         code = getattr(fn, "__code__", None)

@@ -34,6 +34,8 @@ class MemorizedFunction(Generic[P, T]):
 
     It may be used from any number of tasks, event loops, threads and processes, as a method, and in the workers of a
     pool; it pickles.
+
+    Cancellation of what asks or changes the store and computes nothing: what a thread has begun to do, it does.
     """
 
     def __init__(self, shelf: Shelf, fn: Callable[P, Any], options: FunctionOptions) -> None:

@@ -61,6 +61,9 @@ class Memory:
     Making one touches nothing; the directory is looked at when it is first needed. It may be used from any number of
     event loops, threads and processes, and pickles (without the pool).
 
+    Cancellation: what a method has a thread do to the store, such as to remove results, is done once it has begun,
+    whether or not anyone waits for it.
+
     Raises:
         TypeError, ValueError: a bad option.
         UnsupportedPlatformError: this system has no file locks (Windows).
@@ -221,7 +224,7 @@ class Memory:
     async def eval(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return the result of ``fn(*args, **kwargs)``, remembered or computed.
 
-        As ``await memory.cache(fn)(*args, **kwargs)``, with the memory's own options.
+        As ``await memory.cache(fn)(*args, **kwargs)``, with the memory's own options, errors and cancellation.
         """
         return await self.cache(fn)(*args, **kwargs)
 
@@ -231,8 +234,8 @@ class Memory:
         What is being computed meanwhile, in whichever process, goes to those who asked for it and is not stored.
 
         Raises:
-            StoreError: the store cannot be written; so do :meth:`reduce_size` and :meth:`invalidate`, and
-                :meth:`statistics` and :meth:`entries` if it cannot be read.
+            StoreError: the store cannot be written.
+            UntrustedDirectoryError: others could have written to the directory.
         """
         return await self._shelf.clear()
 
@@ -248,6 +251,7 @@ class Memory:
 
         Raises:
             TypeError, ValueError: a limit is no such number, or negative.
+            StoreError, UntrustedDirectoryError: as of :meth:`clear`.
         """
         limits = Limits(checked_count(items_limit, "items_limit"), checked_bytes(bytes_limit))
         if limits == (None, None) and age_limit is None and self._shelf.store is not None:
@@ -255,18 +259,32 @@ class Memory:
         return await self._shelf.reduce(limits, None if age_limit is None else parse_seconds(age_limit))
 
     async def invalidate(self, tags: str | Iterable[str]) -> None:
-        """Make every result with one of these tags a miss from now on, also those being computed."""
+        """Make every result with one of these tags a miss from now on, also those being computed.
+
+        Raises:
+            TypeError: *tags* are no texts.
+            StoreError, UntrustedDirectoryError: as of :meth:`clear`.
+        """
         await self._shelf.invalidate([tags] if isinstance(tags, str) else checked_tags(tags))
 
     async def statistics(self) -> MemoryStatistics:
-        """Return how much is stored. Of a directory it reads one small file, however much there is."""
+        """Return how much is stored. Of a directory it reads one small file, however much there is.
+
+        Raises:
+            StoreError: the store cannot be read.
+            UntrustedDirectoryError: as of :meth:`clear`.
+        """
         if self._shelf.store is None:
             return MemoryStatistics(0, 0, 0, 0)
         totals = await self._shelf.reach("count its results", self._shelf.store.totals)
         return MemoryStatistics(*totals, *self._shelf.tier.totals)
 
     async def entries(self) -> AsyncIterator[StoredCall]:
-        """Yield what is stored, in no order: ``async for entry in memory.entries()``."""
+        """Yield what is stored, in no order: ``async for entry in memory.entries()``.
+
+        Raises:
+            StoreError, UntrustedDirectoryError: as of :meth:`statistics`.
+        """
         store = self._shelf.store
         if store is None:
             return

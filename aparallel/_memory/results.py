@@ -119,6 +119,8 @@ class StoredCall:
 class MemorizedResult(Generic[T]):
     """A stored result by name: small, picklable, and loaded when asked for.
 
+    Cancellation: a thread that loads or removes it goes on to its end.
+
     Attributes:
         function: the name of the function.
         key: 64 hexadecimal digits.

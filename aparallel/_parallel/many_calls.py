@@ -154,6 +154,9 @@ class ManyCalls:
 
         ``n_jobs`` caps the workers that this gather uses at a time.
 
+        Cancellation: calls that have not started never run, and those that run are treated as ``on_cancel`` says, the
+        pool's own by default. The pool stays usable.
+
         Raises:
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
             PoolSaturatedError: ``max_queued`` calls of ``run`` are waiting already.

@@ -158,7 +158,7 @@ class ResultStream(Generic[T_co]):
         return self._index
 
     async def indexed(self) -> AsyncIterator[tuple[int, T_co]]:
-        """Iterate over (index, result) instead of results."""
+        """Iterate over (index, result) instead of results; errors and cancellation are the same."""
         async for result in self:
             yield self.index, result
 

@@ -141,7 +141,10 @@ async def dumps(
     n_jobs: int = -1,
     progress: ProgressOption = False,
 ) -> bytes:
-    """Return *obj* as bytes, as :func:`dump` would write it to a file. The arguments and errors are the same."""
+    """Return *obj* as bytes, as :func:`dump` would write it to a file.
+
+    Arguments, errors and what cancellation does are the same.
+    """
     options = DumpOptions.checked(compress, signing_key=signing_key, n_jobs=n_jobs)
     return await in_thread_with(lambda stop, meter: dump_to_bytes(obj, options, stop, meter), progress, "dump")
 

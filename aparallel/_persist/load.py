@@ -155,7 +155,10 @@ async def loads(
     n_jobs: int = -1,
     progress: ProgressOption = False,
 ) -> Any:
-    """Return the object in *data*, as :func:`load` does from a file. The arguments and errors are the same."""
+    """Return the object in *data*, as :func:`load` does from a file.
+
+    Arguments, errors and what cancellation does are the same.
+    """
     options = LoadOptions.checked(trusted=trusted, signing_key=signing_key, compressors=compressors, n_jobs=n_jobs)
     try:
         view = memoryview(data)
