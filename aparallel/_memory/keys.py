@@ -71,7 +71,7 @@ class Binder:
         self._keyword_only = tuple(by_kind[Parameter.KEYWORD_ONLY])
         self._rest = next(iter(by_kind[Parameter.VAR_POSITIONAL]), None)
         self._keywords = next(iter(by_kind[Parameter.VAR_KEYWORD]), None)
-        self._check_ignored(name)
+        self._ignored_keywords = self._ignored_among_keywords()
         self.all_names = (
             *self._positional,
             *([self._rest] if self._rest else []),
@@ -86,15 +86,20 @@ class Binder:
         self._is_simple = len(self._kept) == len(self.all_names) == len(self._positional)
         self._sentinels = {id(value) for value in self._defaults.values() if type(value) is object}
 
-    def _check_ignored(self, name: str) -> None:
+    def _ignored_among_keywords(self) -> frozenset[str]:
+        """Return what is to be ignored and is no parameter: it may come as one of ``**kwargs``.
+
+        Raises:
+            ValueError: there are none of these.
+        """
         known = {*self._signature.parameters, *(["*"] if self._rest else []), *(["**"] if self._keywords else [])}
         unknown = self._ignored - known
         if unknown and not self._keywords:
             raise ValueError(
-                f"{name or 'The function'} has no parameter {min(unknown)!r} to ignore; "
+                f"{self._called} has no parameter {min(unknown)!r} to ignore; "
                 f"it has {', '.join(self._signature.parameters) or 'none'}."
             )
-        self._ignored_keywords = unknown
+        return unknown
 
     def is_sentinel(self, value: object) -> bool:
         """Whether *value* is a bare ``object()`` that is a default of this signature."""

@@ -127,6 +127,7 @@ class _Reading:
         source.signature = self._signature
         self._base = source.position
         self._filling = Filling(source, options.threads)
+        self._decoding: _Decoding | None = None  # as the header says, once it is read
 
     def read(self, *, whole: bool) -> Content:
         source = self._source
