@@ -49,9 +49,14 @@ async def within(seconds: float) -> AsyncIterator[None]:
     assert time.monotonic() - begin < seconds
 
 
-async def stubborn(started: list[int], gate: threading.Event) -> None:
+def has_begun(pool: Pool) -> bool:
+    """Whether a worker runs a call, and does not only have one."""
+    workforce = pool._engine.use().scheduler.workforce
+    return any(slot.worker.running_since() is not None for slot in workforce.slots)
+
+
+async def stubborn(gate: threading.Event) -> None:
     """Ignore whatever cancels it."""
-    started.append(1)
     begin = time.monotonic()
     while not gate.is_set() and time.monotonic() - begin < 5:
         try:
@@ -64,17 +69,15 @@ async def endless(backend: Any, gate: threading.Event) -> tuple[Pool, list[async
     """Return a pool of one worker that runs a call without end, with others waiting, and those who wait for them."""
     pool = Pool(1, backend)
     await pool.warm_up()
-    started: list[int] = []
     call: Any
     if backend == "process":
         call = delayed(time.sleep)(LONG)
     elif backend == "thread":
         call = delayed(gate.wait)(LONG)
     else:
-        call = delayed(stubborn)(started, gate)
+        call = delayed(stubborn)(gate)
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(pool.run(call))]
-    await until(lambda: pool.statistics().running and (backend != "inline" or started))
-    await asyncio.sleep(0.02)  # a thread that has the call takes a moment to run it
+    await until(lambda: has_begun(pool))
     tasks += [asyncio.ensure_future(pool.run(abs, -1)), asyncio.ensure_future(pool.gather([call, delayed(abs)(-1)]))]
     tasks += [asyncio.ensure_future(pool.limit("key", 1).run(abs, -1))]
     await until(lambda: pool.statistics().queued + pool.statistics().running == 5)
