@@ -63,7 +63,7 @@ class Handling:
             self.resume(source)
 
 
-class Reader:
+class LogReader:
     """The thread that empties the pipes into the handling thread's queue.
 
     It owns all sources from :meth:`add` on, and closes them. Others ask, from any thread.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from aparallel._backends.child import Child
-    from aparallel._backends.log_threads import Handling, Reader
+    from aparallel._backends.log_threads import Handling, LogReader
     from aparallel._wire.outbox import Outbox
 
 # Outcomes wait so long for handlers. Nobody waits for handlers that are known to be later than that.
@@ -38,7 +38,7 @@ class LogRelay:
     def __init__(self, variables: Mapping[bytes, ContextVar[Any]]) -> None:
         self._variables = variables
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads: tuple[Reader, Handling] | None = None
+        self._threads: tuple[LogReader, Handling] | None = None
         self._sources: set[WorkerRecords] = set()
         # Tickets are numbered from 1, and come back in this order.
         self._issued = 0
@@ -116,13 +116,13 @@ class LogRelay:
         self._issued_at = self._loop.time()
         return self._issued
 
-    def reader(self) -> Reader:
+    def reader(self) -> LogReader:
         """Start the threads if they do not run."""
         if self._threads is None:
-            from aparallel._backends.log_threads import Reader
+            from aparallel._backends.log_threads import LogReader
 
             handling = self._new_handling()
-            reader = Reader(handling)
+            reader = LogReader(handling)
             handling.resume = reader.resume
             self._threads = reader, handling
             reader.thread.start()
