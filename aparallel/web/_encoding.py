@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     Dumps = Callable[[Any], bytes | str]
 
+# How many numbers, or as much else, are encoded at a time.
+_SLICE = 2_000
+
+_DEEPEST = 200
+_TOO_DEEP = f"No JSON can be made of a value that is nested {_DEEPEST} deep, or contains itself."
+
 
 def encode(value: object, dumps: Dumps | None = None) -> bytes:
     """Return *value* as JSON on one line, without a newline at its end.
@@ -64,10 +70,6 @@ def _text(value: object) -> str:
 def _as_utf8(text: str) -> bytes:
     # A lone surrogate is no UTF-8; Python writes it as \ud800, and so does JSON.
     return text.encode("utf-8", "backslashreplace")
-
-
-# How many numbers, or as much else, are encoded at a time.
-_SLICE = 2_000
 
 
 def weight(value: object, depth: int = 0) -> int:
@@ -207,6 +209,4 @@ def _finite(value: object, depth: int = 0) -> object:
     return _finite(_plain(value), depth + 1)
 
 
-_DEEPEST = 200
-_TOO_DEEP = f"No JSON can be made of a value that is nested {_DEEPEST} deep, or contains itself."
 _strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
