@@ -107,6 +107,20 @@ async def test_its_arrays_are_mapped_where_they_lie(release: str, way: str, tmp_
 
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])
+@pytest.mark.parametrize("trusted", [None, []])
+async def test_arrays_that_go_beyond_what_was_read_ahead_are_mapped(
+    mode: Any, trusted: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources.FileSource, "_AHEAD", 64)
+    path = tmp_path / "file.pkl"
+    path.write_bytes(written(CORPUS[-1][0], "plain"))
+    found = await load(path, mmap_mode=mode, trusted=trusted)
+    assert list(found) == list(content())
+    assert isinstance(found["larger"], np.memmap)
+    assert np.array_equal(found["larger"], content()["larger"])
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
 async def test_what_is_mapped_is_let_go_of_with_the_last_array_without_a_collection(
     mode: Any, tmp_path: pathlib.Path, no_collections: None
 ) -> None:

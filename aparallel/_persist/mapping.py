@@ -42,8 +42,13 @@ _SLICE = 1 << 20
 
 
 def mapped_file(file: Any, mode: Any) -> Any:
-    """The whole of an open file as a ``numpy.memmap`` of bytes."""
-    return np.memmap(file, np.uint8, mode)
+    """The whole of an open file as a ``numpy.memmap`` of bytes. The file stays where it stands."""
+    fd = file.fileno()
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        return np.memmap(file, np.uint8, mode)
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)  # NumPy goes to the end, to see where that is
 
 
 def map_container(
