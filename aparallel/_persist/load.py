@@ -103,7 +103,8 @@ async def load(
     Args:
         source: a path; a binary file, read in a thread; an asynchronous file (an ``async def read(n)``) or an
             asynchronous iterator of chunks, read on the loop. Of files, no more is read than the object, so several
-            may follow each other; but a joblib file that is compressed is read on.
+            may follow each other; but a joblib file that is compressed is read on, and with *trusted*, one of joblib
+            or pickle that cannot go back, such as a pipe, is read to its end.
         mmap_mode: "r", "r+" or "c", as of ``numpy.memmap``: arrays are not read but mapped where they lie in the file,
             which takes no memory and next to no time. For paths of files that are not compressed. With "r+" the file
             is marked: the checksums of its arrays do not hold from then on.
