@@ -107,6 +107,15 @@ def test_a_default_that_is_a_sentinel_is_fine_and_an_argument_that_is_one_is_not
         key(fn, 1, object())
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are computed when a function is made")
+def test_annotations_that_cannot_be_told_are_not_asked_for() -> None:
+    space: dict[str, Any] = {"__name__": "a"}
+    exec(compile("def f(x: Missing, *rest: Missing / 2): return x", "source", "exec", dont_inherit=True), space)
+    f = space["f"]
+    assert key(f, 1) == key(f, x=1) != key(f, 1, 2)
+    assert key(functools.partial(f, 1)) != key(functools.partial(f, 2))
+
+
 def test_functions_without_a_signature_are_bound_as_they_are_called() -> None:
     assert key(max, 1, 2) == key(max, 1, 2)
     assert len({key(max, 1, 2), key(max, 2, 1), key(min, 1, 2), key(math.hypot, 1, 2), key(math.dist, 1, 2)}) == 5

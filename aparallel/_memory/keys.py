@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, Final
@@ -145,10 +147,18 @@ class Binder:
 
 def _signature_of(fn: Callable[..., Any]) -> inspect.Signature:
     """The signature that *fn* itself has; where it takes anything, the one of the function that it wraps."""
-    own = inspect.signature(fn, follow_wrapped=False)
+    own = _signature(fn, follow_wrapped=False)
     kinds = {parameter.kind for parameter in own.parameters.values()}
     takes_anything = kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
-    return inspect.signature(fn) if takes_anything else own
+    return _signature(fn) if takes_anything else own
+
+
+_signature: Callable[..., inspect.Signature] = inspect.signature
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
+    # There annotations are computed when they are asked for, which may fail. Here they do not matter.
+    _signature = functools.partial(inspect.signature, annotation_format=Format.STRING)
 
 
 _KINDS = (
