@@ -880,6 +880,29 @@ async def test_code_with_constants_that_no_compiler_makes_travels_too() -> None:
         assert await pool.run(answer) == Fraction(1, 3)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are computed when a function is made")
+async def test_a_function_travels_whatever_its_annotations_name() -> None:
+    source = """
+def make(by):
+    def scaled(x: Missing, *, more: list[Missing.part] = 1) -> Missing / 2:
+        "What it does."
+        return x * by + more
+    scaled.mark = "its own"
+    return scaled
+"""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "source", "exec", dont_inherit=True), space)
+    annotations = {"x": "Missing", "more": "list[Missing.part]", "return": "Missing / 2"}
+    async with Pool(1) as pool:
+        assert await pool.run(space["make"](3), 2) == 7
+        made = await pool.run(space["make"], 5)
+        assert (made(1), made.__annotations__) == (6, annotations)
+        given = await pool.run(lambda fn: (fn.mark, fn.__doc__, fn.__kwdefaults__, fn.__qualname__), space["make"](2))
+        assert given == ("its own", "What it does.", {"more": 1}, "make.<locals>.scaled")
+    with pytest.raises(NameError):
+        _ = space["make"](3).__annotations__
+
+
 async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled: list[Any] = []
     pickling = packing.pickle_within

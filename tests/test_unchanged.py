@@ -85,6 +85,15 @@ def test_a_function_of_immutable_things_can_be_watched(space: dict[str, Any], na
     assert is_known_unchanged(space[name], lambda: None)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are computed when a function is made")
+def test_a_function_whose_annotations_cannot_be_told_can_be_watched(space: dict[str, Any]) -> None:
+    exec(compile("def annotated(x: Missing) -> Missing: return number", "source", "exec", dont_inherit=True), space)
+    fn = space["annotated"]
+    assert is_known_unchanged(fn, lambda: None)
+    assert not is_known_unchanged(fn, lambda: space.update(number=2))
+    assert not is_known_unchanged(fn, lambda: setattr(fn, "__annotations__", {"x": int}))
+
+
 @pytest.mark.parametrize("name", ["reads_number", "calls_helper", "reads_inside", "writes"])
 @pytest.mark.parametrize("value", [2, "other", 1.0, True, None, [1]])
 def test_a_changed_global_is_seen(space: dict[str, Any], name: str, value: Any) -> None:

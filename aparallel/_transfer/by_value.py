@@ -183,14 +183,34 @@ def _with_slots(kind: type, reduced: Any) -> Any:
     return builder, (constructor, name, bases, {**namespace, "__slots__": slots}, *more), *rest
 
 
+def _with_annotations_as_text(fn: FunctionType) -> FunctionType | None:
+    """Return a copy of *fn* with its annotations as texts if they cannot be told otherwise, else None.
+
+    From Python 3.14 on they are computed when they are asked for, and may name what only type checkers import.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format, get_annotations
+
+        try:
+            get_annotations(fn)
+        except Exception:  # it is anyone's expression
+            copy = FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+            for name in ("__module__", "__qualname__", "__doc__", "__kwdefaults__"):
+                setattr(copy, name, getattr(fn, name))
+            copy.__dict__.update(fn.__dict__)
+            copy.__annotations__ = get_annotations(fn, format=Format.STRING)
+            return copy
+    return None
+
+
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with seven amendments.
+    """cloudpickle's pickler, with eight amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
     from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
     A class keeps its slots. Dictionaries with weak keys or values travel, and so do generic functions, which have one.
     A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
-    knows its file.
+    knows its file. It travels whatever its annotations name.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
@@ -204,7 +224,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is FunctionType:
             if obj.__module__ == _BUILDERS:  # imported by name, which cloudpickle would look into at length
                 return NotImplemented
-            return _with_our_builders(super().reducer_override(obj))
+            return _with_our_builders(self._reduce_function(obj))
         if not isinstance(obj, type):
             return NotImplemented
         tracker_id = _tracked.get(obj)
@@ -214,6 +234,15 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (tracker_id := _tracked.get(obj)) is not None:
             _given_here.add(tracker_id)
         return reduced
+
+    def _reduce_function(self, fn: FunctionType) -> Any:
+        try:
+            return super().reducer_override(fn)
+        except Exception:
+            copy = _with_annotations_as_text(fn)
+            if copy is None:
+                raise
+            return super().reducer_override(copy)
 
     dispatch_table: ClassVar[Any] = ChainMap(
         {

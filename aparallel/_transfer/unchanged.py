@@ -27,7 +27,7 @@ class Witness:
     __slots__ = ("_cells", "_functions", "_globals")
 
     def __init__(self) -> None:
-        self._functions: list[tuple[FunctionType, CodeType, Any, tuple[Any, ...], dict[str, Any]]] = []
+        self._functions: list[tuple[FunctionType, CodeType, Any, tuple[Any, ...], Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
 
@@ -45,7 +45,7 @@ class Witness:
                 fn.__code__ is not code
                 or fn.__defaults__ is not defaults
                 or _names_of(fn) != named
-                or fn.__annotations__ != annotated
+                or _annotations_of(fn) != annotated
                 or _has_more(fn)
             ):
                 return False
@@ -63,10 +63,12 @@ class Witness:
         seen.add(id(fn))
         if len(seen) > _MANY or _has_more(fn) or not _is_immutable(fn.__defaults__):
             return False
-        if not all(map(_is_plain_annotation, fn.__annotations__.values())):
-            return False
-        # Annotations are a dict that anyone may change, so a copy.
-        self._functions.append((fn, fn.__code__, fn.__defaults__, _names_of(fn), dict(fn.__annotations__)))
+        annotated = _annotations_of(fn)
+        if isinstance(annotated, dict):
+            if not all(map(_is_plain_annotation, annotated.values())):
+                return False
+            annotated = dict(annotated)  # anyone may change it, so a copy
+        self._functions.append((fn, fn.__code__, fn.__defaults__, _names_of(fn), annotated))
         namespace = fn.__globals__
         for name in _names(fn.__code__):
             value = namespace.get(name, _MISSING)
@@ -98,6 +100,14 @@ class Witness:
 def _has_more(fn: FunctionType) -> bool:
     """Whether *fn* has parts that travel with it and can be changed in place."""
     return bool(fn.__kwdefaults__ or fn.__dict__)
+
+
+def _annotations_of(fn: FunctionType) -> Any:
+    """The annotations of *fn*; if they cannot be told, the function that says them as texts, as they travel then."""
+    try:
+        return fn.__annotations__
+    except Exception:  # from Python 3.14 on it is anyone's expression, computed now
+        return fn.__annotate__  # type: ignore[attr-defined]
 
 
 def _is_plain_annotation(value: Any) -> bool:
