@@ -159,6 +159,15 @@ def own_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("aparallel")]
 
 
+@pytest.fixture(scope="session")
+def tqdm_is_loaded() -> None:
+    """Have tqdm make its lock before a test's children are counted: from Python 3.14 on one is left, for good."""
+    pytest.importorskip("tqdm")
+    from aparallel._ground.bars import load_tqdm
+
+    load_tqdm()
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fail a test after which a child, a descriptor or one of our threads remains."""

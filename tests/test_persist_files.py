@@ -742,6 +742,7 @@ async def test_what_progress_raises_stops_the_dump(path: pathlib.Path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
+@pytest.mark.usefixtures("tqdm_is_loaded")
 async def test_a_bar_shows_bytes(path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     await dump(NEW, path, progress=True)
     await load(path, progress=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import subprocess
 import sys
 import timeit
 
@@ -194,9 +195,9 @@ class TestFunction:
         reporter.close(failed=True)
 
 
+@pytest.mark.usefixtures("tqdm_is_loaded")
 class TestBar:
     def test_it_shows_counts_total_and_name(self) -> None:
-        pytest.importorskip("tqdm")
         stream = io.StringIO()
         reporter = Reporter(1, 0, True, None, stream, name="stream_parallel")
         reporter.advance(2)
@@ -207,8 +208,17 @@ class TestBar:
         assert last.startswith("stream_parallel: 100%")
         assert "4/4" in last
 
+    def test_it_makes_no_lock_where_it_is_shown(self) -> None:
+        script = """
+from aparallel._ground.bars import load_tqdm
+bar = load_tqdm()
+import tqdm.std
+tqdm.std.TqdmDefaultWriteLock = None
+bar(total=1).close()
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
     def test_of_a_run_that_fails_it_stays_where_it_was(self) -> None:
-        pytest.importorskip("tqdm")
         stream = io.StringIO()
         reporter = Reporter(1, 0, True, 4, stream)
         reporter.advance(1)

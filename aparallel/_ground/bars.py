@@ -38,7 +38,7 @@ class Bar(Protocol):
 def load_tqdm() -> Callable[..., Bar]:
     """Import tqdm's bar for this surrounding, a terminal or a notebook.
 
-    The first time takes about 100 ms: not on the event loop.
+    The first time takes about 100 ms, and from Python 3.14 on starts a process: not on the event loop.
 
     Raises:
         ModuleNotFoundError: it is not installed; the message says how to.
@@ -51,4 +51,6 @@ def load_tqdm() -> Callable[..., Bar]:
             "Run pip install 'aparallel[progress]', or pass a function of (done, total) as progress=.",
             name=error.name,
         ) from error
-    return cast("Callable[..., Bar]", tqdm.auto.tqdm)
+    bar = tqdm.auto.tqdm
+    bar.get_lock()  # else the first bar makes it: a lock of multiprocessing, which may have to start its tracker
+    return cast("Callable[..., Bar]", bar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sized
@@ -40,7 +39,7 @@ _HAND_OUT_SECONDS = 0.001
 
 async def prepare(options: Options) -> None:
     """Do before a flow begins what would hold the loop: import the progress bar, about 100 ms."""
-    if options.progress is True and "tqdm.auto" not in sys.modules:
+    if options.progress is True:
         await in_thread(load_tqdm)
 
 
