@@ -903,6 +903,26 @@ def make(by):
         _ = space["make"](3).__annotations__
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are computed when a class is made")
+async def test_a_dataclass_travels_whatever_its_annotations_name() -> None:
+    source = """
+import dataclasses, threading
+lock = threading.Lock()  # stays where it is
+@dataclasses.dataclass
+class Point:
+    x: Missing
+    y: list[Missing] = 2
+def told(point):
+    return dataclasses.fields(point)[0].type.__forward_arg__, repr(point)
+"""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "source", "exec", dont_inherit=True), space)
+    point = space["Point"](1)
+    async with Pool(1) as pool:
+        assert await pool.run(space["told"], point) == ("Missing", "Point(x=1, y=2)")
+        assert await pool.run(lambda point: point, point) == point
+
+
 async def test_a_function_that_is_met_again_is_not_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled: list[Any] = []
     pickling = packing.pickle_within

@@ -183,6 +183,18 @@ def _with_slots(kind: type, reduced: Any) -> Any:
     return builder, (constructor, name, bases, {**namespace, "__slots__": slots}, *more), *rest
 
 
+# What stands for an annotation that cannot be told, in the fields of a dataclass for instance. It knows where it was
+# found, and would take all of that module along.
+_unresolved_reducers: dict[type, Callable[[Any], _Reduced]] = {}
+if sys.version_info >= (3, 14):
+    from annotationlib import ForwardRef
+
+    def _reduce_unresolved(reference: ForwardRef) -> _Reduced:
+        return ForwardRef, (getattr(reference, "__resolved_str__", reference.__forward_arg__),)
+
+    _unresolved_reducers[ForwardRef] = _reduce_unresolved
+
+
 def _with_annotations_as_text(fn: FunctionType) -> FunctionType | None:
     """Return a copy of *fn* with its annotations as texts if they cannot be told otherwise, else None.
 
@@ -210,7 +222,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
     A class keeps its slots. Dictionaries with weak keys or values travel, and so do generic functions, which have one.
     A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
-    knows its file. It travels whatever its annotations name.
+    knows its file. It travels whatever its annotations name, and so does a dataclass.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
@@ -251,6 +263,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             **dict.fromkeys((WeakKeyDictionary, WeakValueDictionary), _reduce_weak_dictionary),
             **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
             CodeType: _reduce_code,
+            **_unresolved_reducers,
         },
         cloudpickle.Pickler.dispatch_table,
     )
