@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# What an example takes says more of the machine than of the code: other programs may have its cores.
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")
 
 # The tests start a thousand interpreters. Where Python is told to write no bytecode, each of them would compile the
 # package anew, which takes longer than the tests. So it is compiled once, and what is new of that goes at the end.

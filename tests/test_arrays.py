@@ -190,7 +190,7 @@ any_array = st.builds(
 
 async def check_all(check: Callable[..., None], strategy: st.SearchStrategy[Any], examples: int) -> None:
     """Run *check*, which waits for coroutines of this loop, in a thread with examples of *strategy*."""
-    tested = settings(max_examples=examples, deadline=None, database=None)(given(strategy)(check))
+    tested = settings(max_examples=examples, database=None)(given(strategy)(check))
     await to_thread.run_sync(tested)
 
 

@@ -287,7 +287,7 @@ plain = st.recursive(
 def test_digests_of_any_plain_value_are_the_same_under_every_hash_seed() -> None:
     values: list[Any] = []
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150, database=None)
     @given(plain)
     def collect(value: Any) -> None:
         values.append(value)
@@ -328,13 +328,13 @@ small = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(small, small)
 def test_digests_are_equal_exactly_when_type_and_content_are(a: Any, b: Any) -> None:
     assert (value_digest(a) == value_digest(b)) == is_same(a, b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plain)
 def test_recursion_and_the_graph_agree(value: Any) -> None:
     assert encode_graph(value, canonical.apart) == canonical.encode(value)

@@ -51,7 +51,7 @@ def keywords(a, /, **more):  # type: ignore[no-untyped-def]
     return {"a": a, "more": more}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from([positional, only, no_rest, nothing, keywords]),
     st.lists(st.integers(0, 3), max_size=4),

@@ -309,7 +309,7 @@ ACTIONS = st.tuples(
 
 
 @given(st.lists(ACTIONS, max_size=120))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_turn_is_always_of_one_who_was_given_least(actions: list[tuple[str, int, int]]) -> None:
     turns = Turns()
     everyone = [Waiting(name) for name in range(5)]

@@ -22,7 +22,7 @@ import logged
 import numpy as np
 import pytest
 from conftest import child_processes, own_threads
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from logged import request_id
 
@@ -819,7 +819,6 @@ def is_alive(pid: int) -> bool:
 # The wire
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_records_come_out_whole_however_writers_take_turns_and_reads_cut(data: st.DataObject) -> None:
     sizes = st.integers(0, 3 * select_piece())

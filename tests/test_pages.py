@@ -178,7 +178,7 @@ STEPS = st.one_of(
 
 
 @pytest.mark.usefixtures("told")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["bytearray", "zeros", "full"]),
     size=st.one_of(st.integers(2 * PAGE, 20 * PAGE), st.just(3 * HUGE + 17)),

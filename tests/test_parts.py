@@ -363,7 +363,7 @@ def assert_holds(hold: Hold, offsets: list[int], sources: list[Any]) -> None:
         assert data[offset : offset + source.nbytes] == bytes_of(source)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SOURCES, min_size=1, max_size=4))
 def test_whatever_is_written_after_what_lies_as_it_was_and_is_hashed_as_it_is(
     tiny: None, rounds: list[list[Any]]

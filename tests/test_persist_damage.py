@@ -280,7 +280,7 @@ def mend(data: bytearray) -> bytes:
 PLAIN = dumped([{"a": np.arange(10.0), "b": [1, "x", (2, 3)]}, np.zeros(3, [("a", "i4"), ("b", "M8[s]")]), {1, 2}])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
 def test_a_mutated_file_gives_plain_data_or_an_error_whatever_its_checksums(changes: Any, mended: bool) -> None:
     data = bytearray(PLAIN)
@@ -291,7 +291,7 @@ def test_a_mutated_file_gives_plain_data_or_an_error_whatever_its_checksums(chan
         load_from_bytes(content, LoadOptions.checked(trusted=[], n_jobs=1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200), st.sampled_from([b"", container.MAGIC, b"\x80\x04", b"\x78\x9c", b"\x1f\x8b", b"BZh9"]))
 def test_any_bytes_at_all_give_an_error_or_plain_data(content: bytes, start: bytes) -> None:
     with contextlib.suppress(errors.AparallelError):

@@ -498,7 +498,7 @@ _objects = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(_objects, st.sampled_from([None, "zlib", "numeric"]), st.booleans())
 def test_any_object_comes_back_the_same(expected: Any, compress: str | None, trusted: bool) -> None:
     data = dump_to_bytes(expected, DumpOptions.checked(compress, n_jobs=1))
@@ -506,7 +506,7 @@ def test_any_object_comes_back_the_same(expected: Any, compress: str | None, tru
     assert_same(load_from_bytes(data, options), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     npst.arrays(npst.scalar_dtypes(), npst.array_shapes(max_dims=3, max_side=6)),
     st.data(),

@@ -216,7 +216,7 @@ def graphs(draw: st.DrawFn) -> Any:
 
 
 @pytest.mark.usefixtures("_any_size")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graphs())
 def test_any_graph_of_plain_data_comes_back_with_the_same_references(obj: Any) -> None:
     found = load_from_bytes(dump_to_bytes(obj, DumpOptions()), LoadOptions())

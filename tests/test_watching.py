@@ -250,7 +250,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=st.lists(STEPS, max_size=25), kind=st.sampled_from(["array", "bytearray", "read-only view", "zeros"]))
 def test_a_draw_gives_what_is_there_whatever_was_written_in_between(steps: list[tuple[Any, ...]], kind: str) -> None:
     def make() -> Any:

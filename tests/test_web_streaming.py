@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from web_support import DISCONNECT, Connection, body, connected, fetch, http_scope, request, served, settle, until
 from work import nap
@@ -95,7 +95,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_json_made_in_slices_is_the_same_json(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -326,7 +325,6 @@ async def test_nothing_is_drawn_before_it_is_asked_for(make: Callable[..., Chunk
 # Server-sent events
 
 
-@settings(deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     kind=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1),
