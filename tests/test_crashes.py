@@ -517,6 +517,44 @@ async def test_an_error_whose_text_is_hostile_arrives_as_an_error(pool: Pool) ->
     assert pool.statistics().broken == 0
 
 
+class NoTextError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def refuse() -> None:
+    raise NoTextError
+
+
+class Unbuildable:
+    def __reduce__(self) -> Any:
+        return refuse, ()
+
+
+class Refusing:
+    def __reduce__(self) -> Any:
+        raise NoTextError
+
+
+@on_one_loop
+@pytest.mark.parametrize("kind", [Unbuildable, Refusing])
+async def test_what_cannot_travel_for_an_error_without_a_text_says_so(pool: Pool, kind: Any) -> None:
+    async with asyncio.timeout(10):
+        with pytest.raises(UnpicklableResultError, match="NoTextError"):
+            await pool.run(kind)
+        with pytest.raises(UnpicklableCallError, match="NoTextError"):
+            await pool.run(id, kind())
+        failed, one = await pool.gather([delayed(kind)(), delayed(abs)(-1)], return_exceptions=True)
+        assert (type(failed), one) == (UnpicklableResultError, 1)
+
+
+async def test_an_initializer_that_exits_or_fails_without_a_text_is_named() -> None:
+    for initializer, told in ((sys.exit, "worker: SystemExit$"), (refuse, "worker: NoTextError")):
+        async with asyncio.timeout(20), Pool(1, initializer=initializer) as pool:
+            with pytest.raises(InitializerError, match=told):
+                await pool.run(abs, -1)
+
+
 @on_one_loop
 async def test_an_error_that_is_neither_true_nor_false_brings_its_traceback(pool: Pool) -> None:
     @by_value

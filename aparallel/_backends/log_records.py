@@ -11,6 +11,7 @@ from contextvars import Context
 from marshal import loads
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.exceptions import in_short
 from aparallel._transfer.failures import rebuild_chain
 from aparallel._wire.records import ATTRIBUTES, LOG
 
@@ -111,4 +112,4 @@ def _rebuilt(value: Any) -> Any:
     try:
         return pickle.loads(value[0])
     except BaseException as error:  # whatever rebuilding raises, the record must arrive
-        return f"<not rebuilt here: {type(error).__name__}: {error}>"
+        return f"<not rebuilt here: {in_short(error)}>"

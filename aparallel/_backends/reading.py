@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aparallel._ground.exceptions import in_short
 from aparallel._ground.hop import Pauses, in_thread
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, rebuild_failure
 from aparallel._transfer.unpickling import NotImported, unpickle_at_once, unpickle_in_slices
@@ -116,14 +117,14 @@ def read_failure(data: bytes | memoryview) -> BaseException:
     wrapped: AparallelError
     if stage == LOADING:
         wrapped = UnpicklableCallError(
-            f"A call could not be rebuilt in its worker: {type(error).__name__}: {error}\n"
+            f"A call could not be rebuilt in its worker: {in_short(error)}\n"
             f"Workers import what they need by name, with this program's sys.path; what they cannot import can travel "
             f"by value (cloudpickle.register_pickle_by_value)."
         )
     else:
         assert stage == RETURNING
         wrapped = UnpicklableResultError(
-            f"A call ran, but its result could not be pickled: {type(error).__name__}: {error}\n"
+            f"A call ran, but its result could not be pickled: {in_short(error)}\n"
             f"Return plain data or picklable objects, or use backend='thread'."
         )
     wrapped.__cause__ = error
@@ -132,7 +133,7 @@ def read_failure(data: bytes | memoryview) -> BaseException:
 
 def _unreadable(error: BaseException) -> UnpicklableResultError:
     wrapped = UnpicklableResultError(
-        f"A call ran, but its result could not be rebuilt here: {type(error).__name__}: {error}\n"
+        f"A call ran, but its result could not be rebuilt here: {in_short(error)}\n"
         f"Return plain data or objects whose pickles can be read in this process."
     )
     wrapped.__cause__ = error

@@ -127,6 +127,17 @@ def qualified_name(kind: type) -> str:
     )
 
 
+def in_short(error: BaseException) -> str:
+    """Say what *error* is, by type and text; of a RemoteCallError, what it stands for."""
+    from aparallel.errors import RemoteCallError
+
+    if isinstance(error, RemoteCallError):
+        name, text = error.type_name, error.text
+    else:
+        name, text = type(error).__name__, text_of(error)
+    return f"{name}: {text}" if text else name
+
+
 def text_of(error: BaseException) -> str:
     try:
         return "".join([str(error)])  # a plain str: __str__ may return a subclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aparallel._ground.exceptions import in_short, text_of
 from aparallel._parallel.queues import Queue
 from aparallel.errors import (
     AparallelError,
@@ -28,7 +29,7 @@ def name_the_call(error: BaseException, batch: Batch, index: int) -> None:
     """Say in an error of ours which call it is about: where it was made, nobody knew."""
     if not isinstance(error, AparallelError):
         return
-    name, text = call_name(batch, index), str(error)
+    name, text = call_name(batch, index), text_of(error)
     if getattr(error, "call", None) == "":
         error.call = name  # type: ignore[attr-defined]
     if text.startswith("A call "):
@@ -67,7 +68,7 @@ def never_begun(call: str, times: int, exit: Exit) -> BrokenWorkerError:
 
 def initializer_failed(cause: BaseException) -> InitializerError:
     """Build the error for the calls that wait, from what the initializer raised in a worker."""
-    error = InitializerError(f"The pool's initializer failed in a worker: {type(cause).__name__}: {cause}")
+    error = InitializerError(f"The pool's initializer failed in a worker: {in_short(cause)}")
     error.__cause__ = cause
     return error
 

@@ -6,6 +6,7 @@ import inspect
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.exceptions import in_short
 from aparallel._transfer.out_of_band import OutOfBand
 from aparallel._transfer.pickling import pickle
 from aparallel.errors import UnpicklableCallError
@@ -41,7 +42,7 @@ def unpicklable_call(
     comma = "," if ", which " in part else ""
     what = f"{part}{comma} is {_indefinite(culprit)}" if part else "one of its parts refuses"
     message = (
-        f"{which} could not be pickled: {what}. ({type(reason).__name__}: {reason})\n"
+        f"{which} could not be pickled: {what}. ({in_short(reason)})\n"
         f"Create it inside the function, pass what it is made from, or use backend='thread'."
     )
     error = UnpicklableCallError(message, call=name, part=part)
