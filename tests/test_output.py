@@ -173,6 +173,11 @@ def test_text_is_encoded_as_the_user_set_it(tmp_path: Path) -> None:
     assert run.stdout == b"\xe4\n"
 
 
+def test_the_streams_have_their_names(tmp_path: Path) -> None:
+    run = gather_one(tmp_path, "def f():\n    print(sys.stdout.name, sys.stderr.name, sys.__stdout__.buffer.name)")
+    assert run.stdout == b"<stdout> <stderr> <stdout>\n"
+
+
 def test_stdin_is_empty(tmp_path: Path) -> None:
     function = "def f():\n    print(repr(sys.stdin.read()), repr(os.read(0, 10)))"
     run = gather_one(tmp_path, function, stdin=None, input=b"the user's")

@@ -28,8 +28,9 @@ class Lines(io.RawIOBase):
     Each thread has an unfinished line of its own: ``print`` writes a line in two parts.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
+        self.name = name  # which the text stream above has, too
         self.rests: dict[int, bytes] = {}  # by thread; each is taken out and put in at one go
 
     def writable(self) -> bool:
@@ -93,7 +94,7 @@ def take_over() -> None:
         stream = getattr(sys, name)
         if stream is None:  # the descriptor is closed
             continue
-        raw = Lines(stream.fileno())
+        raw = Lines(stream.fileno(), stream.name)
         buffer: Any = raw
         text = io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, write_through=True)
         setattr(sys, name, text)
