@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 from types import CodeType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ _CHANGES = frozenset(
 )
 
 
+@functools.lru_cache(maxsize=1024)  # objects of classes that are made in a function have all of those encoded
 def encode_code(code: CodeType) -> bytes:
     """Encode what decides how *code* runs: not its file, its lines, its annotations or its docstring."""
     # A docstring is a constant that is never loaded. From Python 3.14 on it moves the others up, and has a flag.
