@@ -152,6 +152,19 @@ def test_an_error_ends_the_helper_and_lets_go_of_what_was_announced() -> None:
     data.clear()  # which is refused while anyone has a view of it
 
 
+@pytest.mark.usefixtures("no_thread_is_left")
+def test_the_helper_runs_ahead_of_the_writer_but_not_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summing, "_MOST_AHEAD", 100_000)
+    data = content()
+    with Checksum(HEAD, SEED, len(data), 2) as check:
+        view = memoryview(data)
+        check.announce(view)
+        for start in range(0, len(data), PIECE):
+            assert check._given <= start + 100_000 + summing._SLICE
+            check.add_written(view[start : start + PIECE])
+        assert check.value() == expected(data)
+
+
 class Cleared(deque[memoryview]):
     """Tells when the writer gives up."""
 

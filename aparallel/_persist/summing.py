@@ -22,6 +22,9 @@ _SLICE = 4 << 20
 # How far what is summed up may be behind what is written before the writer sums up as well. Up to there the second of
 # the two to read it finds it in the cache that the cores share.
 _MOST_BEHIND = 16 << 20
+# How far the helper may run ahead. What it reads may be mapped from a disk, and larger than memory: by the time that
+# the writer comes there, it would have to be read again.
+_MOST_AHEAD = 128 << 20
 
 
 class Checksum:
@@ -47,7 +50,9 @@ class Checksum:
         self._may_have_helper = threads > 1 and size >= _WORTH
         self._helper: Helper | None = None
         self._due: deque[memoryview] = deque()
-        self._written = self._summed = 0  # bytes
+        # What was announced and is too far ahead to be due.
+        self._later: deque[memoryview] = deque()
+        self._written = self._given = self._summed = 0  # bytes: written, due so far, summed up
         self._summing = _thread.allocate_lock()
         # Tells the helper that something is due, or, by False, that nothing will be.
         self._told: SimpleQueue[bool] = SimpleQueue()
@@ -63,6 +68,7 @@ class Checksum:
     ) -> None:
         with self._summing:
             self._due.clear()  # after an error
+        self._later.clear()
         self._end_helper()
 
     @property
@@ -73,8 +79,8 @@ class Checksum:
     def announce(self, view: memoryview) -> None:
         """Take note of what is about to be written. It must not change until :meth:`value`."""
         if self._helper is not None:
-            self._due.extend(view[start : start + _SLICE] for start in range(0, len(view), _SLICE))
-            self._told.put(True)
+            self._later.extend(view[start : start + _SLICE] for start in range(0, len(view), _SLICE))
+            self._give()
 
     def add_written(self, piece: memoryview) -> None:
         """Take note that a piece of what was announced has been written."""
@@ -82,9 +88,20 @@ class Checksum:
             self._hash.update(piece)
             return
         self._written += len(piece)
+        self._give()
         while self._written - self._summed > _MOST_BEHIND and self._sum_up_next(wait=False):
             pass
         offer_core()
+
+    def _give(self) -> None:
+        """Give the helper what is not too far ahead any more."""
+        given = self._given
+        while self._later and self._given < self._written + _MOST_AHEAD:
+            view = self._later.popleft()
+            self._given += len(view)
+            self._due.append(view)
+        if self._given > given:
+            self._told.put(True)
 
     def value(self) -> int:
         """The checksum of all that was announced. Nothing can be added after that."""
