@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _found() -> Callable[[], object]:
+def _found(name: str) -> Callable[[], int] | None:
     try:
-        sched_yield: Callable[[], object] = ctypes.CDLL(None).sched_yield
-    except (AttributeError, OSError, TypeError):  # Windows
-        return pause
-    return sched_yield
+        function: Callable[[], int] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):  # not every system has it; Windows has no such library
+        return None
+    return function
 
 
-_sched_yield = _found()
+_sched_yield: Callable[[], object] = _found("sched_yield") or pause
+_sched_getcpu = _found("sched_getcpu") if sys.platform == "linux" else None
 
 
 def offer_core() -> None:
@@ -40,12 +41,7 @@ def offer_core() -> None:
 
 def current_core() -> int | None:
     """The number of the core that this thread is on; None where nobody tells."""
-    if sys.platform != "linux":
-        return None
-    try:
-        core: int = ctypes.CDLL(None).sched_getcpu()
-    except (AttributeError, OSError):
-        return None
+    core = -1 if _sched_getcpu is None else _sched_getcpu()
     return core if core >= 0 else None
 
 
