@@ -6,6 +6,7 @@ The layers are the design's: a module may use its own layer, those below it, and
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -38,6 +39,7 @@ FRONT_DOORS = {"__init__", "__main__", "_backend_suite", "_cli", "testing"}
 HEAVY = {"aiofiles", "anyio", "asyncio", "cloudpickle", "concurrent", "multiprocessing", "numpy", "tqdm", "uvloop"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module by its dotted name; a package is named after its folder."""
     return {
@@ -146,10 +148,14 @@ def test_a_package_says_in_its_docstring_what_each_of_its_modules_is_for(package
     assert {name for name in inside - public if not re.search(rf"\b{name}\b", told)} == set()
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def used_by(path: Path, known: Iterable[str]) -> set[str]:
     """Those of *known* modules that *path* imports, wherever that stands, be it for type checkers only."""
-    tree = ast.parse(path.read_text())
-    names = {name for _, name in imports(tree)}
+    names = {name for _, name in imports(parsed(path))}
     # `from package import module` and `from module import name` look the same.
     return {name if name in known else name.rpartition(".")[0] for name in names} & set(known)
 
