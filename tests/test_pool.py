@@ -628,3 +628,22 @@ async def test_a_large_result_of_bytes_is_received_without_holding_the_loop() ->
         lags = await lags_of(lambda: pool.run(bytes, 150_000_000))
     assert max(lags) < 0.06
     assert median(lags) < 0.01
+
+
+@pytest.mark.parametrize("megabytes", [3, 5, 31, 33])  # in memory that was cleared, that was not, and that is mapped
+async def test_large_bytes_arrive_whole_one_after_the_other(megabytes: int) -> None:
+    size = megabytes * 1_000_000
+    async with Pool(1) as pool:
+        for number in range(3):
+            expected = bytes([number]) * size
+            assert await pool.run(bytes.__mul__, bytes([number]), size) == expected
+
+
+def test_memory_that_is_not_cleared_is_as_large_as_asked_for_or_an_error() -> None:
+    from aparallel._ground.uncleared import uncleared_bytearray
+
+    memory = uncleared_bytearray(5_000_000)
+    memory[:] = bytes(5_000_000)
+    assert memory == bytearray(5_000_000)
+    with pytest.raises(MemoryError):
+        uncleared_bytearray(1 << 62)

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 _RECEIVE_BYTES = 256 * 1024
 _SEND_PARTS = 64
 
-# From this size on memory comes straight from the kernel, which clears pages as they are written to. A bytearray is
-# cleared as a whole when it is made, which would hold the loop. Below, memory that is used again is the faster one.
-_UNCLEARED_BYTES = 32 * 1024 * 1024
+# To clear more memory than this would hold the loop.
+_CLEARED_BYTES = 4 * 1024 * 1024
+# From this size on memory comes straight from the kernel, which has huge pages for it: to fill it takes half the time.
+# Below, memory that is used again is the faster one.
+_MAPPED_BYTES = 32 * 1024 * 1024
 
 # Frames are taken in for so long, then the loop has its turn: each may tell of megabytes in a ring.
 _AT_ONCE_SECONDS = 0.0005
@@ -245,7 +247,10 @@ class Channel:
 
 
 def _room_for(size: int) -> bytearray | mmap.mmap:
-    if size < _UNCLEARED_BYTES:
+    if size < _CLEARED_BYTES:
         return bytearray(size)
-    # Private memory may have huge pages: to fill it takes half the time.
+    if size < _MAPPED_BYTES:
+        from aparallel._ground.uncleared import uncleared_bytearray  # and ctypes with it
+
+        return uncleared_bytearray(size)
     return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
