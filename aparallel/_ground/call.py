@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sized
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
         @property
         def keywords(self) -> dict[str, Any]: ...
         def __call__(self) -> T_co: ...
+
+    class DelayedCoroutine(Protocol[P, T_co]):
+        """What ``delayed`` makes of a coroutine function, to a type checker."""
+
+        def __call__(self, /, *args: P.args, **keywords: P.kwargs) -> Call[T_co]: ...
 
 else:
 
@@ -99,8 +104,12 @@ class MappedCalls:
         self._items = chain(items, self._items)
 
 
+# mypy would take a function like random.choice, whose result has whatever type, for one that makes coroutines. That a
+# coroutine yields something made of P says nothing, as what it yields is Any; but a type that P is made of cannot have
+# P inside, so that the second overload is taken. The protocol is a type unlike the second one's: where Any makes both
+# fit, a strict mypy would complain of "untyped" functions if they were alike.
 @overload
-def delayed(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Call[T]]: ...
+def delayed(fn: Callable[P, Coroutine[Callable[P, Any], Any, T]]) -> DelayedCoroutine[P, T]: ...
 @overload
 def delayed(fn: Callable[P, T]) -> Callable[P, Call[T]]: ...
 def delayed(fn: Callable[P, Any]) -> Callable[P, Call[Any]]:

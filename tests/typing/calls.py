@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import copy
+import random
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from typing import Any, TypeVar, assert_type
 
 from aparallel import Call, delayed
 
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def area(width: int, height: int = 1, *, unit: str = "m") -> float:
@@ -21,6 +24,22 @@ async def fetch(key: str) -> bytes:
 
 def double(number: N) -> N:
     return number + number
+
+
+def identity(value: T) -> T:
+    return value
+
+
+def first(values: Iterable[T], *, skip: int = 0) -> T:
+    return list(values)[skip]
+
+
+def parse(text: str) -> Any:
+    return text
+
+
+async def fetch_anything(key: str) -> Any:
+    return key
 
 
 class Model:
@@ -39,6 +58,27 @@ def a_call_has_its_functions_result_type(model: Model) -> None:
     assert_type(delayed(partial(area, 2))(3), Call[float])
     assert_type(delayed(lambda: 1)(), Call[int])
     assert_type(delayed(double)(1), Call[int])
+
+
+def a_generic_functions_call_has_the_type_that_its_arguments_give() -> None:
+    assert_type(delayed(identity)(3), Call[int])
+    assert_type(delayed(first)(["a"], skip=0), Call[str])
+    assert_type(delayed(random.choice)([1]), Call[int])
+    assert_type(delayed(copy.deepcopy)("a"), Call[str])
+    assert_type(delayed(reduce)(lambda a, b: a + b, [1]), Call[int])
+    delayed(first)([1], skip="a")  # type: ignore[arg-type]
+
+
+def so_has_that_of_an_overloaded_function() -> None:
+    assert_type(delayed(abs)(-1), Call[int])
+    assert_type(delayed(max)([1]), Call[int])
+    assert_type(delayed(min)(2, 3), Call[int])
+
+
+def a_function_may_return_anything() -> None:
+    assert_type(delayed(parse)("a"), Call[Any])
+    delayed(parse)(1)  # type: ignore[arg-type]
+    delayed(fetch_anything)("a")
 
 
 def a_coroutine_functions_call_is_of_what_is_awaited() -> None:
