@@ -30,7 +30,13 @@ from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import DumpOptions, dump_to_path
 from aparallel._persist.load import LoadOptions, load_from_path
-from aparallel.errors import EmptyFileError, UnpicklableObjectError, UnsupportedFormatError, WrongLoopError
+from aparallel.errors import (
+    EmptyFileError,
+    UnpicklableObjectError,
+    UnsupportedFormatError,
+    UntrustedTypeError,
+    WrongLoopError,
+)
 
 OLD, NEW = ["old"], [np.arange(400_000.0), "new"]
 
@@ -583,6 +589,17 @@ async def test_what_is_changed_in_place_is_there_at_the_next_load(tmp_path: path
     with pytest.raises(ValueError, match="read-only"):
         (await load(path, mmap_mode="r"))[0][5] = 1
     del found, copied
+
+
+async def test_a_file_that_is_refused_is_not_marked_as_changed_in_place(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    await dump([os.getcwd, np.arange(1000.0)], path, signing_key="key")
+    content = path.read_bytes()
+    with pytest.raises(UntrustedTypeError):
+        await load(path, mmap_mode="r+", trusted=[])
+    assert path.read_bytes() == content
+    await load(path, mmap_mode="r+", trusted=[os.getcwd])
+    assert path.read_bytes() != content
 
 
 @pytest.mark.parametrize("mode", ["w+", "rw", 1, ""])

@@ -100,7 +100,8 @@ def map_container(
         content.close()
         raise
     if mode == "r+" and content.buffers:
-        _mark_changed(fd, header)
+        # Not before: who is refused the object has changed nothing, and the file keeps its checksums and its signature.
+        content.before_taken = lambda: _mark_changed(fd, header)
     return content
 
 

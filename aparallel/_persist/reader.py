@@ -40,7 +40,7 @@ from aparallel._persist.filling import Filling
 from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, TruncatedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
@@ -66,11 +66,16 @@ class ReadOptions(NamedTuple):
 
 
 class Content:
-    """A container that was read and verified: all pieces of its pickle, and its buffers. To be closed."""
+    """A container that was read and verified: all pieces of its pickle, and its buffers. To be closed.
+
+    Attributes:
+        before_taken: called before the first buffer is given to the object that is built.
+    """
 
     def __init__(self, header: Header) -> None:
         self.header = header
         self.buffers: list[Any] = []
+        self.before_taken: Callable[[], None] | None = None
         self.buffers_size = 0
         self.pickle_size = 0
         self._kept: list[bytes | memoryview] = []
@@ -94,6 +99,12 @@ class Content:
             self._spool.seek(0)
             while piece := self._spool.read(_SLICE):
                 yield piece
+
+    def taken(self) -> Iterator[Any]:
+        """The buffers in order, for whoever builds the object."""
+        if self.before_taken is not None:
+            self.before_taken()
+        yield from self.buffers
 
     def close(self) -> None:
         if self._spool is not None:

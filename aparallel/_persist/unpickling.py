@@ -37,7 +37,7 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
         found = check(lambda: PiecesReader(content.pieces(), stop), trust, stop)
         is_data = found is Found.DATA or trust.is_of_data_only
     reader = PiecesReader(content.pieces(), stop)
-    buffers = pausing(content.buffers)
+    buffers = pausing(content.taken())
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
     with damage_named(is_data=is_data):
         return unpickler.load()
