@@ -397,6 +397,7 @@ async def test_texts_of_any_length_are_trusted_as_far_as_they_are_all_there(opti
         (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0),  # says that it holds no objects
         (3, "|", None, ("a",), {"a": (np.dtype("f8"), 100)}, 8, 1, 16),  # a field outside of the item
         (3, "|", None, ("a",), {"a": (np.dtype("f8"), -8)}, 8, 1, 16),
+        (3, "|", None, ("a",), {"a": (np.dtype("O"), (1 << 31) - 1)}, 8, 1, 27),  # its end, in 32 bits, is negative
         (3, "|", None, ("a", "b"), {"a": (np.dtype("f8"), 0)}, 8, 1, 16),
         (3, "|", None, None, None, 1 << 40, 1, 0),
         (3, "|", (np.dtype("f8"), (3,)), None, None, 8, 8, 0),  # a subarray larger than the item

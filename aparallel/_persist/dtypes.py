@@ -119,12 +119,11 @@ def _structured(made: np.dtype[Any], names: Any, fields: Any, itemsize: Any, fla
     titles = [entry[2] if len(entry) > 2 else None for entry in entries]
     if set(fields) != {*names, *(title for title in titles if title is not None)}:
         raise WrongDtype("has fields without names")
-    parts: Any = {
-        "names": list(names),
-        "formats": [_known(entry[0]) for entry in entries],
-        "offsets": [entry[1] for entry in entries],
-        "itemsize": itemsize,
-    }
+    formats, offsets = [_known(entry[0]) for entry in entries], [entry[1] for entry in entries]
+    # NumPy adds in 32 bits, so that a field far outside of the item seems to end inside.
+    if not all(0 <= offset <= itemsize - part.itemsize for part, offset in zip(formats, offsets, strict=True)):
+        raise WrongDtype("has fields outside of its items")
+    parts: Any = {"names": list(names), "formats": formats, "offsets": offsets, "itemsize": itemsize}
     if any(title is not None for title in titles):
         parts["titles"] = titles
     found = np.dtype(parts, align=bool(flags & _ALIGNED))
