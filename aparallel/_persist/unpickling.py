@@ -59,7 +59,8 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
         raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, SystemError, TypeError, ValueError) as error:
+        # SystemError: NumPy's, of texts and of items with fields that cannot be.
         if not is_data:
             raise
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
