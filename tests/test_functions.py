@@ -111,6 +111,10 @@ def closes_over_a_lock() -> Callable[[], None]:
     return locked
 
 
+def closes_over(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
 @pytest.mark.parametrize(
     ("call", "part"),
     [
@@ -118,9 +122,10 @@ def closes_over_a_lock() -> Callable[[], None]:
         (delayed(double)(LOCK), "argument 0"),  # type: ignore[arg-type]
         (delayed(double)(x=LOCK), "argument 'x'"),  # type: ignore[arg-type]
         (delayed(len)([1, {"key": LOCK}]), "argument 0[1]['key']"),
-        (delayed(lambda lock=LOCK: lock)(), "default 0 of the function"),
+        (delayed(lambda lock=LOCK: lock)(), "the function's default 0"),
+        (delayed(closes_over({"key": [LOCK]}))(), "'value['key'][0]', which the function closes over"),
     ],
-    ids=["closure", "argument", "keyword", "deep", "default"],
+    ids=["closure", "argument", "keyword", "deep", "default", "deep in a closure"],
 )
 async def test_what_cannot_travel_is_found(call: Any, part: str) -> None:
     (error,) = await gather_parallel([call], return_exceptions=True)
@@ -142,7 +147,7 @@ async def test_a_pool_that_a_call_brings_along_is_named() -> None:
         for calls in (pool, pool.limit("key", 1)):
             with pytest.raises(errors.UnpicklableCallError, match=r"Pool.*a pool stays in its process") as caught:
                 await calls.run(Service(calls).work)  # type: ignore[arg-type]
-            assert caught.value.part == "the object of the function.pool"
+            assert caught.value.part == "self.pool"
 
 
 async def test_what_is_shared_is_not_blamed_for_a_call_that_cannot_travel() -> None:

@@ -22,6 +22,8 @@ _BREADTH = 200
 # Buffers of more bytes are not copied only to see whether what has them can be pickled.
 _LARGE = 64 * 1024
 
+_FUNCTION = "the function"
+
 
 def unpicklable_call(
     function: Any,
@@ -53,7 +55,7 @@ def unpicklable_call(
 def _find(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], variables: Iterable[ContextVar[Any]]
 ) -> tuple[str, Any]:
-    parts = [("the function", function)]
+    parts = [(_FUNCTION, function)]
     parts += [(f"argument {position}", value) for position, value in enumerate(args)]
     parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
     parts += [(f"the context variable {variable.name!r}", variable.get(None)) for variable in variables]
@@ -82,18 +84,24 @@ def _inside(label: str, value: Any) -> Iterator[tuple[str, Any]]:
         for name, inner in variables.globals.items():
             yield f"global {name!r}, which {label} uses,", inner
         for position, inner in enumerate(value.__defaults__ or ()):
-            yield f"default {position} of {label}", inner
+            yield f"{label}'s default {position}", inner
     elif isinstance(value, MethodType):
-        yield f"the object of {label}", value.__self__
+        yield "self" if label == _FUNCTION else _step(label, ".__self__"), value.__self__
     elif isinstance(value, dict):
         for key, inner in list(value.items())[:_BREADTH]:
-            yield f"{label}[{key!r}]", inner
+            yield _step(label, f"[{key!r}]"), inner
     elif isinstance(value, list | tuple | set | frozenset):
         for position, inner in enumerate(list(value)[:_BREADTH]):
-            yield f"{label}[{position}]", inner
+            yield _step(label, f"[{position}]"), inner
     elif not isinstance(getattr(type(value), "__reduce__", None), FunctionType):  # what that gives is pickled
         for name, inner in list(getattr(value, "__dict__", {}).items())[:_BREADTH]:
-            yield f"{label}.{name}", inner
+            yield _step(label, f".{name}"), inner
+
+
+def _step(label: str, step: str) -> str:
+    """Name what *step* leads to: ``.a`` from ``'o', which f closes over,`` to ``'o.a', which f closes over,``."""
+    name, comma, clause = label.partition("', which ")
+    return f"{name}{step}{comma}{clause}"
 
 
 def _pickles(value: Any) -> bool:
