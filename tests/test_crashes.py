@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 from traveling import by_value
 
 from aparallel import Pool, delayed
+from aparallel._backends import child
 from aparallel._wire import frames
 from aparallel.errors import (
     BrokenWorkerError,
+    CallTimeoutError,
     InitializerError,
     PoolSaturatedError,
     RemoteCallError,
@@ -918,3 +921,43 @@ async def test_a_terminated_worker_reports_its_signal(pool: Pool, pipe: Pipe) ->
     with pytest.raises(BrokenWorkerError, match="SIGTERM") as caught:
         await running
     assert (caught.value.signal, caught.value.exitcode) == (signal.SIGTERM, None)
+
+
+# Systems that tell of a process's end in other ways
+
+
+class Kqueue:
+    """Tells of a process's end as macOS does. *wait* is Linux's way to know of it."""
+
+    def __init__(self, wait: Callable[..., object]) -> None:
+        self.wait = wait
+
+    def control(self, changes: list[int], events: int) -> list[int]:
+        with contextlib.suppress(ChildProcessError):
+            self.wait(os.P_PID, changes[0], os.WEXITED | os.WNOWAIT)
+        return changes
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@on_one_loop
+@pytest.mark.parametrize("way", ["waitid", "kqueue"])
+async def test_crashes_kills_and_ends_are_noticed_without_a_descriptor_of_the_process(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    if way == "kqueue":  # macOS, with Python before 3.13
+        wait = os.waitid
+        monkeypatch.delattr(os, "waitid")
+        names = ("KQ_FILTER_PROC", "KQ_EV_ADD", "KQ_NOTE_EXIT")
+        double = SimpleNamespace(kqueue=lambda: Kqueue(wait), kevent=lambda pid, *_: pid, **dict.fromkeys(names, 0))
+        monkeypatch.setattr(child, "select", double)
+    async with asyncio.timeout(20), Pool(1) as pool:
+        await pool.warm_up()
+        with pytest.raises(BrokenWorkerError) as caught:
+            await pool.run(os._exit, 3)
+        assert caught.value.exitcode == 3
+        with pytest.raises(CallTimeoutError):
+            await pool.run(time.sleep, 60, timeout=0.05)
+        assert await pool.run(abs, -2) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -164,7 +165,7 @@ class Child:
         assert self._popen is not None
         try:
             # Left unreaped for a moment, so that its number, which names the group, is nobody else's.
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            _wait_unreaped(self.pid)
             self.kill()
             code = self._popen.wait()
         except ChildProcessError:
@@ -223,6 +224,21 @@ def _start_error(executable: str, error: OSError) -> Exception:
 
 def _wait_for(pid: int, loop: asyncio.AbstractEventLoop, exited: Callable[[], Any]) -> None:
     with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        _wait_unreaped(pid)
     with contextlib.suppress(RuntimeError):  # the loop has closed; whoever closed it has reaped
         loop.call_soon_threadsafe(exited)
+
+
+def _wait_unreaped(pid: int) -> None:
+    """Return when a child has ended, without reaping it.
+
+    Raises:
+        ChildProcessError: someone else has reaped it already, as far as that is told.
+    """
+    if hasattr(os, "waitid"):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return
+    bsd: Any = select  # macOS, where Python has no waitid before 3.13
+    with contextlib.closing(bsd.kqueue()) as queue:
+        exit_of_it = bsd.kevent(pid, bsd.KQ_FILTER_PROC, bsd.KQ_EV_ADD, bsd.KQ_NOTE_EXIT)
+        queue.control([exit_of_it], 1)  # if it has ended before, that is an event, too: an error
