@@ -261,7 +261,11 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> Worker:
-        """Start a worker and return at once; calls may be sent before it is ready."""
+        """Start a worker and return at once; calls may be sent before it is ready.
+
+        Raises:
+            Exception: none can be had. If there is no other, the calls that wait end with this.
+        """
 
     def limit_threads(self, count: int, forced: bool) -> bool:
         """Set how many threads libraries may use in each worker started from now on.

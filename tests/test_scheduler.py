@@ -615,13 +615,13 @@ def test_a_loop_may_have_a_clock_of_its_own(ahead: float) -> None:
         runner.run(a_call_has_its_whole_timeout_and_an_idle_worker_its_time())
 
 
-async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait() -> None:
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("no thread")], ids=type)
+async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait(error: Exception) -> None:
     class Full(FakeBackend):
         def start(self, loop: object, events: object) -> FakeWorker:
-            raise OSError(24, "Too many open files")
+            raise error
 
-    async with Pool(1, Full()) as pool:
-        with pytest.raises(OSError, match="Too many open files"):
-            await pool.run(same, 1)
-        with pytest.raises(OSError, match="Too many open files"):
-            await pool.gather(delayed(same)(x) for x in range(3))
+    async with asyncio.timeout(10), Pool(1, Full()) as pool:
+        for attempt in (pool.run(same, 1), pool.gather(delayed(same)(x) for x in range(3)), pool.warm_up()):
+            with pytest.raises(type(error), match=str(error.args[-1])):
+                await attempt

@@ -179,7 +179,8 @@ class Pool(Calls):
         Raises:
             InitializerError: the initializer failed.
             BrokenWorkerError: workers die at their start.
-            OSError, UnsupportedPlatformError: none can be started, for want of descriptors or by that ``executable``.
+            OSError, RuntimeError, UnsupportedPlatformError: none can be started, for want of descriptors or threads, or
+                by that ``executable``.
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
         """
         await self._engine.warm_up()

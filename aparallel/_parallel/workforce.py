@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from aparallel._parallel.failures import initializer_failed, starts_failed
 from aparallel._parallel.slots import Slot, State
-from aparallel.errors import AparallelError
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.slots import SlotEvents
     from aparallel.abc import Backend, Exit
+    from aparallel.errors import AparallelError
 
 # Workers that die before they are ready, in a row, before the calls that wait for one are given up.
 _FAILED_STARTS = 3
@@ -101,7 +101,7 @@ class Workforce:
         slot = Slot(self._events, self._generation, self._backend.max_outstanding)
         try:
             slot.worker = self._backend.start(self._loop, slot)
-        except (OSError, AparallelError) as error:
+        except Exception as error:  # of any kind: who waits would wait for ever
             self.start_error = error
             if not self.slots:
                 self._on_no_worker(error)
