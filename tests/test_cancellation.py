@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +481,17 @@ async def test_a_timeout_counts_execution_and_not_the_time_spent_queued() -> Non
             assert await asyncio.gather(*runs) == [None] * 12
             assert await pool.gather([delayed(time.sleep)(0.05)] * 12, timeout=0.5, batch_size=12) == [None] * 12
         await assert_consistent(pool)
+
+
+@on_one_loop
+async def test_a_timeout_may_be_any_real_number() -> None:
+    timeout: Any = Fraction(1, 20)
+    async with asyncio.timeout(10), Pool(1) as pool:
+        sleeping = delayed(time.sleep)(LONG)
+        for attempt in (pool.run(sleeping, timeout=timeout), pool.gather([sleeping], timeout=timeout)):
+            with pytest.raises(CallTimeoutError) as caught:
+                await attempt
+            assert caught.value.timeout == 0.05
 
 
 @on_one_loop

@@ -107,7 +107,7 @@ def parse_timeout(timeout: float | None) -> float | None:
     seconds = _seconds(timeout)
     if seconds is None or not seconds > 0:
         raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
-    return timeout
+    return seconds
 
 
 def parse_idle_timeout(idle_timeout: float | None) -> float | None:

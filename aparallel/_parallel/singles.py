@@ -15,7 +15,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
 from aparallel._parallel.options import Unset
-from aparallel._parallel.parsing import parse_patience, parse_retries
+from aparallel._parallel.parsing import parse_patience, parse_retries, parse_timeout
 from aparallel.errors import AparallelError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class Singles:
             bound = engine.use()
             if bound.loop is not future.get_loop():
                 future.move(bound.loop)
-            policy, patience, retries = engine.policy.usual, engine.patience, 0
+            policy, timeout, patience, retries = engine.policy.usual, None, engine.patience, 0
             if options is not USUAL:
-                policy, patience, retries = self._parse(options)
+                policy, timeout, patience, retries = self._parse(options)
             if engine.admission.max_queued is not None or patience == 0 or queue.quota is not None:
                 engine.admission.check_room(bound.scheduler, queue, patience)
             encoded = None
@@ -121,7 +121,7 @@ class Singles:
             place = engine.place_for_nested(context, queue.quota)
             place.__enter__()
             future.add_done_callback(lambda _: place.__exit__(None, None, None))
-        how = context, options.timeout, policy, retries
+        how = context, timeout, policy, retries
         if encoded is not None:
             self._enter(future, bound, encoded, how, patience)
             return
@@ -131,14 +131,14 @@ class Singles:
         admitted.encoding[future] = task = bound.loop.create_task(entering, name="aparallel-encode")
         task.add_done_callback(lambda task: self._on_encoded(future, task))
 
-    def _parse(self, options: RunOptions) -> tuple[OnCancel, float | None, int]:
-        """Return what stops a call, how long it may wait, and how often it is run again."""
+    def _parse(self, options: RunOptions) -> tuple[OnCancel, float | None, float | None, int]:
+        """Return what stops a call, how long it may run and may wait, and how often it is run again."""
         engine = self._engine
         patience = engine.patience
         if options.queue_timeout is not _UNSET:
             patience = parse_patience("queue_timeout", options.queue_timeout)
         policy = engine.policy.of_call(options.on_cancel, options.timeout)
-        return policy, patience, parse_retries(options.retries)
+        return policy, parse_timeout(options.timeout), patience, parse_retries(options.retries)
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
