@@ -27,7 +27,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
-from aparallel._transfer import packing
+from aparallel._transfer import packing, recent
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -227,6 +227,19 @@ async def test_functions_with_state_travel_as_they_are_at_each_draw() -> None:
 
     results = await gather_parallel(calls(), n_jobs=1)
     assert results == [10 * factor for factor in range(5) for _ in range(2)]
+
+
+async def test_functions_travel_once_per_gather_however_many_with_state_are_drawn_among_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recent, "_MANY_BYTES", 2_000)
+    scale, one, two = Scale(2), Counted(), Counted()
+    Counted.pickled = 0
+    functions = (lambda x: (x, type(one).__name__)), (lambda x: (x, type(two).__name__)), scale
+    async with Pool(1) as pool:
+        results = await pool.gather(delayed(functions[x % 3])(x) for x in range(150))
+    assert results == [2 * x if x % 3 == 2 else (x, "Counted") for x in range(150)]
+    assert Counted.pickled == 2
 
 
 # What a function refers to may change between two gathers

@@ -25,8 +25,8 @@ class RecentFunctions:
     def __init__(self, functions: Functions, pickled: Callable[[Callable[..., Any]], bytes]) -> None:
         self._functions = functions
         self._pickled = pickled
-        # Newest last, each with itself, so that its id stays its own; and the bytes of their pickles.
-        self._recent: dict[int, tuple[Any, PickledFunction]] = {}
+        # Plain functions, newest last, and the bytes of their pickles.
+        self._recent: dict[FunctionType, PickledFunction] = {}
         self._bytes = 0
 
     def of(self, fn: Callable[..., Any]) -> PickledFunction:
@@ -38,19 +38,20 @@ class RecentFunctions:
         function = self._functions.known(fn)
         if function is not None:
             return function
-        known = self._recent.get(id(fn))
-        if known is not None and type(fn) is FunctionType:
-            return known[1]
+        if type(fn) is FunctionType and (known := self._recent.get(fn)) is not None:
+            return known
         function = self._functions.by_content(fn, self._pickled(fn))
         self.remember(fn, function)
         return function
 
     def remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
-        self._recent[id(fn)] = fn, function
+        """Keep the pickle of *fn* if it is a plain function: the state of others may change from call to call."""
+        if type(fn) is not FunctionType:
+            return
+        self._recent[fn] = function
         self._bytes += len(function.blob)
         while len(self._recent) > (MANY_FUNCTIONS if self._bytes <= _MANY_BYTES else 1):
-            _, oldest = self._recent.pop(next(iter(self._recent)))
-            self._bytes -= len(oldest.blob)
+            self._bytes -= len(self._recent.pop(next(iter(self._recent))).blob)
 
     def forget(self) -> None:
         """Pickle each anew when it is asked for next."""
@@ -61,4 +62,4 @@ class RecentFunctions:
         """Whether :meth:`of` need not pickle *fn* by value, which may run the code of what it refers to."""
         if type(fn) not in NAMED:
             return False
-        return (type(fn) is FunctionType and id(fn) in self._recent) or self._functions.known(fn) is not None
+        return (type(fn) is FunctionType and fn in self._recent) or self._functions.known(fn) is not None
