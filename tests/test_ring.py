@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import signal
@@ -515,6 +516,29 @@ async def test_frames_that_take_long_are_taken_in_one_in_a_turn(monkeypatch: pyt
         await asyncio.sleep(0)
     assert taken == list(range(11))
     assert ends == []
+
+
+async def test_an_error_in_a_large_frame_is_a_defect_and_not_the_end_of_the_worker() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    ends: list[str] = []
+
+    def refuse(header: object, body: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors are left")
+
+    loop = asyncio.get_running_loop()
+    error: asyncio.Future[BaseException] = loop.create_future()
+    loop.set_exception_handler(lambda _, context: error.set_result(context["exception"]))
+    made = channel.Channel(loop, ours, refuse, lambda: ends.append("end"), lambda: ends.append("defect"))
+    theirs.setblocking(False)
+    size = 300_000  # more than there is room for in the buffer
+    async with asyncio.timeout(10):
+        await loop.sock_sendall(theirs, frames.TO_PARENT.pack(frames.LARGE_VALUE, 1, 0, 0, size) + bytes(size))
+        assert str(await error) == f"[Errno {errno.EMFILE}] no descriptors are left"
+    made.close()
+    ours.close()
+    theirs.close()
+    assert ends == ["defect"]
 
 
 # What has to be imported first

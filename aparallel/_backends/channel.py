@@ -186,34 +186,41 @@ class Channel:
             self._take_frames()
             return there
         try:
-            if self._large is not None:
-                return self._receive_large()
-            with memoryview(self._buffer) as view:
-                received, ancillary, flags, _ = self._socket.recvmsg_into(
-                    [view[self._filled :]], descriptors.ROOM, descriptors.RECEIVE_FLAGS
-                )
+            received = self._fill_buffer() if self._large is None else self._fill_large()
         except BlockingIOError:
             return None
         except OSError:
             return 0
+        if self._large is None:
+            self._take_frames()
+        else:
+            self._take_large()
+        return received
+
+    def _fill_buffer(self) -> int:
+        with memoryview(self._buffer) as view:
+            received, ancillary, flags, _ = self._socket.recvmsg_into(
+                [view[self._filled :]], descriptors.ROOM, descriptors.RECEIVE_FLAGS
+            )
         if ancillary or flags & descriptors.TRUNCATED:
             self.descriptors.append(descriptors.incoming(ancillary))
         self._filled += received
-        self._take_frames()
         return received
 
-    def _receive_large(self) -> int:
+    def _fill_large(self) -> int:
         assert self._large is not None
         header, body, filled = self._large
         with memoryview(body) as view:
             received = self._socket.recv_into(view[filled:])
-        filled += received
+        self._large = header, body, filled + received
+        return received
+
+    def _take_large(self) -> None:
+        assert self._large is not None
+        header, body, filled = self._large
         if filled == len(body):
             self._large = None
             self._on_frame(header, memoryview(body))
-        else:
-            self._large = header, body, filled
-        return received
 
     def _take_frames(self) -> None:
         start, size, until = 0, frames.TO_PARENT.size, monotonic() + _AT_ONCE_SECONDS
