@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks
 from aparallel._memory.disk.slots import Slots
 from aparallel._memory.disk.store import DiskStore
+from aparallel.abc import Compressor
 
 
 @pytest.fixture(autouse=True)
@@ -958,6 +960,24 @@ async def test_large_values_are_compressed(location: str, tmp_path: Path) -> Non
     assert sizes[1] < 100_000
     with pytest.raises(ValueError, match="zap"):
         Memory(location, compress="zap")
+
+
+class Zlib(Compressor):
+    name = "own"
+
+    def compress(self, data: memoryview, itemsize: int) -> bytes:
+        return zlib.compress(data)
+
+    def decompress(self, data: memoryview, size: int) -> bytes:
+        return zlib.decompress(data)
+
+
+async def test_large_values_are_found_again_that_a_compressor_of_ones_own_compressed(location: str) -> None:
+    for hits in (0, 1):
+        cached = Memory(location, compress=Zlib()).cache(np.arange)
+        assert (await cached(200_000)).sum() == 199_999 * 100_000
+        assert cached.statistics().hits == hits
+    assert (await Memory(location, compress=Zlib()).statistics()).bytes < 1_000_000
 
 
 async def test_a_signed_container_is_bound_to_its_entry(location: str) -> None:

@@ -11,6 +11,7 @@ from aparallel._memory.large import read_value, verify_value, write_to_bytes, wr
 from aparallel._memory.values import unpickle
 from aparallel._persist.dump import DumpOptions
 from aparallel._persist.load import LoadOptions
+from aparallel.abc import Compressor
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -52,6 +53,7 @@ class SealedStore:
         self._store = store
         self._signing_key = signing_key
         self._compress = compress
+        self._compressors = (compress,) if isinstance(compress, Compressor) else ()
         self._secret = None if signing_key is None else secret_of(signing_key)
         self._dump_options: DumpOptions | None = None  # made where files may be read: it counts the cores
 
@@ -84,7 +86,9 @@ class SealedStore:
         """
         if found.entry.body_kind is Body.CONTAINER:
             mode = None if isinstance(found.content, bytes) else mmap_mode
-            options = LoadOptions(mmap_mode=mode, signing_key=self._signing_key, threads=cpu_count())
+            options = LoadOptions(
+                mmap_mode=mode, signing_key=self._signing_key, threads=cpu_count(), compressors=self._compressors
+            )
             return read_value(found.content, found.container_size, options)
         try:
             return unpickle(found.entry.body)
