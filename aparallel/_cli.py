@@ -238,7 +238,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _problem_of(sealed: SealedStore, listed: Listed) -> Exception | None:
     try:
         sealed.verify(listed.place)
-    except (Damaged, NotOurs, OSError, AparallelError) as error:
+    except (Damaged, NotOurs, OSError, ImportError, AparallelError) as error:  # ImportError: its codec is not here
         return error
     return None
 

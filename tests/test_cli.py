@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from memory_support import files_of
 
 from aparallel import Memory, __version__
 from aparallel._cli import main
+from aparallel._persist import reader
 
 
 def small(x: int) -> int:
@@ -156,6 +158,21 @@ def test_verify_removes_what_changed_under_a_signature(tmp_path: Path, capsys: p
     code, out, _ = run(capsys, "verify", location, "--remove", "--signing-key-file", str(key))
     assert (code, out.splitlines()[-1]) == (0, "3 entries, 1 damaged and removed")
     assert run(capsys, "verify", location, "--signing-key-file", str(key))[1] == "2 entries, 0 damaged\n"
+
+
+def test_verify_goes_on_where_a_codec_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: Any) -> None:
+        raise ModuleNotFoundError("the package zstandard is not installed")
+
+    location = str(tmp_path / "cache")
+    asyncio.run(Memory(location).cache(small)(1))
+    asyncio.run(Memory(location, compress="zlib").cache(large)(200_000))
+    monkeypatch.setattr(reader, "decompressor", missing)
+    code, out, _ = run(capsys, "verify", location, "--remove")
+    assert (code, out.splitlines()[-1]) == (1, "2 entries, 0 damaged and removed, 1 could not be checked")
+    assert "zstandard is not installed" in out
 
 
 def test_what_cannot_be_done_says_why(filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

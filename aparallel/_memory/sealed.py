@@ -102,6 +102,7 @@ class SealedStore:
             Damaged: it is not what was written.
             NotOurs, UnsupportedFormatError: whether it is cannot be told, without its key or by this version.
             OSError: it cannot be read.
+            ModuleNotFoundError: its codec is not installed.
         """
         found = self.read(place)
         if found is not None:
