@@ -759,6 +759,33 @@ async def test_what_progress_raises_stops_the_dump(path: pathlib.Path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
+LEFT = """
+import asyncio, sys, threading
+from aparallel import dump
+reached, opened = threading.Event(), threading.Event()
+class Gate:
+    def __reduce__(self):
+        reached.set()
+        opened.wait()
+        return list, ()
+async def leave():
+    task = asyncio.create_task(dump(Gate(), sys.argv[1], progress=lambda done, total: None))
+    while not reached.is_set():
+        await asyncio.sleep(0.001)
+    return task
+loop = asyncio.new_event_loop()
+task = loop.run_until_complete(leave())
+opened.set()
+"""
+
+
+def test_a_dump_with_progress_that_a_program_leaves_behind_does_not_keep_it_from_exiting(
+    path: pathlib.Path,
+) -> None:
+    subprocess.run([sys.executable, "-c", LEFT, str(path)], timeout=20, check=True, capture_output=True)
+    assert load_from_path(str(path), LoadOptions()) == []
+
+
 @pytest.mark.usefixtures("tqdm_is_loaded")
 async def test_a_bar_shows_bytes(path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     await dump(NEW, path, progress=True)

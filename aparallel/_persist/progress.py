@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aparallel._ground.bars import Bar, ProgressOption
     from aparallel._ground.stoppable import Stop
 
+_LOOK_AT_LOOP_EVERY = 0.1  # seconds
+
 
 class Meter:
     """How far a thread is, in bytes.
@@ -87,7 +89,8 @@ class Progress:
         def tell() -> None:
             told = threading.Event()
             loop.call_soon_threadsafe(finish, told)
-            told.wait()
+            while not told.wait(_LOOK_AT_LOOP_EVERY) and loop.is_running():  # one that was left for good tells nobody
+                pass
 
         return tell
 
