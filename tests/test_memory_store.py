@@ -24,10 +24,11 @@ import pytest
 from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
-from aparallel._memory.disk import files, recency, removed, store
+from aparallel._ground.store import Place
+from aparallel._memory.disk import files, recency, removed, slots, store
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
-from aparallel._memory.disk.locks import ByteLocks, FileLocks
+from aparallel._memory.disk.locks import ByteLocks, FileLocks, open_locks
 from aparallel._memory.disk.slots import Slots
 from aparallel._memory.disk.store import DiskStore
 from aparallel.abc import Compressor
@@ -631,6 +632,35 @@ def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -
         assert len(files_of(location)) == (await memory.statistics()).entries
 
     asyncio.run(look())
+
+
+async def test_what_somebody_else_removed_meanwhile_is_not_counted_twice(memory: Memory, location: str) -> None:
+    cached = memory.cache(lambda x: x)
+    for x in range(300):
+        await cached(x)
+    disk = disk_of(memory)
+    slot = max(disk.slots.numbers(), key=lambda slot: len(list(disk.slots.scan(slot))))
+    seen = disk.slots.look_through(slot)
+    assert disk.remove(Place(seen[0].function, bytes.fromhex(seen[0].name)))
+    assert disk.slots.remove_all(slot, seen) == len(seen) - 1
+    assert disk.totals().entries == len(files_of(location)) == 300 - len(seen)
+
+
+async def test_only_who_has_the_lock_of_a_slot_changes_its_count(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await memory.cache(lambda x: x)(1)
+    disk = disk_of(memory)
+    (slot,) = disk.slots.numbers()
+    counted = disk.totals()
+    elsewhere, number = open_locks(disk.directory.path("locks")), slots._SLOT_LOCKS + slot
+    assert elsewhere.try_acquire(number)
+    monkeypatch.setattr(slots, "_PATIENCE", 0.0)
+    assert disk.clear() == 1
+    assert disk.totals() == counted
+    elsewhere.release(number)
+    assert disk.slots.look_through(slot) == []
+    assert disk.totals() == (0, 0)
 
 
 # Durability

@@ -109,20 +109,19 @@ class Bounds:
                 break
             left = Totals(totals.entries - kept.entries, totals.bytes - kept.bytes)
             victims = choose(sample, excess, left, time.time())
-            removed += len(victims)
             sizes = sum(one.size for one in sample) - sum(one.size for one in victims)
             kept = Totals(kept.entries + len(sample) - len(victims), kept.bytes + sizes)
-            self._remove(victims)
+            removed += self._remove(victims)
             sample = []
         return removed
 
-    def _remove(self, victims: Sequence[Candidate]) -> None:
+    def _remove(self, victims: Sequence[Candidate]) -> int:
         by_slot: dict[int, list[Candidate]] = {}
         for victim in victims:
             by_slot.setdefault(int(victim.name[:2], 16), []).append(victim)
-        for slot, chosen in by_slot.items():
-            self._slots.remove_all(slot, chosen)
+        removed = sum([self._slots.remove_all(slot, chosen) for slot, chosen in by_slot.items()])
         self._evicted.note(bytes.fromhex(victim.name) for victim in victims)
+        return removed
 
     # At leisure
 

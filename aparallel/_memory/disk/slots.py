@@ -13,7 +13,7 @@ from aparallel._memory.disk.files import names_in, remove, size_of, stats_in
 from aparallel._memory.disk.locks import acquire_soon, open_locks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from aparallel._ground.store import Place
     from aparallel._memory.disk.directory import Directory
@@ -55,13 +55,8 @@ class Slots:
 
     def remove(self, place: Place) -> bool:
         """Remove an entry, and return whether there was one."""
-        path = self._directory.entry_path(place)
         with self._lock_of(place.key[0]) as is_ours:
-            before = size_of(path)
-            remove(path)
-            if is_ours and before is not None:
-                self.counts.add(place.key[0], -1, -before)
-            return before is not None
+            return bool(self._remove(place.key[0], [self._directory.entry_path(place)], counted=is_ours))
 
     # Many
 
@@ -78,38 +73,45 @@ class Slots:
     def look_through(self, slot: int) -> list[Candidate]:
         """Return the entries of a slot, and put its count right."""
         with self._lock_of(slot) as is_ours:
-            return self._look_through(slot, correct=is_ours)
+            return self._look_through(slot, counted=is_ours)
 
-    def remove_all(self, slot: int, chosen: Sequence[Candidate]) -> None:
-        """Remove entries of a slot that were seen there."""
-        with self._lock_of(slot):
-            self._remove_all(slot, chosen)
+    def remove_all(self, slot: int, chosen: Iterable[Candidate]) -> int:
+        """Remove entries of a slot that were seen there. Return how many still were."""
+        with self._lock_of(slot) as is_ours:
+            return self._remove(slot, self._paths(slot, chosen), counted=is_ours)
 
     def remove_if(self, slot: int, is_unwanted: Callable[[Candidate], bool], *, with_folders: bool = False) -> int:
         """Remove the entries of a slot that are unwanted, and folders that this empties. Return how many there were."""
-        with self._lock_of(slot):
-            chosen = [one for one in self._look_through(slot) if is_unwanted(one)]
-            self._remove_all(slot, chosen)
+        with self._lock_of(slot) as is_ours:
+            chosen = [one for one in self._look_through(slot, counted=is_ours) if is_unwanted(one)]
+            self._remove(slot, self._paths(slot, chosen), counted=is_ours)
             for name in {one.function for one in chosen} if with_folders else ():
                 with contextlib.suppress(OSError):  # it is not empty
                     os.rmdir(os.path.join(self._folder(slot), name))
             return len(chosen)
 
-    def _look_through(self, slot: int, *, correct: bool = True) -> list[Candidate]:
+    def _look_through(self, slot: int, *, counted: bool) -> list[Candidate]:
         found = list(self.scan(slot))
-        if correct:
+        if counted:
             with contextlib.suppress(OSError):
                 self.counts.set(slot, Totals(len(found), sum(candidate.size for candidate in found)))
         return found
 
-    def _remove_all(self, slot: int, chosen: Sequence[Candidate]) -> None:
-        if not chosen:
-            return
-        folder = self._folder(slot)
-        for candidate in chosen:
-            remove(os.path.join(folder, candidate.function, candidate.name))
-        with contextlib.suppress(OSError):
-            self.counts.add(slot, -len(chosen), -sum(candidate.size for candidate in chosen))
+    def _remove(self, slot: int, paths: Iterable[str], *, counted: bool) -> int:
+        """Remove files of a slot, as far as they are there, and return how many were. *counted*: its lock is held."""
+        sizes: list[int] = []
+        for path in paths:
+            size = size_of(path)
+            if size is not None:
+                remove(path)
+                sizes.append(size)
+        if sizes and counted:
+            with contextlib.suppress(OSError):
+                self.counts.add(slot, -len(sizes), -sum(sizes))
+        return len(sizes)
+
+    def _paths(self, slot: int, chosen: Iterable[Candidate]) -> list[str]:
+        return [os.path.join(self._folder(slot), one.function, one.name) for one in chosen]
 
     def _folder(self, slot: int) -> str:
         return self._directory.path("entries", f"{slot:02x}")
