@@ -18,6 +18,7 @@ from memory_support import files_of
 from aparallel import Memory, __version__
 from aparallel._cli import main
 from aparallel._persist import reader
+from aparallel.errors import UnsupportedPlatformError
 
 
 def small(x: int) -> int:
@@ -173,6 +174,17 @@ def test_verify_goes_on_where_a_codec_is_not_installed(
     code, out, _ = run(capsys, "verify", location, "--remove")
     assert (code, out.splitlines()[-1]) == (1, "2 entries, 0 damaged and removed, 1 could not be checked")
     assert "zstandard is not installed" in out
+
+
+@pytest.mark.parametrize("action", ["ls", "clear", "verify"])
+def test_where_there_are_no_file_locks_it_says_so(
+    action: str, filled: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UnsupportedPlatformError, match="this is Windows"):
+        Memory(filled)
+    code, _, err = run(capsys, action, filled)
+    assert (code, "this is Windows" in err) == (2, True)
 
 
 def test_what_cannot_be_done_says_why(filled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,13 +19,7 @@ from aparallel._memory.entry import Body, Damaged, NotOurs
 from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.tier import Tier
-from aparallel.errors import (
-    MissingResultError,
-    NotStoredWarning,
-    StoreError,
-    UnsupportedPlatformError,
-    UntrustedDirectoryError,
-)
+from aparallel.errors import MissingResultError, NotStoredWarning, StoreError, UntrustedDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -62,18 +56,9 @@ class Home(NamedTuple):
         return self.location if self.store is None else id(self.store)
 
     def open(self, *, is_signed: bool) -> Store | None:
-        """Return the store.
-
-        Raises:
-            UnsupportedPlatformError: this system has no file locks, which a directory needs.
-        """
+        """Return the store. Raises what a :class:`DiskStore` does."""
         if self.location is None:
             return self.store
-        if sys.platform == "win32":
-            raise UnsupportedPlatformError(
-                "Memory needs the file locks of Linux or macOS, and this is Windows. "
-                "Use Memory(None), which caches nothing, or a store of your own."
-            )
         return DiskStore(self.location, is_signed=is_signed, trust_group=self.trust_group, limits=self.limits)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
@@ -14,6 +15,7 @@ from aparallel._memory.disk.files import names_in, read_all, read_file, remove, 
 from aparallel._memory.disk.recency import Recency
 from aparallel._memory.disk.removed import Removed
 from aparallel._memory.disk.slots import Slots, lock_of_key
+from aparallel.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +46,9 @@ class DiskStore(Store):
         limits: what it may hold.
 
     Beyond what every store does, its methods raise UntrustedDirectoryError if the directory is not to be believed.
+
+    Raises:
+        UnsupportedPlatformError: this system has no file locks.
     """
 
     keeps_files: ClassVar[bool] = True
@@ -51,6 +56,11 @@ class DiskStore(Store):
     def __init__(
         self, location: str, *, is_signed: bool = False, trust_group: bool = False, limits: Limits | None = None
     ) -> None:
+        if sys.platform == "win32":
+            raise UnsupportedPlatformError(
+                "Memory needs the file locks of Linux or macOS, and this is Windows. "
+                "Use Memory(None), which caches nothing, or a store of your own."
+            )
         self.location = location
         self.limits = limits or Limits()
         self.directory = Directory(location, is_signed=is_signed, trust_group=trust_group)
