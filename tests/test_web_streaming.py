@@ -666,6 +666,23 @@ async def test_a_head_request_computes_nothing() -> None:
     assert drawn == []
 
 
+@pytest.mark.parametrize("framework", ["starlette", "aiohttp"])
+async def test_a_head_request_to_a_real_server_is_answered_by_a_head_alone(framework: str) -> None:
+    drawn = []
+
+    async def results() -> AsyncIterator[int]:
+        drawn.append(1)
+        yield 1
+
+    async with running(framework, lambda _: results(), n_jobs=1) as port, connected(port) as (reader, writer):
+        writer.write(request("/lines").replace(b"GET", b"HEAD"))
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        assert drawn == []
+        writer.write(request("/lines", "connection: close"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    assert drawn == [1]
+
+
 async def test_a_failing_stream_tells_a_client_of_a_real_server(caplog: pytest.LogCaptureFixture) -> None:
     async with running("starlette", lambda _: counting(2, ValueError("secret")), n_jobs=1) as port:
         status, text = await fetch(port, "/lines")

@@ -102,6 +102,8 @@ async def stream_chunks(
         ConnectionResetError: the client has left; aiohttp takes it as such.
     """
     try:
+        if request.method == "HEAD":  # there is nobody to compute them for, and aiohttp would send them all the same
+            await chunks.aclose()
         await chunks.begin()
         response = web.StreamResponse(status=status, headers={**chunks.headers, **(headers or {})})
         response.content_type = chunks.media_type
