@@ -29,6 +29,7 @@ import json
 import os
 import struct
 from enum import IntEnum
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -127,7 +128,7 @@ def unpack(key: bytes, data: bytes, secret: bytes | None) -> Entry:
     if bool(is_signed) != (secret is not None):
         raise NotOurs("it is not signed" if secret is not None else "it is signed, and there is no signing_key")
     view = memoryview(data)
-    if _seal(key, secret, view[: _HEAD.size], view[_START:]) != data[_HEAD.size : _START]:
+    if not compare_digest(_seal(key, secret, view[: _HEAD.size], view[_START:]), data[_HEAD.size : _START]):
         raise WrongSignature("its signature is not ours") if secret is not None else Damaged("its checksum is wrong")
     middle = _START + meta_size
     return Entry(_BODIES[kind], created, data[_START:middle], data[middle:])
