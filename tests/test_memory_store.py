@@ -870,6 +870,21 @@ async def test_a_directory_of_someone_else_is_refused(location: str, monkeypatch
         await Memory(location).cache(lambda x: x)(1)
 
 
+async def test_a_directory_that_someone_else_has_put_in_the_place_of_ours_is_refused(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = Memory(location, memory_bytes=0).cache(lambda x: [x])
+    for _ in range(2):
+        assert await cached(1) == [1]
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)  # as if all of it were made by somebody else since
+    with pytest.raises(errors.UntrustedDirectoryError, match="belongs to user"):
+        await cached(1)
+    found = files_of(location)
+    with pytest.warns(errors.NotStoredWarning, match="belongs to user"):
+        assert await cached(2) == [2]
+    assert files_of(location) == found
+
+
 async def test_a_shared_group_can_write(location: str) -> None:
     await Memory(location, trust_group=True).cache(lambda x: x)(1)
     assert stat.S_IMODE(os.stat(location).st_mode) == 0o2770

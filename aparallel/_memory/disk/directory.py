@@ -30,7 +30,10 @@ _CACHEDIR_TAG = (
 
 
 class Directory:
-    """The directory *location*. It is made when something is first written, and checked once before it is used.
+    """The directory *location*. It is made when something is first written.
+
+    It is checked before it is used, before each write, and when a file in it is someone else's: who cleans up ``/tmp``
+    may have removed ours, and anybody may have made another in its place.
 
     Args:
         is_signed: entries are signed, so it does not matter who may write here.
@@ -46,13 +49,23 @@ class Directory:
         self._numbers = itertools.count(secrets.randbelow(SLOTS))
 
     def is_there(self) -> bool:
-        """Return whether it exists.
+        """Return whether it exists, or did when it was last checked.
 
         Raises:
             UntrustedDirectoryError: it is not to be believed.
         """
-        if self._is_checked:
-            return True
+        return self._is_checked or self._check()
+
+    def check_again(self, found: os.stat_result) -> None:
+        """Check it again if a file that was *found* in it is someone else's.
+
+        Raises:
+            UntrustedDirectoryError: it is not to be believed.
+        """
+        if found.st_uid != os.geteuid():
+            self._check()
+
+    def _check(self) -> bool:
         try:
             if not self._is_signed:
                 check_directory(self.location, trust_group=self._trust_group)
@@ -64,7 +77,7 @@ class Directory:
         return True
 
     def prepare(self) -> None:
-        """Make it if it is not there, and check it once.
+        """Make it if it is not there, and check it.
 
         Raises:
             UntrustedDirectoryError: it is not to be believed.
@@ -72,7 +85,7 @@ class Directory:
         if self._is_checked and os.path.isdir(self.path("tmp")):
             return
         make_directory(self.location, trust_group=self._trust_group)
-        self.is_there()
+        self._check()
         for name in ("entries", "functions", "tags", "removals", "tmp"):
             self.make(self.path(name))
         for name in ("entries", "tmp"):
@@ -109,7 +122,7 @@ class Directory:
 
     def begin(self) -> tuple[str, int]:
         """Make a file to be written and then moved into its place. Return its path and a descriptor."""
-        if not self._is_checked:
+        if not self._check():
             self.prepare()
         path = self.temporary_path()
         try:

@@ -82,6 +82,7 @@ class DiskStore(Store):
             return None
         try:
             status = os.fstat(fd)
+            self.directory.check_again(status)
             if not as_file and status.st_size <= _READ_WHOLE:
                 return Record(read_all(fd, status.st_size), _version_of(status))
             file = io.FileIO(path, opener=lambda *_: fd)  # by its path, which maps of it remember
