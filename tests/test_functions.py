@@ -876,6 +876,33 @@ def test_cached_functions_of_main_travel(tmp_path: Path) -> None:
     assert run_script(tmp_path, body) == "[3, 4, 12586269025]\n"
 
 
+def test_objects_of_main_with_cached_properties_go_and_come_back(tmp_path: Path) -> None:
+    body = """
+    class Table:
+        def __init__(self, rows):
+            self.rows = rows
+
+        @functools.cached_property
+        def total(self):
+            \"\"\"Of all rows.\"\"\"
+            return sum(self.rows)
+
+    def double(table):
+        return Table([2 * row for row in table.rows])
+
+    async def main():
+        table, total, text = await gather_parallel(
+            delayed(double)(Table([1, 2])),
+            delayed(lambda table: (table.total, table.total, vars(table)["total"]))(Table([3])),
+            delayed(lambda table: type(table).total.__doc__)(Table([])),
+        )
+        print(table.total, type(table) is Table, total, text)
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "6 True (3, 3, 3) Of all rows.\n"
+
+
 def test_a_function_may_be_redefined_between_gathers(tmp_path: Path) -> None:
     body = """
     async def main():

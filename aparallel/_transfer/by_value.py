@@ -124,6 +124,12 @@ def _complete_cached(cached: Any, function: Any) -> None:
     cached.__wrapped__ = function
 
 
+def _reduce_cached_property(cached: Any) -> Any:
+    state = vars(cached).copy()
+    state.pop("lock", None)  # of Python 3.11
+    return functools.cached_property, (cached.func,), state
+
+
 def _reduce_weak_dictionary(weak: Any) -> Any:
     return type(weak), (), None, None, iter(weak.items())
 
@@ -216,10 +222,10 @@ def _with_annotations_as_text(fn: FunctionType) -> FunctionType | None:
 
 
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with eight amendments.
+    """cloudpickle's pickler, with nine amendments.
 
-    Context variables keep their identity. Functions with a cache travel (with an empty one). A class that came
-    from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
+    Context variables keep their identity. Functions with a cache travel (with an empty one), and so do classes with
+    cached properties. A class that came from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
     A class keeps its slots. Dictionaries with weak keys or values travel, and so do generic functions, which have one.
     A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
     knows its file. It travels whatever its annotations name, and so does a dataclass.
@@ -260,6 +266,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         {
             ContextVar: _reduce_context_var,
             type(_late_cached(0, False)): _reduce_cached,
+            functools.cached_property: _reduce_cached_property,
             **dict.fromkeys((WeakKeyDictionary, WeakValueDictionary), _reduce_weak_dictionary),
             **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
             CodeType: _reduce_code,
