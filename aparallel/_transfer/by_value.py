@@ -225,10 +225,11 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler, with nine amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one), and so do classes with
-    cached properties. A class that came from the other side goes back as itself: cloudpickle would send it whole, and overwrite the original's attributes.
-    A class keeps its slots. Dictionaries with weak keys or values travel, and so do generic functions, which have one.
-    A function is rebuilt without cloudpickle, unless a class that travels by value is among what it refers to, and
-    knows its file. It travels whatever its annotations name, and so does a dataclass.
+    cached properties. A class that came from the other side goes back as itself: cloudpickle would send it whole, and
+    overwrite the original's attributes. A class keeps its slots. Dictionaries with weak keys or values travel, and so
+    do generic functions, which have one. A function is rebuilt without cloudpickle, unless a class that travels by
+    value is among what it refers to, and knows its file. It travels whatever its annotations name, and so does a
+    dataclass.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
