@@ -903,6 +903,75 @@ def test_objects_of_main_with_cached_properties_go_and_come_back(tmp_path: Path)
     assert run_script(tmp_path, body) == "6 True (3, 3, 3) Of all rows.\n"
 
 
+def test_what_a_script_defines_for_its_annotations_travels(tmp_path: Path) -> None:
+    body = """
+    from dataclasses import dataclass
+    from typing import Callable, Generic, NewType, NotRequired, ParamSpec, TypedDict, TypeVar, TypeVarTuple
+
+    try:
+        from typing_extensions import TypedDict as AnotherTypedDict
+    except ImportError:
+        AnotherTypedDict = TypedDict
+
+    UserId = NewType("UserId", int)
+    T = TypeVar("T")
+    P = ParamSpec("P")
+    Ts = TypeVarTuple("Ts")
+
+    class Row(TypedDict):
+        id: UserId
+        name: NotRequired[str]
+
+    class Marked(Row, Generic[T], total=False):
+        mark: T
+
+    class Other(AnotherTypedDict):
+        id: UserId
+
+    @dataclass
+    class Entry:
+        id: UserId
+        row: Row
+
+    def listed(fn: Callable[P, T]) -> Callable[P, list[T]]:
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> list[T]:
+            return [fn(*args, **kwargs)]
+        return wrapper
+
+    @listed
+    def new_id(row: Row) -> UserId:
+        return UserId(row["id"] + 1)
+
+    def marked(row: Row) -> Marked[int]:
+        return Marked(**row, mark=2)
+
+    def others(*rows: *Ts) -> Other:
+        return Other(id=UserId(len(rows)))
+
+    def same(x):
+        return x
+
+    def keys(kind):
+        return sorted(kind.__required_keys__), sorted(kind.__optional_keys__)
+
+    async def main():
+        print(*await gather_parallel(
+            delayed(new_id)({"id": 1}),
+            delayed(marked)({"id": 1}),
+            delayed(others)(1, 2),
+            delayed(same)(Entry(UserId(3), {})),
+        ))
+        print(*await gather_parallel(delayed(keys)(Marked), delayed(same)(Marked), delayed(same)(UserId)))
+        print((await gather_parallel(delayed(same)(Row)))[0] is Row)
+
+    asyncio.run(main())
+    """
+    results = "[2] {'id': 1, 'mark': 2} {'id': 2} Entry(id=3, row={})\n"
+    assert run_script(tmp_path, body) == (
+        f"{results}(['id'], ['mark', 'name']) <class '__main__.Marked'> __main__.UserId\nTrue\n"
+    )
+
+
 def test_a_function_may_be_redefined_between_gathers(tmp_path: Path) -> None:
     body = """
     async def main():

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
-from aparallel._transfer import rebuilding
+from aparallel._transfer import rebuilding, typing_forms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -222,14 +222,14 @@ def _with_annotations_as_text(fn: FunctionType) -> FunctionType | None:
 
 
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with nine amendments.
+    """cloudpickle's pickler, with ten amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one), and so do classes with
     cached properties. A class that came from the other side goes back as itself: cloudpickle would send it whole, and
     overwrite the original's attributes. A class keeps its slots. Dictionaries with weak keys or values travel, and so
     do generic functions, which have one. A function is rebuilt without cloudpickle, unless a class that travels by
     value is among what it refers to, and knows its file. It travels whatever its annotations name, and so does a
-    dataclass.
+    dataclass; types that a script defines for its annotations travel, too.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
@@ -250,6 +250,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if tracker_id is not None and tracker_id not in _given_here:
             return _same_class, (tracker_id,)
         reduced = _with_slots(obj, super().reducer_override(obj))
+        reduced = typing_forms.with_bases_of_typed_dict(obj, reduced)
         if (tracker_id := _tracked.get(obj)) is not None:
             _given_here.add(tracker_id)
         return reduced
@@ -272,6 +273,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
             CodeType: _reduce_code,
             **_unresolved_reducers,
+            **typing_forms.REDUCERS,
         },
         cloudpickle.Pickler.dispatch_table,
     )

@@ -1,0 +1,63 @@
+"""What annotations are made of, where a script defines it.
+
+pickle knows such things only by the names that they have in a module. Functions and classes take their annotations
+along, so they would not travel either.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import typing
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# What makes these classes in typing, and another one in typing_extensions.
+_TYPED_DICT_MAKER = "_TypedDictMeta"
+
+
+def with_bases_of_typed_dict(kind: type, reduced: Any) -> Any:
+    """Have a TypedDict rebuilt without ``dict`` among its bases, where it is but may not be named."""
+    if type(kind).__name__ != _TYPED_DICT_MAKER or reduced is NotImplemented:
+        return reduced
+    builder, (constructor, name, bases, *more), *rest = reduced
+    return builder, (constructor, name, tuple(base for base in bases if base is not dict), *more), *rest
+
+
+def _can_be_imported(form: Any) -> bool:
+    module = form.__module__
+    if module == "__main__" or getattr(sys.modules.get(module), form.__name__, None) is not form:
+        return False
+    return not any(f"{module}.".startswith(f"{name}.") for name in cloudpickle.list_registry_pickle_by_value())
+
+
+def _reduce_new_type(form: Any) -> Any:
+    if _can_be_imported(form):
+        return form.__name__
+    return typing.NewType, (form.__name__, form.__supertype__), {"__module__": form.__module__}
+
+
+def _reduce_parameters(form: Any) -> Any:
+    """Of a ParamSpec or a TypeVarTuple."""
+    return form.__name__ if _can_be_imported(form) else (type(form), (form.__name__,))
+
+
+REDUCERS: Mapping[type, Callable[[Any], Any]] = {
+    typing.NewType: _reduce_new_type,
+    typing.ParamSpec: _reduce_parameters,
+    typing.TypeVarTuple: _reduce_parameters,
+}
+
+if sys.version_info >= (3, 12):
+
+    def _reduce_alias(form: typing.TypeAliasType) -> Any:
+        if _can_be_imported(form):
+            return form.__name__
+        make = functools.partial(typing.TypeAliasType, type_params=form.__type_params__)
+        return make, (form.__name__, form.__value__)
+
+    REDUCERS = {**REDUCERS, typing.TypeAliasType: _reduce_alias}
