@@ -295,6 +295,11 @@ async def test_what_asks_for_more_than_data_is_refused_and_does_nothing(
     assert np.dtype("f8") == np.dtype("<f8")
 
 
+async def test_a_deque_of_a_set_is_data() -> None:
+    data = hand_made(named("collections", "deque"), b"\x8f(K\x01\x90K\x05\x86R")
+    assert await loads(data, trusted=[]) == collections.deque([1], 5)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_the_second_line_of_defence_refuses_every_name_by_itself(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

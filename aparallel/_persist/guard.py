@@ -8,7 +8,7 @@ from typing import Any
 from aparallel._persist.inspector import GETTERS, Inspector, known_dtype
 from aparallel._persist.nesting import TOO_LONG, Chains, frail_among
 from aparallel._persist.plain_data import STATED_ARRAYS
-from aparallel._persist.standins import BYTES, Global, Listed, Made
+from aparallel._persist.standins import BYTES, SET, Global, Listed, Made
 from aparallel._persist.trust import Trust, untrusted
 
 
@@ -74,8 +74,8 @@ class Guard(Inspector):
             return
         if not self._trust.may_call(made):
             self._refuse(made.of, f"calls {_text(made.of)} in a way that plain data does not need")
-        elif made.of == _DEQUE and isinstance(made.args, tuple) and made.args:
-            self._hold(made, made.args[0])
+        elif made.of == _DEQUE and isinstance(made.args, tuple) and made.args and made.args[0] is not SET:
+            self._hold(made, made.args[0])  # nothing frail can be hashed, so none is in a set
 
     def on_build(self, target: Any, state: Any) -> None:
         super().on_build(target, state)
