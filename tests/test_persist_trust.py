@@ -421,6 +421,17 @@ async def test_a_dtype_that_numpy_would_not_write_is_refused(state: Any) -> None
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
+@pytest.mark.parametrize("kind", ["f8", "i1", "O8", "S8", "U2"])
+@pytest.mark.parametrize("whole", [np.dtype([("a", "f8"), ("b", "f8")]), np.dtype(("f8", (3,)))], ids=str)
+async def test_parts_of_what_has_one_value_are_refused(kind: str, whole: Any) -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return np.dtype, (kind, False, True), whole.__reduce__()[2]
+
+    with pytest.raises(UntrustedTypeError, match="one value"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
 async def test_a_date_without_a_unit_is_refused() -> None:
     class Lying:
         def __reduce__(self) -> Any:

@@ -91,6 +91,9 @@ def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
         return _dated(made, state)
     if state[0] != 3 or len(state) != 8:
         raise WrongDtype("has metadata")
+    if (subarray is not None or names is not None) and made.kind != "V":
+        # Of others NumPy keeps the size that they have, which says nothing of what they hold.
+        raise WrongDtype("has parts where there is one value")
     if subarray is not None:
         base, shape = subarray
         found = np.dtype((_known(base), shape))
