@@ -255,6 +255,19 @@ async def test_of_a_pipe_no_more_is_read_than_the_object() -> None:
                 assert await load(source) == value
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ZF0x10                x\x9c",
+        b"\x80\x02cjoblib.numpy_pickle\nNDArrayWrapper\n)\x81.",
+        b"\x80\x02csklearn.externals.joblib.numpy_pickle\nZNDArrayWrapper\n)\x81.",
+    ],
+)
+async def test_what_joblib_before_0_10_wrote_is_told_so(data: bytes) -> None:
+    with pytest.raises(UnsupportedFormatError, match=r"joblib 0\.9 or earlier"):
+        await loads(data)
+
+
 async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
     import pickle
 

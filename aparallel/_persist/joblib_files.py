@@ -53,6 +53,9 @@ _PREFIXES = {
 # So many bytes tell what a file is, and the first of them whether it is a pickle, which may have no more.
 _ENOUGH = 8
 _FEW = 2
+# Of joblib 0.9 and earlier: how a compressed file begins, and what stands for an array.
+_BEFORE_0_10 = b"ZF"
+_WRAPPERS_BEFORE_0_10 = frozenset({"NDArrayWrapper", "ZNDArrayWrapper"})
 
 
 def pickle_codec(source: Source, stop: Stop) -> str | None:
@@ -67,6 +70,8 @@ def pickle_codec(source: Source, stop: Stop) -> str | None:
         return ""
     start = source.peek(_ENOUGH)
     codec = _codec_of(start)
+    if start.startswith(_BEFORE_0_10):
+        raise _too_old()
     if codec is None and not start.startswith(MAGIC[: len(start)]):
         raise UnsupportedFormatError(f"it begins with {start!r}, as no file of aparallel, joblib or pickle does")
     return codec
@@ -78,6 +83,10 @@ def _codec_of(start: bytes) -> str | None:
     if len(start) >= 2 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0:  # RFC 1950, 2.2
         return "zlib"
     return next((name for prefix, name in _PREFIXES.items() if start.startswith(prefix)), None)
+
+
+def _too_old() -> UnsupportedFormatError:
+    return UnsupportedFormatError("joblib 0.9 or earlier wrote it. Load it with joblib, and dump it again")
 
 
 def decompressed(source: Source, codec: str, stop: Stop) -> Source:
@@ -200,6 +209,8 @@ class _Unpickler(Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if Global(module, name) in WRAPPERS:
             return self._reader.wrapper
+        if name in _WRAPPERS_BEFORE_0_10 and Global(module, "NumpyArrayWrapper") in WRAPPERS:
+            raise _too_old()  # where joblib is installed, there would be such wrappers in place of the arrays
         return super().find_class(module, name) if self._trust is None else self._trust.resolve(module, name)
 
     def persistent_load(self, number: Any) -> Any:
