@@ -254,6 +254,7 @@ HOSTILE: dict[str, bytes] = {
     "items of a type": hand_made(named("collections", "OrderedDict"), b"\x8c\x01aK\x01s"),
     "a list of a range": hand_made(named("builtins", "list"), RANGE, b"\x85R"),
     "a set of a range": hand_made(named("builtins", "set"), RANGE, b"\x85R"),
+    "a call of two texts": hand_made(b"\x8c\x13numpy._core.numeric\x8c\x0b_frombuffer\x86", b")R"),
     "a deque of a range": hand_made(named("collections", "deque"), RANGE, b"\x85R"),
     "gigabytes of zeros": hand_made(named("builtins", "bytearray"), b"J\xff\xff\xff\x7f\x85R"),
     "a huge fraction": hand_made(named("fractions", "Fraction"), b"\x8c\x0b1e999999999\x85R"),

@@ -103,6 +103,8 @@ class Inspector(Watcher):
         return Global(owner.module, f"{owner.name}.{name}") if len(owner.name) < LONGEST_TEXT else None
 
     def on_call(self, made: Made) -> None:
+        if not isinstance(made.of, Global):  # a tuple of two texts is equal to one
+            return
         if made.of in RECONSTRUCTORS:
             _name_reconstructed(made)
         if made.of == _DTYPE:
