@@ -122,6 +122,11 @@ async def test_a_partial_is_no_call() -> None:
         await gather_parallel([partial(add, 1)], backend="inline")  # type: ignore[list-item]
 
 
+async def test_a_function_is_no_call() -> None:
+    with pytest.raises(TypeError, match=r"Item 0 is the function .*add, not a call\. Write delayed\(.*add\)\(\.\.\.\)"):
+        await gather_parallel(add, backend="inline")  # type: ignore[call-overload]
+
+
 async def test_delayed_without_arguments_is_no_call() -> None:
     with pytest.raises(TypeError, match=r"Item 0 is delayed\(.*add\) without its arguments"):
         await gather_parallel([delayed(add)], backend="inline")  # type: ignore[list-item]
@@ -161,7 +166,7 @@ async def test_map_says_what_it_cannot_iterate_over() -> None:
         yield 1
 
     async with Pool(1, "inline") as pool:
-        with pytest.raises(TypeError, match="Argument 2 of map"):
+        with pytest.raises(TypeError, match=r"Argument 2 of map\(\) is of type int"):
             await pool.map(add, [1], 2)  # type: ignore[call-overload]
         with pytest.raises(TypeError, match="async for"):
             await pool.map(add, numbers())  # type: ignore[call-overload]

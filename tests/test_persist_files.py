@@ -204,7 +204,7 @@ async def test_chunks_wait_for_their_taker() -> None:
 
 
 async def test_what_cannot_be_pickled_is_told_and_leaves_the_old_file(path: pathlib.Path) -> None:
-    with pytest.raises(UnpicklableObjectError, match=r"builtins\.list could not be dumped.*lock") as caught:
+    with pytest.raises(UnpicklableObjectError, match=r"^A list could not be dumped.*lock") as caught:
         await dump([np.arange(100_000), threading.Lock()], path)
     assert caught.value.type_name == "builtins.list"
     assert isinstance(caught.value.__cause__, TypeError)

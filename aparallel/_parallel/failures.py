@@ -33,12 +33,17 @@ def name_the_call(error: BaseException, batch: Batch, index: int) -> None:
     if getattr(error, "call", None) == "":
         error.call = name  # type: ignore[attr-defined]
     if text.startswith("A call "):
-        error.args = (f"{name[0].upper()}{name[1:]} {text.removeprefix('A call ')}",)
+        error.args = (f"{_capitalized(name)} {text.removeprefix('A call ')}",)
+
+
+def _capitalized(name: str) -> str:
+    return name[0].upper() + name[1:]
 
 
 def ran_too_long(call: str, timeout: float, end: str) -> CallTimeoutError:
     """Build the error for a call that overran its timeout; *end* says what became of it."""
-    return CallTimeoutError(f"{call} ran longer than timeout={timeout:g} seconds{end}.", call=call, timeout=timeout)
+    text = f"{_capitalized(call)} ran longer than timeout={timeout:g} seconds{end}."
+    return CallTimeoutError(text, call=call, timeout=timeout)
 
 
 def worker_died(call: str, exit: Exit, retries: int) -> BrokenWorkerError:

@@ -274,7 +274,7 @@ class ManyCalls:
         for position, iterable in enumerate(iterables, 1):
             if not is_iterable(iterable):
                 error = TypeError(
-                    f"Argument {position} of map() is a {type(iterable).__name__}, and not an iterable. "
+                    f"Argument {position} of map() is of type {type(iterable).__name__}, which is no iterable. "
                     f"For an async one, write gather(delayed(f)(x) async for x in xs)."
                 )
                 close_coroutines(iterables)

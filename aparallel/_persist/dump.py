@@ -337,8 +337,10 @@ class _Noting:
 def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
     kind = type(obj)
     name = f"{kind.__module__}.{kind.__qualname__}"
+    shown = name.removeprefix("builtins.")
+    article = "An" if shown[0].lower() in "aeiou" else "A"
     return UnpicklableObjectError(
-        f"A {name} could not be dumped: {type(reason).__name__}: {reason}\n"
+        f"{article} {shown} could not be dumped: {type(reason).__name__}: {reason}\n"
         f"Leave out what belongs to this process (open files, sockets, locks, running tasks), "
         f"or say in its __reduce__ or __getstate__ how to make it anew.",
         type_name=name,
