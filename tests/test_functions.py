@@ -972,6 +972,23 @@ def test_what_a_script_defines_for_its_annotations_travels(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no type statement")
+def test_aliases_of_a_script_travel_though_they_mention_themselves(tmp_path: Path) -> None:
+    body = """
+    type Json = dict[str, Json] | list[Json] | str
+    type Even = list[Odd]
+    type Odd = tuple[Even]
+    type Pair[T] = tuple[T, T]
+
+    def told(value: Json, other: Even = (), pair: Pair[int] = (1, 2)) -> Json:
+        return [str(alias.__value__) for alias in (Json, Even, Odd)]
+
+    print(*asyncio.run(gather_parallel(delayed(told)("a")))[0], sep="; ")
+    """
+    told = "dict[str, Json] | list[Json] | str; list[Odd]; tuple[Even]\n"
+    assert run_script(tmp_path, body) == told
+
+
 def test_a_function_may_be_redefined_between_gathers(tmp_path: Path) -> None:
     body = """
     async def main():

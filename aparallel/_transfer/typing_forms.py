@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import typing
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -53,11 +54,25 @@ REDUCERS: Mapping[type, Callable[[Any], Any]] = {
 }
 
 if sys.version_info >= (3, 12):
+    # What an alias is about to stand for, by the thread that unpickles it.
+    _values: dict[int, Any] = {}
+
+    def _make_alias(module: str, name: str) -> Any:
+        namespace = {"__name__": module, "value": lambda: _values.pop(get_ident())}
+        exec(f"type {name} = value()", namespace)  # noqa: S102 (TypeAliasType(...) wants the value now)
+        return namespace[name]
+
+    def _complete_alias(alias: typing.TypeAliasType, value: Any) -> None:
+        _values[get_ident()] = value
+        _ = alias.__value__  # takes it, for good
 
     def _reduce_alias(form: typing.TypeAliasType) -> Any:
         if _can_be_imported(form):
             return form.__name__
-        make = functools.partial(typing.TypeAliasType, type_params=form.__type_params__)
-        return make, (form.__name__, form.__value__)
+        if form.__type_params__:
+            make = functools.partial(typing.TypeAliasType, type_params=form.__type_params__)
+            return make, (form.__name__, form.__value__)
+        # Its value may mention it.
+        return _make_alias, (form.__module__, form.__name__), form.__value__, None, None, _complete_alias
 
     REDUCERS = {**REDUCERS, typing.TypeAliasType: _reduce_alias}
