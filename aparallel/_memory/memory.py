@@ -221,6 +221,10 @@ class Memory:
         _check_can_map(self._shelf.home, options.mmap_mode)
         return _Decorator(self._shelf, options) if fn is None else MemorizedFunction(self._shelf, fn, options)
 
+    @overload
+    async def eval(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def eval(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
     async def eval(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return the result of ``fn(*args, **kwargs)``, remembered or computed.
 

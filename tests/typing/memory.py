@@ -31,6 +31,10 @@ async def later_with_options(x: int) -> bytes:
     return bytes(x)
 
 
+async def upper(text: str) -> str:
+    return text.upper()
+
+
 class Model:
     @memory.cache
     def predict(self, x: float) -> Sequence[float]:
@@ -47,12 +51,15 @@ async def promises(model: Model) -> None:
     assert_type(await plain.check_call_in_cache(1), bool)
     assert_type(await plain.call_and_shelve(1), MemorizedResult[list[int]])
     assert_type(await (await plain.call_and_shelve(1)).get(), list[int])
+    assert_type(await memory.eval(len, "ab"), int)
+    assert_type(await memory.eval(upper, text="a"), str)
     assert_type(await gather_parallel(delayed(later)(x) for x in range(3)), list[str])
     assert_type(await content_hash([1]), str)
     cached: MemorizedFunction[[int], str] = later
     assert_type(await cached(1), str)
 
     await plain("1")  # type: ignore[arg-type]
+    await memory.eval(len, 1)  # type: ignore[call-overload]
     await plain(1, z=2)  # type: ignore[call-arg]
     await later()  # type: ignore[call-arg]
     await model.predict("a")  # type: ignore[arg-type]
