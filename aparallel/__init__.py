@@ -34,20 +34,24 @@ if TYPE_CHECKING:
         StoredCall,
         expires_after,
     )
-    from aparallel._parallel.config import parallel_config
+    from aparallel._parallel.config import GatherOptions, parallel_config
     from aparallel._parallel.gather import gather_parallel, stream_parallel
+    from aparallel._parallel.kinds import BackendName
     from aparallel._parallel.pool import LimitedPool, Pool
     from aparallel._parallel.statistics import LimitStatistics, PoolStatistics
     from aparallel._parallel.stream import ResultStream
+    from aparallel._parallel.typed import PoolSettings
     from aparallel._persist.dump import dump, dump_chunks, dumps
     from aparallel._persist.inspection import FileInfo, inspect
     from aparallel._persist.load import load, loads
 
 __all__ = [
+    "BackendName",
     "Call",
     "Explanation",
     "FileInfo",
     "FunctionStatistics",
+    "GatherOptions",
     "LimitStatistics",
     "LimitedPool",
     "MemorizedFunction",
@@ -55,6 +59,7 @@ __all__ = [
     "Memory",
     "MemoryStatistics",
     "Pool",
+    "PoolSettings",
     "PoolStatistics",
     "ResultStream",
     "Shared",
@@ -79,10 +84,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BackendName": "aparallel._parallel.kinds",
     "Call": "aparallel._ground.call",
     "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",
     "FunctionStatistics": "aparallel._memory.results",
+    "GatherOptions": "aparallel._parallel.config",
     "LimitStatistics": "aparallel._parallel.statistics",
     "LimitedPool": "aparallel._parallel.pool",
     "MemorizedFunction": "aparallel._memory.function",
@@ -90,6 +97,7 @@ _HOMES = {
     "Memory": "aparallel._memory.memory",
     "MemoryStatistics": "aparallel._memory.results",
     "Pool": "aparallel._parallel.pool",
+    "PoolSettings": "aparallel._parallel.typed",
     "PoolStatistics": "aparallel._parallel.statistics",
     "ResultStream": "aparallel._parallel.stream",
     "Shared": "aparallel._ground.sharing",
