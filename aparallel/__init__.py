@@ -1,9 +1,27 @@
 """Parallel calls, persistence and memoization for asyncio: CPU-bound work without blocking the loop.
 
-The names are loaded on first use, so that a worker process, which imports this package
-too, starts with nothing but the standard library.
+::
 
-Where things are. Imports run from left to right, and a test holds that::
+    results = await gather_parallel(delayed(f)(x) for x in xs)  # on all cores, in order
+
+    async with stream_parallel(delayed(f)(x) for x in xs) as results:  # as they come
+        async for result in results: ...
+
+    async with Pool(n_jobs=4) as pool:  # workers that are reused
+        result = await pool.run(f, x, timeout=2.0)
+
+    await dump(obj, "file.apl")  # without holding the loop
+    obj = await load("file.apl", mmap_mode="r")
+
+    memory = Memory("folder", max_bytes="10GB")  # results that are remembered
+    @memory.cache
+    def features(x): ...
+
+``aparallel.errors`` has the errors, ``aparallel.web`` what servers need, ``aparallel.abc`` and ``aparallel.testing``
+what backends, stores and compressors are made of and tested with.
+
+For those who read the code: the names are loaded on first use, so that a worker process, which imports this package
+too, starts with nothing but the standard library. Imports run from left to right, and a test holds that::
 
     web -> _parallel -> _backends -> _transfer -> _wire    a call, from a request down to what is sent to a worker
                          _worker  -> _transfer -> _wire    the worker's end
