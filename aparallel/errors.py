@@ -336,7 +336,9 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f"in the worker\n\n{self.text}"
+        from aparallel._ground.exceptions import with_sources
+
+        return f"in the worker\n\n{with_sources(self.text)}"
 
 
 class UnpicklableObjectError(AparallelError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import os
 import re
 import threading
@@ -311,6 +312,21 @@ async def test_builtin_errors_keep_what_c_code_knows_of_them() -> None:
 
 def deep() -> None:
     raise_needy()
+
+
+async def test_the_remote_traceback_shows_code_of_which_only_the_caller_knows_the_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Notebooks keep the source of their cells where tracebacks look for it."""
+    source = "def fail(depth):\n    if depth:\n        fail(depth - 1)\n    raise LookupError('not here')  # told\n"
+    monkeypatch.setitem(linecache.cache, "<cell 1>", (len(source), None, source.splitlines(keepends=True), "<cell 1>"))
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell 1>", "exec"), cell)
+    (error,) = await gather_parallel([delayed(cell["fail"])(9)], return_exceptions=True)
+    told = str(chain_of(error)[-1])
+    assert "in fail\n    fail(depth - 1)\n" in told
+    assert "line 4, in fail\n    raise LookupError('not here')  # told\nLookupError: not here" in told
+    assert told.count("# told") == 1
 
 
 async def test_the_remote_traceback_ends_the_cause_chain() -> None:
