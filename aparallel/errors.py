@@ -336,7 +336,7 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        from aparallel._ground.exceptions import with_sources
+        from aparallel._ground.tracebacks import with_sources
 
         return f"in the worker\n\n{with_sources(self.text)}"
 

@@ -143,16 +143,3 @@ def text_of(error: BaseException) -> str:
         return "".join([str(error)])  # a plain str: __str__ may return a subclass
     except BaseException as broken:  # user code may even exit
         return f"(str() raised {type(broken).__name__})"
-
-
-def with_sources(trace: str) -> str:
-    """Return a worker's traceback with the lines of code that it had no file for: those of a notebook's cells."""
-    import linecache
-    import re
-
-    def with_source(line: re.Match[str]) -> str:
-        source = linecache.getline(line["file"], int(line["number"])).strip()
-        return f"{line[0]}\n    {source}" if source else line[0]
-
-    without_source = r'^  File "(?P<file>.+)", line (?P<number>\d+), in .+$(?!\n    )'
-    return re.sub(without_source, with_source, trace, flags=re.MULTILINE)
