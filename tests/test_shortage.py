@@ -210,6 +210,20 @@ class TestLender:
         assert taken
         assert set(taken) == {None}
 
+    def test_a_segment_whose_writing_was_interrupted_is_closed_with_the_others(
+        self, lender: Lender, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*args: Any) -> int:
+            raise MemoryError("none is left to copy it, says the test")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fails)
+            with pytest.raises(MemoryError, match="says the test"):
+                lender.write([raw(MB)])
+        assert lender.segments
+        lender.close()
+        assert not lender.segments
+
     def test_a_failure_keeps_nothing_of_what_its_callers_had(
         self, lender: Lender, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -93,6 +93,9 @@ class Lender:
             except OSError as error:
                 # Its frames refer to these errors, and to all that their callers have: call, arrays and all.
                 errors.append(error.with_traceback(None))
+            except BaseException:  # it is as it was, and is closed with the others
+                self._finish(segment)
+                raise
             else:
                 self._finish(segment)
                 return hold, offsets, fed
