@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aparallel import Call, Pool
-from aparallel._backend_suite.driving import held
+from aparallel._backend_suite.driving import Told, held
 from aparallel._backends.inline import InlineBackend, InlineWorker
 from aparallel._backends.process import ProcessBackend
 from aparallel._backends.thread import ThreadBackend
-from aparallel.abc import Backend, Drawn, Encoder, Function, Timings, name_of
+from aparallel.abc import Backend, Drawn, Encoder, Function, Later, Timings, name_of
 from aparallel.errors import ClosedPoolError
 from aparallel.testing import BackendSuite
 
@@ -195,6 +195,15 @@ async def test_the_suite_finds_a_worker_that_breaks_its_promise(
         await test(Broken())
     monkeypatch.undo()
     await test(Broken())
+
+
+def test_the_suite_finds_an_outcome_that_comes_later_among_others() -> None:
+    """A pool would give it to the caller in place of its value."""
+    told = Told()
+    told.on_outcomes([Later(lambda: asyncio.sleep(0))], [], 0.1)
+    assert told.broken == []
+    told.on_outcomes([1, Later(lambda: asyncio.sleep(0))], [], 0.1)
+    assert told.broken == ["on_outcomes of a Later and others"]
 
 
 async def test_a_held_call_ends_with_its_test() -> None:

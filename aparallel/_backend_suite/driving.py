@@ -113,6 +113,8 @@ class Told:
         self._heed("on_outcomes")
         if not values:
             self.broken.append("on_outcomes of no call")
+        if len(values) > 1 and any(isinstance(value, Later) for value in values):
+            self.broken.append("on_outcomes of a Later and others")
         self.failed += [len(self.values) + position for position in failed]
         self.values += values
 
