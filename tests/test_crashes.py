@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import operator
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from traveling import by_value
 
 from aparallel import Pool, delayed
-from aparallel._backends import child
+from aparallel._backends import channel, child
 from aparallel._wire import frames
 from aparallel.errors import (
     BrokenWorkerError,
@@ -905,6 +906,25 @@ async def test_a_worker_that_kills_itself_just_after_its_outcome_loses_no_outcom
         result = (await pool.gather([delayed(dies_soon)(step * 0.0001)], return_exceptions=True))[0]
         assert result == 1 or isinstance(result, BrokenWorkerError)
         assert await pool.run(abs, -2) == 2
+
+
+async def test_what_the_system_refuses_to_send_costs_its_worker_and_no_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = channel.Channel._send_some
+    refusals = [OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))]
+
+    def refuse_once(self: channel.Channel) -> int:
+        if refusals:
+            raise refusals.pop()
+        return send(self)
+
+    await pool.warm_up()
+    monkeypatch.setattr(channel.Channel, "_send_some", refuse_once)
+    async with asyncio.timeout(10):
+        assert await pool.run(abs, -2) == 2
+    assert not refusals
+    await assert_works(pool)
 
 
 async def test_a_terminated_worker_reports_its_signal(pool: Pool, pipe: Pipe) -> None:

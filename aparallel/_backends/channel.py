@@ -40,7 +40,8 @@ class Channel:
         sock: the parent's end, non-blocking. It stays its owner's to close.
         on_frame: called with each frame's header and body.
         on_end: called once the worker has closed its end.
-        on_defect: called when *on_frame* has raised, or what came is no frame. Nothing more is read then.
+        on_defect: called when *on_frame* has raised, or what came is no frame, and nothing more is read then; or when
+            something could not be sent.
 
     Attributes:
         descriptors: those that came with each frame and have not been taken; fewer than were sent if some found no
@@ -123,8 +124,12 @@ class Channel:
             sent = self._send_some()
         except BlockingIOError:
             return
-        except OSError:  # it has died; its exit is about to be told
+        except (BrokenPipeError, ConnectionResetError):  # it has died; its exit is about to be told
             self._drop_unsent()
+            return
+        except OSError:  # for want of memory, for instance: it would wait for what is lost
+            self._drop_unsent()
+            self._on_defect()
             return
         while sent:
             part = self._unsent[0]
