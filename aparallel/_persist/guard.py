@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from aparallel._persist.inspector import GETTERS, Inspector, known_dtype
-from aparallel._persist.nesting import TOO_LONG, Chains, frail_among
-from aparallel._persist.plain_data import STATED_ARRAYS
+from aparallel._persist.nesting import STATED_ARRAYS, TOO_LONG, Chains, frail_among
 from aparallel._persist.standins import BYTES, SET, Global, Listed, Made
 from aparallel._persist.trust import Trust, untrusted
 

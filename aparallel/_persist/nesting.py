@@ -174,7 +174,7 @@ def opaque_tuple(levels: int) -> Opaque:
     return Opaque("tuple", min(levels, MOST_LEVELS))
 
 
-_ARRAYS = frozenset(
+STATED_ARRAYS = frozenset(
     Global(module, name)
     for module, name in (
         ("numpy.core.multiarray", "_reconstruct"),
@@ -182,7 +182,8 @@ _ARRAYS = frozenset(
         ("numpy.ma.core", "_mareconstruct"),
     )
 )
-FRAIL = frozenset({*_ARRAYS, Global("collections", "defaultdict"), Global("collections", "deque")})
+"""What makes arrays that are given a state, as NumPy pickles them; those of objects hold them in it."""
+FRAIL = frozenset({*STATED_ARRAYS, Global("collections", "defaultdict"), Global("collections", "deque")})
 """What makes things that must not hold each other in long chains."""
 TOO_LONG = "arrays of objects, or collections, that hold each other in a chain so long that it may crash Python"
 # How many levels of others take as much stack as one array.
@@ -213,7 +214,7 @@ class Chains:
         """Take note that *holder* is given *held*, which are frail."""
         for made in held:
             made.is_held = True
-            holder.chain = max(holder.chain, made.chain + (_OF_ARRAY if made.of in _ARRAYS else 1))
+            holder.chain = max(holder.chain, made.chain + (_OF_ARRAY if made.of in STATED_ARRAYS else 1))
         self._longest = max(self._longest, holder.chain)
         self._late += holder.is_held and bool(held)
 

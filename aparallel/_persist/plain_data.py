@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.inspector import GETTERS, RECONSTRUCTORS, WRAPPERS, known_dtype
+from aparallel._persist.nesting import STATED_ARRAYS
 from aparallel._persist.standins import BUFFER, BYTES, SET, TEXT, Global, Items, Listed, Made, Opaque
 
 if TYPE_CHECKING:
@@ -168,14 +169,6 @@ DATA.update(dict.fromkeys(WRAPPERS, anything))
 DATA.update(dict.fromkeys(RECONSTRUCTORS, _never))
 # The walk takes a call of these for the name of the member that it gives.
 DATA.update(dict.fromkeys(GETTERS, _never))
-STATED_ARRAYS = frozenset(
-    Global(module, name)
-    for module, name in (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.ma.core", "_mareconstruct"),
-    )
-)
 # What is made by calling these may be given a state; other plain data has none.
 STATED = frozenset({*WRAPPERS, *STATED_ARRAYS, Global("numpy", "dtype"), Global("uuid", "UUID")})
 # What may be given items one by one.
