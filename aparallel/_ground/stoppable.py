@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Threads that read and write files wait for the disk more than they compute.
 _threads = Threads(16)
 
+_EVERY = 0.05  # seconds
+
 
 class Stopped(Exception):
     """The work was told to stop. Never seen by users: their own cancellation or error goes on instead."""
@@ -70,10 +72,9 @@ async def in_stoppable_thread(
     stop: Callable[[], object],
     *,
     meanwhile: Callable[[], object] | None = None,
-    every: float = 0.05,
     apart: bool = False,
 ) -> T:
-    """Run *fn* in a thread, calling *meanwhile* on the loop every so many seconds.
+    """Run *fn* in a thread, calling *meanwhile* on the loop every 50 ms.
 
     Args:
         apart: in a thread of its own, as it may wait without end, perhaps for others that would wait for a thread.
@@ -84,7 +85,7 @@ async def in_stoppable_thread(
     running = start_apart(fn) if apart else _threads.start(fn)
     try:
         while not running.done():
-            await asyncio.wait([running], timeout=None if meanwhile is None else every)
+            await asyncio.wait([running], timeout=None if meanwhile is None else _EVERY)
             if meanwhile is not None and not running.done():
                 meanwhile()
     except BaseException:

@@ -29,9 +29,9 @@ class Meter:
 
     __slots__ = ("of", "tell_all", "total")
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self) -> None:
         self.of: Callable[[], int] = lambda: 0
-        self.total = total
+        self.total: int | None = None
         self.tell_all: Callable[[], None] = lambda: None
 
     @property
