@@ -29,7 +29,8 @@ from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import DumpOptions, dump_to_path
-from aparallel._persist.load import LoadOptions, load_from_path
+from aparallel._persist.load import load_from_path
+from aparallel._persist.load_options import LoadOptions
 from aparallel.errors import (
     EmptyFileError,
     UnpicklableObjectError,

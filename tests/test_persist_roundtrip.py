@@ -28,7 +28,8 @@ from persisted import Point, Tagged, arrays, assert_same, plain, twice
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._persist.compressors import NAMES, Zlib
 from aparallel._persist.dump import DumpOptions, dump_to_bytes
-from aparallel._persist.load import LoadOptions, load_from_bytes
+from aparallel._persist.load import load_from_bytes
+from aparallel._persist.load_options import LoadOptions
 from aparallel.abc import Compressor
 from aparallel.testing import CompressorSuite
 

@@ -11,13 +11,13 @@ from aparallel._memory.disk.files import write_all
 from aparallel._memory.entry import TAIL_SIZE, Damaged, ending
 from aparallel._persist.dump import dump_to_bytes, dump_to_descriptor
 from aparallel._persist.load import load_from_bytes, load_from_file
+from aparallel._persist.load_options import LoadOptions
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._persist.dump import DumpOptions
-    from aparallel._persist.load import LoadOptions
 
     Seal = Callable[[bytes], bytes]
 
@@ -61,7 +61,7 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
         OSError: it cannot be read.
     """
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.reader import ReadOptions, read_container
+    from aparallel._persist.reader import read_container
     from aparallel._persist.sources import FileSource, MemorySource
 
     source = (
@@ -70,7 +70,7 @@ def verify_value(content: bytes | FileIO, size: int, signing_key: bytes | None) 
         else FileSource(content.fileno(), Stop(), size)
     )
     try:
-        with contextlib.closing(read_container(source, ReadOptions(signing_key=signing_key), whole=True)):
+        with contextlib.closing(read_container(source, LoadOptions(signing_key=signing_key), whole=True)):
             pass
     except CorruptFileError as error:
         raise Damaged(f"its value is damaged: {error}") from error

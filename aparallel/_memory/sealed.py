@@ -10,7 +10,7 @@ from aparallel._memory.entry import Body, Damaged, Entry, pack, secret_of, split
 from aparallel._memory.large import read_value, verify_value, write_to_bytes, write_to_file
 from aparallel._memory.values import unpickle
 from aparallel._persist.dump import DumpOptions
-from aparallel._persist.load import LoadOptions
+from aparallel._persist.load_options import LoadOptions
 from aparallel.abc import Compressor
 
 if TYPE_CHECKING:

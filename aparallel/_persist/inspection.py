@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
-from aparallel._persist.load import named, open_regular
-from aparallel._persist.running import in_thread_with, serve_thread
+from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.opening import read_given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.guard import Survey
     from aparallel._persist.inspector import ArrayInfo
+    from aparallel._persist.opening import Opened
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
 
@@ -69,73 +69,28 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
         UnsupportedFormatError: it is none of aparallel, joblib or pickle, or of a newer version.
         OSError: it cannot be read.
     """
-    path = path_of(source)
-    own = tuple(compressors)
-    if path is not None:
-        return await in_thread_with(lambda stop, meter: _inspect_path(path, own, stop), False, "inspect")
-    read = reader_of(source, "inspect")
-    if isinstance(read, OnLoop):
-        exact, goes_back = read.exact, await read.goes_back()
-        return await serve_thread(
-            read,
-            lambda ask, stop, meter: _inspect_function(ask, own, stop, exact=exact, goes_back=goes_back),
-            False,
-        )
-    return await in_thread_with(
-        lambda stop, meter: _inspect_users(source, read, own, stop), False, "inspect", file=source
-    )
+    options = LoadOptions(compressors=tuple(compressors))
+    return await read_given(source, lambda opened, stop, _: _inspect(opened, options, stop), False, "inspect")
 
 
-def _inspect_path(path: str, compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
-    with named(path), open_regular(path, None) as file:
-        if file is None:
-            from aparallel._persist.pipes import reading_pipe
-
-            with reading_pipe(path, stop) as read:
-                return _inspect_function(read, compressors, stop, exact=True, name=path)
-        from aparallel._persist.sources import FileSource
-
-        return _inspect(FileSource(file.fileno(), stop), compressors, stop, whole=True)
-
-
-def _inspect_users(file: Any, read: Callable[[int], Any], compressors: tuple[Compressor, ...], stop: Stop) -> FileInfo:
-    back = reader_back(file)
-    return _inspect_function(back or read, compressors, stop, exact=True, goes_back=back is not None)
-
-
-def _inspect_function(
-    read: Callable[[int], Any],
-    compressors: tuple[Compressor, ...],
-    stop: Stop,
-    *,
-    exact: bool,
-    goes_back: bool = False,
-    name: str = "the source",
-) -> FileInfo:
-    from aparallel._persist.sources import StreamSource
-
-    with named(name):
-        return _inspect(StreamSource(read, stop, exact=exact, goes_back=goes_back), compressors, stop, whole=not exact)
-
-
-def _inspect(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
+def _inspect(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
     from aparallel._persist.joblib_files import pickle_codec
 
-    codec = pickle_codec(source, stop)
+    codec = pickle_codec(opened.source, stop)
     if codec is None:
-        return _inspect_container(source, compressors, stop, whole=whole)
-    return _inspect_pickle(source, codec, stop)
+        return _inspect_container(opened, options, stop)
+    return _inspect_pickle(opened.source, codec, stop)
 
 
-def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop: Stop, *, whole: bool) -> FileInfo:
+def _inspect_container(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
     from aparallel._persist.checking import walk
     from aparallel._persist.container import VERSION, Flag
     from aparallel._persist.guard import Survey
     from aparallel._persist.pickling import PiecesReader
-    from aparallel._persist.reader import ReadOptions, skim_container
+    from aparallel._persist.reader import skim_container
     from aparallel._persist.tokens import Look, needed_look
 
-    with contextlib.closing(skim_container(source, ReadOptions(compressors=compressors), whole=whole)) as content:
+    with contextlib.closing(skim_container(opened.source, options, whole=opened.whole)) as content:
         survey = Survey()
         # Plain data asks for nothing and has no arrays.
         if needed_look(lambda: PiecesReader(content.pieces(), stop), stop) is not Look.NONE:
@@ -144,7 +99,7 @@ def _inspect_container(source: Source, compressors: tuple[Compressor, ...], stop
         return FileInfo(
             format="aparallel",
             version=VERSION,
-            size=source.position,
+            size=opened.source.position,
             content_size=content.pickle_size + content.buffers_size,
             compression=content.header.codec or None,
             signed=Flag.SIGNED in content.header.flags,

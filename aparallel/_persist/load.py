@@ -3,82 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import stat
 from typing import TYPE_CHECKING, Any
 
-from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._ground.sharing import check_mmap_mode
 from aparallel._ground.stoppable import Stop
-from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
-from aparallel._persist.keys import checked_key
+from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.opening import Opened, named, read_given, read_path
 from aparallel._persist.progress import Meter
-from aparallel._persist.running import in_thread_with, serve_thread
-from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
+from aparallel._persist.running import in_thread_with
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
+    from aparallel._persist.opening import Work
     from aparallel._persist.sources import Source
     from aparallel._persist.trust import Trust
     from aparallel.abc import Compressor
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """What the keyword arguments of load mean, checked.
-
-    Attributes:
-        mmap_mode: "r", "r+", "c", or None.
-        trusted: what the user trusts, or None for everything.
-        signing_key: the secret, or None.
-        verify: compare the checksums of mapped arrays too.
-        threads: that read or decompress at a time.
-        compressors: of the user's own.
-    """
-
-    mmap_mode: MmapMode | None = None
-    trusted: tuple[Any, ...] | None = None
-    signing_key: bytes | None = None
-    verify: bool = False
-    threads: int = 1
-    compressors: tuple[Compressor, ...] = ()
-
-    @classmethod
-    def checked(
-        cls,
-        mmap_mode: MmapMode | None = None,
-        *,
-        trusted: Iterable[Any] | None = None,
-        signing_key: str | bytes | None = None,
-        verify: bool = False,
-        compressors: Sequence[Compressor] = (),
-        n_jobs: int = -1,
-    ) -> LoadOptions:
-        """Check what a user gave.
-
-        Raises:
-            ValueError: a mode or key that cannot be.
-            TypeError: something of another type.
-        """
-        if mmap_mode is not None:
-            check_mmap_mode(mmap_mode)
-        if isinstance(trusted, (str, bytes, bool)) or (trusted is not None and not hasattr(trusted, "__iter__")):
-            raise TypeError(
-                f"trusted must be a list of types, functions or names such as 'module.Name', got {trusted!r}. "
-                f"An empty list trusts plain data and NumPy's data types."
-            )
-        return cls(
-            mmap_mode,
-            None if trusted is None else tuple(trusted),
-            checked_key(signing_key),
-            verify,
-            effective_n_jobs(n_jobs, cpu_count()),
-            tuple(compressors),
-        )
 
 
 async def load(
@@ -129,22 +71,7 @@ async def load(
     options = LoadOptions.checked(
         mmap_mode, trusted=trusted, signing_key=signing_key, verify=verify, compressors=compressors, n_jobs=n_jobs
     )
-    path = path_of(source)
-    if path is not None:
-        return await in_thread_with(lambda stop, meter: load_from_path(path, options, stop, meter), progress, "load")
-    if mmap_mode is not None:
-        raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
-    read = reader_of(source, "load")
-    if isinstance(read, OnLoop):
-        exact, goes_back = read.exact, await read.goes_back()
-        return await serve_thread(
-            read,
-            lambda ask, stop, meter: _load_from_function(ask, options, stop, meter, exact=exact, goes_back=goes_back),
-            progress,
-        )
-    return await in_thread_with(
-        lambda stop, meter: _load_from_users(source, read, options, stop, meter), progress, "load", file=source
-    )
+    return await read_given(source, _work_of(options), progress, "load", mmap_mode)
 
 
 async def loads(
@@ -176,18 +103,7 @@ def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, me
         Stopped: *stop* was set.
         Exception: as :func:`load`.
     """
-    stop, meter = stop or Stop(), meter or Meter()
-    with named(path), open_regular(path, options.mmap_mode) as file:
-        if file is None:
-            from aparallel._persist.pipes import reading_pipe
-
-            with reading_pipe(path, stop) as read:
-                return _load_from_function(read, options, stop, meter, exact=True, name=path)
-        from aparallel._persist.sources import FileSource
-
-        return _Loading(options, stop, meter).load(
-            FileSource(file.fileno(), stop), whole=True, file=file, again=lambda: _reopened(file, stop)
-        )
+    return read_path(path, _work_of(options), stop or Stop(), meter or Meter(), mmap_mode=options.mmap_mode)
 
 
 def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
@@ -196,7 +112,8 @@ def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
 
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     stop = Stop()
-    return _Loading(options, stop, Meter()).load(FileSource(file.fileno(), stop, size), whole=True, file=file)
+    opened = Opened(FileSource(file.fileno(), stop, size), whole=True, file=file)
+    return _Loading(options, opened, stop, Meter()).load()
 
 
 def load_from_bytes(
@@ -208,68 +125,37 @@ def load_from_bytes(
     stop = stop or Stop()
     view = memoryview(data)
     with named("the data"):
-        return _Loading(options, stop, meter or Meter()).load(
-            MemorySource(view, stop), whole=True, again=lambda: MemorySource(view, stop)
-        )
+        opened = Opened(MemorySource(view, stop), whole=True, again=lambda: MemorySource(view, stop))
+        return _Loading(options, opened, stop, meter or Meter()).load()
 
 
-def _load_from_users(file: Any, read: Callable[[int], Any], options: LoadOptions, stop: Stop, meter: Meter) -> Any:
-    back = reader_back(file)
-    return _load_from_function(back or read, options, stop, meter, exact=True, goes_back=back is not None)
-
-
-def _load_from_function(
-    read: Callable[[int], Any],
-    options: LoadOptions,
-    stop: Stop,
-    meter: Meter,
-    *,
-    exact: bool,
-    goes_back: bool = False,
-    name: str = "the source",
-) -> Any:
-    from aparallel._persist.sources import StreamSource
-
-    with named(name):
-        source = StreamSource(read, stop, exact=exact, goes_back=goes_back)
-        return _Loading(options, stop, meter).load(source, whole=not exact)
-
-
-def _reopened(file: Any, stop: Stop) -> Source:
-    from aparallel._persist.sources import FileSource
-
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
-    return FileSource(file.fileno(), stop)
+def _work_of(options: LoadOptions) -> Work[Any]:
+    return lambda opened, stop, meter: _Loading(options, opened, stop, meter).load()
 
 
 class _Loading:
     """One object, from the first byte to the last, in one thread."""
 
-    def __init__(self, options: LoadOptions, stop: Stop, meter: Meter) -> None:
+    def __init__(self, options: LoadOptions, opened: Opened, stop: Stop, meter: Meter) -> None:
         self._options = options
+        self._opened = opened
         self._stop = stop
         self._meter = meter
 
-    def load(self, source: Source, *, whole: bool, file: Any = None, again: Callable[[], Source] | None = None) -> Any:
-        """Load from *source*.
-
-        Args:
-            whole: nothing may follow the object.
-            file: what to map, if that is asked for.
-            again: gives the same source from its beginning, if that can be had.
-        """
+    def load(self) -> Any:
         from aparallel._persist.joblib_files import pickle_codec
 
+        source = self._opened.source
         self._meter.total = source.size
         self._meter.of = lambda: source.position
         codec = pickle_codec(source, self._stop)
         if codec is None:
-            return self._load_container(source, whole=whole, file=file)
+            return self._load_container()
         if self._options.signing_key is not None:
             from aparallel.errors import SignatureError
 
             raise SignatureError("it is not signed, and a signing key was given")
-        return self._load_pickle(source, codec, file, again)
+        return self._load_pickle(codec)
 
     def _trust(self) -> Trust | None:
         if self._options.trusted is None:
@@ -278,28 +164,27 @@ class _Loading:
 
         return Trust(self._options.trusted)
 
-    def _load_container(self, source: Source, *, whole: bool, file: Any) -> Any:
-        from aparallel._persist.reader import ReadOptions, read_container
+    def _load_container(self) -> Any:
+        from aparallel._persist.reader import read_container
         from aparallel._persist.unpickling import read_object
 
-        options = self._options
+        options, source = self._options, self._opened.source
         trust = self._trust()
-        reading = ReadOptions(options.signing_key, options.threads, options.compressors)
         if options.mmap_mode is not None:
             from aparallel._persist.mapping import map_container
 
-            content = map_container(
-                file, options.mmap_mode, reading, self._stop, verify=options.verify, size=source.size
-            )
-            self._meter.of = lambda: source.size or 0
+            size = source.size or 0  # a file's is known
+            content = map_container(self._opened.file, options, self._stop, size)
+            self._meter.of = lambda: size
         else:
-            content = read_container(source, reading, whole=whole)
+            content = read_container(source, options, whole=self._opened.whole)
         with contextlib.closing(content):
             return read_object(content, trust, self._stop)
 
-    def _load_pickle(self, source: Source, codec: str, file: Any, again: Callable[[], Source] | None) -> Any:
+    def _load_pickle(self, codec: str) -> Any:
         from aparallel._persist.joblib_files import PickleReader, check_mappable, decompressed, load_pickle
 
+        source, _, file, again = self._opened
         trust, stop = self._trust(), self._stop
         mapped = None
         if self._options.mmap_mode is not None:
@@ -333,51 +218,3 @@ class _Loading:
             if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
                 source.give_back(source.position - last.position)
             return result
-
-
-@contextlib.contextmanager
-def open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
-    """Open a file for as long as the block lasts; None if it is no regular file, such as a pipe.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    # Not a pipe: its writer would see it closed.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        if os.path.isdir(path):
-            raise IsADirectoryError(21, "Cannot load a folder. Name a file in it", path)
-        if mmap_mode is not None:
-            raise ValueError(f"{path} is no regular file, and only those can be mapped.")
-        yield None
-        return
-    with open(path, "r+b" if mmap_mode == "r+" else "rb", buffering=0) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def named(source: str) -> Iterator[None]:
-    """Say in errors which file it was, and what to do."""
-    try:
-        yield
-    except (CorruptFileError, UnsupportedFormatError) as error:
-        if error.source:
-            raise
-        advice = (
-            "Take a copy that is whole, or dump it again."
-            if isinstance(error, CorruptFileError)
-            else "Check that it is the file that you meant."
-        )
-        raise type(error)(f"{source} cannot be loaded: {error}. {advice}", source=source) from error.__cause__
-    except UntrustedTypeError as error:
-        if error.source:
-            raise
-        raise UntrustedTypeError(
-            f"{source} was not loaded: {error}. Nothing of it has run. If you trust what it asks for, "
-            f"pass it in trusted=[...]; inspect() lists all that a file would build.",
-            names=error.names,
-            source=source,
-        ) from None
-    except Exception as error:
-        if not isinstance(error, OSError):
-            error.add_note(f"while loading {source}")
-        raise

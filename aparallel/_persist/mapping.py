@@ -29,7 +29,7 @@ from aparallel._persist.container import (
     unpack_record,
     unpack_trailer,
 )
-from aparallel._persist.reader import Content, ReadOptions, check_signed, wrong_signature
+from aparallel._persist.reader import Content, check_signed, wrong_signature
 from aparallel._persist.sources import read_at
 from aparallel.errors import ChecksumError, CorruptFileError, TruncatedFileError, UnsupportedFormatError
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from aparallel._ground.stoppable import Stop
+    from aparallel._persist.load_options import LoadOptions
 
 _SLICE = 1 << 20
 
@@ -51,23 +52,18 @@ def mapped_file(file: Any, mode: Any) -> Any:
         os.lseek(fd, start, os.SEEK_SET)  # NumPy goes to the end, to see where that is
 
 
-def map_container(
-    file: Any, mode: str, options: ReadOptions, stop: Stop, *, verify: bool, size: int | None = None
-) -> Content:
-    """Map a plain container and read no more of it than its pickle.
+def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Content:
+    """Map a plain container and read no more of it than its pickle, and its buffers if they are to be verified.
 
     Args:
-        file: a regular file, open for reading, and for writing if *mode* is "r+".
-        mode: "r", "r+" or "c", as of numpy.memmap.
-        verify: compare the checksums of the buffers too, which reads all of them.
-        size: bytes of the file that are the container; None for all of them.
+        file: a regular file, open for reading, and for writing if it is mapped so.
+        size: bytes of the file that are the container.
 
     Raises:
         CorruptFileError: what was read of it is damaged, or its signature is not that of the key.
         UnsupportedFormatError: it is not for this version, or is compressed.
     """
     fd = file.fileno()
-    size = os.fstat(fd).st_size if size is None else size
     header = unpack_header(read_at(fd, LINE, 0))
     check_signed(header, options.signing_key)
     if header.codec:
@@ -77,10 +73,10 @@ def map_container(
         )
     if size < 2 * LINE:
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
-    if options.signing_key is not None and mode == "r+":
+    if options.signing_key is not None and options.mmap_mode == "r+":
         raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
     trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
-    memory: Any = mapped_file(file, mode)
+    memory: Any = mapped_file(file, options.mmap_mode)
     if options.signing_key is not None:
         _verify_signature(fd, size, options.signing_key, trailer, stop)
     _, index = _mapped_payload(fd, trailer.index_offset, stop)
@@ -93,13 +89,13 @@ def map_container(
                     raise CorruptFileError(f"its index does not describe the record at byte {offset}")
                 content.add(payload)
             else:
-                if verify and Flag.CHANGED_IN_PLACE not in header.flags:
+                if options.verify and Flag.CHANGED_IN_PLACE not in header.flags:
                     _verify_buffers(fd, offset, record, stop)
                 content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
     except BaseException:
         content.close()
         raise
-    if mode == "r+" and content.buffers:
+    if options.mmap_mode == "r+" and content.buffers:
         # Not before: who is refused the object has changed nothing, and the file keeps its checksums and its signature.
         content.before_taken = lambda: _mark_changed(fd, header)
     return content

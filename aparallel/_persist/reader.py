@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import tempfile
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from xxhash import xxh3_64
@@ -42,6 +42,7 @@ from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, Tr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from aparallel._persist.load_options import LoadOptions
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
 
@@ -49,20 +50,6 @@ if TYPE_CHECKING:
 _SLICE = 1 << 20
 # Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
 _KEPT = 24 << 20
-
-
-class ReadOptions(NamedTuple):
-    """How a container is to be read.
-
-    Attributes:
-        signing_key: None to take files without looking at their signature.
-        threads: that read or decompress at a time.
-        compressors: of the user's own.
-    """
-
-    signing_key: bytes | None = None
-    threads: int = 1
-    compressors: Sequence[Compressor] = ()
 
 
 class Content:
@@ -111,7 +98,7 @@ class Content:
             self._spool.close()
 
 
-def read_container(source: Source, options: ReadOptions, *, whole: bool) -> Content:
+def read_container(source: Source, options: LoadOptions, *, whole: bool) -> Content:
     """Read a container from where *source* stands, and verify all of it.
 
     Args:
@@ -124,13 +111,13 @@ def read_container(source: Source, options: ReadOptions, *, whole: bool) -> Cont
     return _Reading(source, options).read(whole=whole)
 
 
-def skim_container(source: Source, options: ReadOptions, *, whole: bool) -> Content:
+def skim_container(source: Source, options: LoadOptions, *, whole: bool) -> Content:
     """Read a container as :func:`read_container` does, but go past its buffers, which are not verified."""
     return _Reading(source, options, skim=True).read(whole=whole)
 
 
 class _Reading:
-    def __init__(self, source: Source, options: ReadOptions, *, skim: bool = False) -> None:
+    def __init__(self, source: Source, options: LoadOptions, *, skim: bool = False) -> None:
         self._source = source
         self._options = options
         self._skim = skim
@@ -352,7 +339,7 @@ class _Decoding:
         return b""
 
 
-def _decoding(header: Header, options: ReadOptions) -> _Decoding | None:
+def _decoding(header: Header, options: LoadOptions) -> _Decoding | None:
     return _Decoding(decompressor(header.codec, options.compressors), options.threads) if header.codec else None
 
 

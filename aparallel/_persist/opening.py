@@ -1,0 +1,158 @@
+"""What is loaded or inspected: opened, whatever a user gave, and handed to the work in a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
+from aparallel._persist.running import in_thread_with, serve_thread
+from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aparallel._ground.bars import ProgressOption
+    from aparallel._ground.sharing import MmapMode
+    from aparallel._ground.stoppable import Stop
+    from aparallel._persist.progress import Meter
+    from aparallel._persist.sources import Source
+
+T = TypeVar("T")
+
+
+class Opened(NamedTuple):
+    """What is read.
+
+    Attributes:
+        source: where it is read from.
+        whole: nothing may follow the object.
+        file: the regular file that it is, if it is one with a path: it can be mapped.
+        again: gives the same source from its beginning, if that can be had.
+    """
+
+    source: Source
+    whole: bool
+    file: Any = None
+    again: Callable[[], Source] | None = None
+
+
+if TYPE_CHECKING:
+    Work = Callable[[Opened, Stop, Meter], T]
+
+
+async def read_given(
+    given: Any, work: Work[T], progress: ProgressOption, what: str, mmap_mode: MmapMode | None = None
+) -> T:
+    """Run *work* in a thread with what a user gave: a path, a file, or what is read on the event loop.
+
+    Args:
+        what: "load" or "inspect".
+        mmap_mode: as of ``numpy.memmap``, if it is to be mapped.
+    """
+    path = path_of(given)
+    if path is not None:
+        return await in_thread_with(
+            lambda stop, meter: read_path(path, work, stop, meter, mmap_mode=mmap_mode), progress, what
+        )
+    if mmap_mode is not None:
+        raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
+    read = reader_of(given, what)
+    if isinstance(read, OnLoop):
+        exact, goes_back = read.exact, await read.goes_back()
+        return await serve_thread(
+            read,
+            lambda ask, stop, meter: _read_stream(ask, work, stop, meter, exact=exact, goes_back=goes_back),
+            progress,
+        )
+
+    def read_users(stop: Stop, meter: Meter) -> T:
+        back = reader_back(given)
+        return _read_stream(back or read, work, stop, meter, exact=True, goes_back=back is not None)
+
+    return await in_thread_with(read_users, progress, what, file=given)
+
+
+def read_path(path: str, work: Work[T], stop: Stop, meter: Meter, *, mmap_mode: MmapMode | None = None) -> T:
+    """Run *work* with a file, or a pipe, in this thread."""
+    with named(path), _open_regular(path, mmap_mode) as file:
+        if file is None:
+            from aparallel._persist.pipes import reading_pipe
+
+            with reading_pipe(path, stop) as read:
+                return _read_stream(read, work, stop, meter, exact=True, name=path)
+        from aparallel._persist.sources import FileSource
+
+        def again() -> Source:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            return FileSource(file.fileno(), stop)
+
+        return work(Opened(FileSource(file.fileno(), stop), whole=True, file=file, again=again), stop, meter)
+
+
+def _read_stream(
+    read: Callable[[int], Any],
+    work: Work[T],
+    stop: Stop,
+    meter: Meter,
+    *,
+    exact: bool,
+    goes_back: bool = False,
+    name: str = "the source",
+) -> T:
+    from aparallel._persist.sources import StreamSource
+
+    with named(name):
+        source = StreamSource(read, stop, exact=exact, goes_back=goes_back)
+        return work(Opened(source, whole=not exact), stop, meter)
+
+
+@contextlib.contextmanager
+def _open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
+    """Open a file for as long as the block lasts; None if it is no regular file, such as a pipe.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    # Not a pipe: its writer would see it closed.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "Cannot load a folder. Name a file in it", path)
+        if mmap_mode is not None:
+            raise ValueError(f"{path} is no regular file, and only those can be mapped.")
+        yield None
+        return
+    with open(path, "r+b" if mmap_mode == "r+" else "rb", buffering=0) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def named(source: str) -> Iterator[None]:
+    """Say in errors which file it was, and what to do."""
+    try:
+        yield
+    except (CorruptFileError, UnsupportedFormatError) as error:
+        if error.source:
+            raise
+        advice = (
+            "Take a copy that is whole, or dump it again."
+            if isinstance(error, CorruptFileError)
+            else "Check that it is the file that you meant."
+        )
+        raise type(error)(f"{source} cannot be loaded: {error}. {advice}", source=source) from error.__cause__
+    except UntrustedTypeError as error:
+        if error.source:
+            raise
+        raise UntrustedTypeError(
+            f"{source} was not loaded: {error}. Nothing of it has run. If you trust what it asks for, "
+            f"pass it in trusted=[...]; inspect() lists all that a file would build.",
+            names=error.names,
+            source=source,
+        ) from None
+    except Exception as error:
+        if not isinstance(error, OSError):
+            error.add_note(f"while loading {source}")
+        raise
