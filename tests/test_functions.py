@@ -515,6 +515,23 @@ async def test_a_function_that_cannot_be_imported_there_costs_its_own_calls_only
     assert type(error.__cause__) is ModuleNotFoundError
 
 
+class Demanding(Exception):
+    """pickle makes it anew from ``args``, which have no *code*."""
+
+    def __init__(self, text: str, *, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+async def test_an_argument_that_cannot_be_made_anew_there_is_told_how_it_could() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(errors.UnpicklableCallError, match=r"could not be rebuilt in its worker.*code") as caught:
+            await pool.run(repr, Demanding("text", code=1))
+        assert "__reduce__" in str(caught.value)
+        assert "import" not in str(caught.value)
+        assert await pool.run(double, 1) == 2
+
+
 async def test_a_closure_over_five_megabytes_travels() -> None:
     ballast = os.urandom(5_000_000)
 

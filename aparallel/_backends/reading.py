@@ -106,6 +106,17 @@ def read_value(data: bytes | memoryview, buffers: Buffers = None) -> Told:
     return Told([_later(data, buffers)], [])
 
 
+# What to do about a call that could not be rebuilt.
+_IMPORT = (
+    "Workers import what they need by name, with this program's sys.path; what they cannot import can travel by value "
+    "(cloudpickle.register_pickle_by_value)."
+)
+_REBUILD = (
+    "Objects are made anew there as their class says (__reduce__, __setstate__): mend that, pass what they are made "
+    "from, or use backend='thread'."
+)
+
+
 def read_failure(data: bytes | memoryview) -> BaseException:
     """Return the error that a call ended with."""
     try:
@@ -116,10 +127,9 @@ def read_failure(data: bytes | memoryview) -> BaseException:
         return error
     wrapped: AparallelError
     if stage == LOADING:
+        is_missing = isinstance(error, ImportError | AttributeError)
         wrapped = UnpicklableCallError(
-            f"A call could not be rebuilt in its worker: {in_short(error)}\n"
-            f"Workers import what they need by name, with this program's sys.path; what they cannot import can travel "
-            f"by value (cloudpickle.register_pickle_by_value)."
+            f"A call could not be rebuilt in its worker: {in_short(error)}\n{_IMPORT if is_missing else _REBUILD}"
         )
     else:
         assert stage == RETURNING
