@@ -204,6 +204,14 @@ async def test_chunks_wait_for_their_taker() -> None:
 # Errors
 
 
+async def test_what_is_nested_too_deeply_is_told_how_to_be_dumped() -> None:
+    deep: list[Any] = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    with pytest.raises(UnpicklableObjectError, match="setrecursionlimit"):
+        await dumps(deep)
+
+
 async def test_what_cannot_be_pickled_is_told_and_leaves_the_old_file(path: pathlib.Path) -> None:
     with pytest.raises(UnpicklableObjectError, match=r"^A list could not be dumped.*lock") as caught:
         await dump([np.arange(100_000), threading.Lock()], path)

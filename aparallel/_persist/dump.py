@@ -339,9 +339,13 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
     name = f"{kind.__module__}.{kind.__qualname__}"
     shown = name.removeprefix("builtins.")
     article = "An" if shown[0].lower() in "aeiou" else "A"
+    if isinstance(reason, RecursionError) or isinstance(reason.__cause__, RecursionError):
+        advice = "It is nested too deeply. Make it flatter, or raise the limit: sys.setrecursionlimit(10_000)."
+    else:
+        advice = (
+            "Leave out what belongs to this process (open files, sockets, locks, running tasks), "
+            "or say in its __reduce__ or __getstate__ how to make it anew."
+        )
     return UnpicklableObjectError(
-        f"{article} {shown} could not be dumped: {type(reason).__name__}: {reason}\n"
-        f"Leave out what belongs to this process (open files, sockets, locks, running tasks), "
-        f"or say in its __reduce__ or __getstate__ how to make it anew.",
-        type_name=name,
+        f"{article} {shown} could not be dumped: {type(reason).__name__}: {reason}\n{advice}", type_name=name
     )
