@@ -340,7 +340,7 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
     shown = name.removeprefix("builtins.")
     article = "An" if shown[0].lower() in "aeiou" else "A"
     if isinstance(reason, RecursionError) or isinstance(reason.__cause__, RecursionError):
-        advice = "It is nested too deeply. Make it flatter, or raise the limit: sys.setrecursionlimit(10_000)."
+        advice = "It is nested too deeply. Make it flatter, or on Python 3.11 call sys.setrecursionlimit(10_000)."
     else:
         advice = (
             "Leave out what belongs to this process (open files, sockets, locks, running tasks), "
