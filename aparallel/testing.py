@@ -1,10 +1,15 @@
 """For those who extend aparallel: doubles to test with, and what every backend, compressor and store must do.
 
 :class:`FakeBackend` starts workers that do nothing until a test tells them to: it forces any order of
-starts, outcomes and deaths upon a pool. :class:`BackendSuite` is a set of tests for pytest (with anyio's
-plugin) that a new backend inherits::
+starts, outcomes and deaths upon a pool. :class:`BackendSuite` is a set of tests for pytest, with anyio's
+plugin, that a new backend inherits::
 
+    @pytest.mark.anyio
     class TestMyBackend(BackendSuite):
+        @pytest.fixture
+        def anyio_backend(self):
+            return "asyncio"
+
         def new_backend(self):
             return MyBackend()
 
