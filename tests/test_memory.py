@@ -962,7 +962,7 @@ async def test_what_another_computes_anew_is_served_meanwhile_also_to_who_expect
 
 @pytest.mark.parametrize(
     ("before", "expected"),
-    [("", set()), ("await length.explain('abc')", set()), ("import anyio", {"aparallel-import", "MainThread"})],
+    [("", set()), ("await length.explain('abc')", set()), ("import anyio", {"aparallel-thread-apart", "MainThread"})],
 )
 def test_misses_need_no_anyio_and_never_import_its_large_part_on_the_loop(
     before: str, expected: set[str], tmp_path: Path

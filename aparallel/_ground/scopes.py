@@ -5,11 +5,11 @@ To import it takes tens of milliseconds, and most programs never do.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import sys
-import threading
+
+from aparallel._ground.threads import start_apart
 
 _ANYIO = "anyio._backends._asyncio"
 
@@ -28,24 +28,8 @@ def has_anyio() -> bool:
 
 async def import_anyio() -> None:
     """Import it in a thread: here it would hold the loop for 70 ms."""
-    if has_anyio():
-        return
-    loop = asyncio.get_running_loop()
-    imported: asyncio.Future[None] = loop.create_future()
-
-    def tell() -> None:
-        if not imported.done():
-            imported.set_result(None)
-
-    def load() -> None:
-        try:
-            importlib.import_module(_ANYIO)
-        finally:
-            with contextlib.suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(tell)
-
-    threading.Thread(target=load, name="aparallel-import", daemon=True).start()
-    await imported
+    if not has_anyio():
+        await start_apart(importlib.import_module, _ANYIO)
 
 
 def shielded() -> contextlib.AbstractContextManager[object]:
