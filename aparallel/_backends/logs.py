@@ -12,7 +12,6 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from aparallel._backends import log_settings
 from aparallel._backends.log_source import Source
 from aparallel._wire.outbox import LOGGED
 
@@ -61,10 +60,6 @@ class LogRelay:
         records = WorkerRecords(self, loop, Source(fd), child.outbox)
         self._sources.add(records)
         return records
-
-    def settings(self) -> tuple[Any, list[Any]]:
-        """What workers must know: the same object as long as nothing has changed."""
-        return log_settings.current()
 
     @property
     def is_unsettled(self) -> bool:
@@ -196,9 +191,6 @@ class WorkerRecords:
         self._logged = 0
         self.is_adopted = False
         loop.add_reader(source.fd, self._on_first)
-
-    def settings(self) -> tuple[Any, list[Any]]:
-        return self._relay.settings()
 
     def _on_first(self) -> None:
         """Records come, or the worker has ended: the threads do the rest."""

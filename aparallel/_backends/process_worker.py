@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
+from aparallel._backends import log_settings
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
 from aparallel._backends.reading import Reader, Told, read_failure, read_value
@@ -100,12 +101,12 @@ class ProcessWorker(Worker):
         """Settings that are sent again when they have changed."""
         self._path = sys.path[:]
         if self._records is not None:
-            self._log_settings = self._records.settings()
+            self._log_settings = log_settings.current()
         return {"path": self._path, "logs": self._log_settings}
 
     def _has_changed(self) -> bool:
         return sys.path != self._path or (
-            self._records is not None and self._records.settings() is not self._log_settings
+            self._records is not None and log_settings.current() is not self._log_settings
         )
 
     def send(self, batches: Sequence[Batch]) -> None:
