@@ -62,21 +62,13 @@ class Drawn:
 
     __slots__ = ("count", "exhausted", "failed", "groups", "large", "size")
 
-    def __init__(
-        self,
-        groups: list[tuple[Function, list[Any]]],
-        count: int = 0,
-        size: int = 0,
-        exhausted: bool = False,
-        large: Call[Any] | None = None,
-        failed: BaseException | None = None,
-    ) -> None:
+    def __init__(self, groups: list[tuple[Function, list[Any]]]) -> None:
         self.groups = groups
-        self.count = count
-        self.size = size
-        self.exhausted = exhausted
-        self.large = large
-        self.failed = failed
+        self.count = 0
+        self.size = 0
+        self.exhausted = False
+        self.large: Call[Any] | None = None
+        self.failed: BaseException | None = None
 
     def group_for(self, function: Function) -> list[Any]:
         """Return the payloads of the last group if it is *function*'s, else those of a new one."""
