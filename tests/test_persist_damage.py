@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import hmac
 import os
 import pathlib
 import pickle
@@ -243,6 +244,22 @@ async def test_signatures_guard_mapped_files_too(tmp_path: pathlib.Path) -> None
     assert (await load(path, mmap_mode="r", signing_key="right"))[1][5] == 5
     with pytest.raises(ValueError, match="break the signature"):
         await load(path, mmap_mode="r+", signing_key="right")
+
+
+async def test_what_is_mapped_is_what_was_signed_whoever_writes_the_file_meanwhile(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(await dumps(["good", np.arange(100_000)], signing_key="right"))
+    evil = await dumps(["evil", np.arange(100_000)], signing_key="wrong")
+    compare = hmac.compare_digest
+
+    def change(*digests: bytes) -> bool:
+        path.write_bytes(evil)  # in place
+        return compare(*digests)
+
+    monkeypatch.setattr(hmac, "compare_digest", change)
+    assert (await load(path, mmap_mode="r", signing_key="right"))[0] == "good"
 
 
 @pytest.mark.parametrize("key", ["", b"", 5])

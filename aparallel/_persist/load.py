@@ -52,7 +52,8 @@ async def load(
             is marked: the checksums of its arrays do not hold from then on.
         trusted: types and functions, or their names ("module.Name"), that the file may use besides plain data and
             NumPy's data types. Everything else is refused by name before anything runs.
-        signing_key: the secret that the file was signed with. Any other file is refused before it is unpickled.
+        signing_key: the secret that the file was signed with. Any other file is refused before it is unpickled. (Mapped
+            arrays stay the file's: whoever may write it can change their numbers later.)
         verify: also compare the checksums of mapped arrays, which reads them.
         compressors: :class:`aparallel.abc.Compressor` of your own that files may name.
         n_jobs: threads that read large arrays or decompress, -1 for one per core.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,6 @@ from aparallel._persist.container import (
     Flag,
     Header,
     Record,
-    Trailer,
     aligned,
     pack_header,
     pack_record,
@@ -29,15 +26,18 @@ from aparallel._persist.container import (
     unpack_record,
     unpack_trailer,
 )
-from aparallel._persist.reader import Content, check_signed, wrong_signature
+from aparallel._persist.reader import Content, check_signature, check_signed, new_signature
 from aparallel._persist.sources import read_at
 from aparallel.errors import ChecksumError, CorruptFileError, TruncatedFileError, UnsupportedFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.load_options import LoadOptions
+    from aparallel._persist.sources import Digest
+
+    Bytes = bytes | memoryview
 
 _SLICE = 1 << 20
 
@@ -64,7 +64,42 @@ def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Con
         UnsupportedFormatError: it is not for this version, or is compressed.
     """
     fd = file.fileno()
-    header = unpack_header(read_at(fd, LINE, 0))
+    first_line = read_at(fd, LINE, 0)
+    header = unpack_header(first_line)
+    _check_mappable(header, options, size)
+    last_line = read_at(fd, LINE, size - LINE)
+    trailer = unpack_trailer(last_line, size - LINE)
+    memory: Any = mapped_file(file, options.mmap_mode)
+    _, index, index_parts = _read_record(fd, trailer.index_offset, stop)
+    # Over what is used, as it is read: at a second reading, whoever may write the file could give us something else.
+    signature = new_signature(options.signing_key)
+    content = Content(header)
+    try:
+        _add(signature, [first_line])
+        for offset, record in unpack_index(index, trailer.index_offset):
+            if record.kind == PICKLE:
+                found, payload, parts = _read_record(fd, offset, stop)
+                if found != record:
+                    raise CorruptFileError(f"its index does not describe the record at byte {offset}")
+                content.add(payload)
+            else:
+                if options.verify and Flag.CHANGED_IN_PLACE not in header.flags:
+                    _verify_buffers(fd, offset, record, stop)
+                content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
+                parts = _parts(fd, offset, offset + record.plain_size, stop)
+            _add(signature, parts)
+        _add(signature, [*index_parts, last_line[:SIGNED_OF_TRAILER]])
+        check_signature(signature, trailer)
+    except BaseException:
+        content.close()
+        raise
+    if options.mmap_mode == "r+" and content.buffers:
+        # Not before: who is refused the object has changed nothing, and the file keeps its checksums and its signature.
+        content.before_taken = lambda: _mark_changed(fd, header)
+    return content
+
+
+def _check_mappable(header: Header, options: LoadOptions, size: int) -> None:
     check_signed(header, options.signing_key)
     if header.codec:
         raise UnsupportedFormatError(
@@ -75,34 +110,13 @@ def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Con
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
     if options.signing_key is not None and options.mmap_mode == "r+":
         raise ValueError("mmap_mode='r+' would break the signature. Use 'r' or 'c', or load it without signing_key.")
-    trailer = unpack_trailer(read_at(fd, LINE, size - LINE), size - LINE)
-    memory: Any = mapped_file(file, options.mmap_mode)
-    if options.signing_key is not None:
-        _verify_signature(fd, size, options.signing_key, trailer, stop)
-    _, index = _mapped_payload(fd, trailer.index_offset, stop)
-    content = Content(header)
-    try:
-        for offset, record in unpack_index(index, trailer.index_offset):
-            if record.kind == PICKLE:
-                found, payload = _mapped_payload(fd, offset, stop)
-                if found != record:
-                    raise CorruptFileError(f"its index does not describe the record at byte {offset}")
-                content.add(payload)
-            else:
-                if options.verify and Flag.CHANGED_IN_PLACE not in header.flags:
-                    _verify_buffers(fd, offset, record, stop)
-                content.buffers += _mapped_buffers(memory, offset + record.head_size, record.lengths)
-    except BaseException:
-        content.close()
-        raise
-    if options.mmap_mode == "r+" and content.buffers:
-        # Not before: who is refused the object has changed nothing, and the file keeps its checksums and its signature.
-        content.before_taken = lambda: _mark_changed(fd, header)
-    return content
 
 
-def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
-    """Read and verify a record without buffers: not through the map, so that whoever cuts the file does not kill us."""
+def _read_record(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes, Iterable[Bytes]]:
+    """Read and verify a record without buffers; return it, its payload, and all of its bytes in parts.
+
+    Not through the map, so that whoever cuts the file does not kill us.
+    """
     stop.check()
     line = read_at(fd, LINE, offset)
     if len(line) < LINE:
@@ -117,11 +131,18 @@ def _mapped_payload(fd: int, offset: int, stop: Stop) -> tuple[Record, bytes]:
     end = LINE + record.size
     tail = read_at(fd, record.plain_size - end, offset + end)
     check = xxh3_64(line[RECORD_FIXED:], offset)
-    for start in range(0, len(payload), _SLICE):
-        check.update(memoryview(payload)[start : start + _SLICE])
+    _add(check, [payload])
     if len(payload) < record.size or tail != _expected_tail(record, check):
         raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
-    return record, payload
+    return record, payload, (line, payload, tail)
+
+
+def _add(digest: Digest | None, parts: Iterable[Bytes]) -> None:
+    """Have *digest*, if there is one, take all *parts*, which are not read otherwise."""
+    if digest is not None:
+        for part in parts:
+            for start in range(0, len(part), _SLICE):
+                digest.update(memoryview(part)[start : start + _SLICE])
 
 
 def _expected_tail(record: Record, check: xxh3_64) -> bytes:
@@ -154,21 +175,12 @@ def _mapped_buffers(memory: Any, start: int, lengths: Sequence[int]) -> Iterator
 def _verify_buffers(fd: int, offset: int, record: Record, stop: Stop) -> None:
     end = offset + record.head_size + record.size
     check = xxh3_64(b"", offset)
-    for part in _parts(fd, offset + RECORD_FIXED, end, stop):
-        check.update(part)
+    _add(check, _parts(fd, offset + RECORD_FIXED, end, stop))
     # The index has stood in for the fixed part of the head until here.
     fixed = read_at(fd, RECORD_FIXED, offset)
     tail = read_at(fd, offset + record.plain_size - end, end)
     if fixed != pack_record(record, offset)[:RECORD_FIXED] or tail != _expected_tail(record, check):
         raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
-
-
-def _verify_signature(fd: int, size: int, key: bytes, trailer: Trailer, stop: Stop) -> None:
-    signature = hmac.new(key, digestmod=hashlib.sha256)
-    for part in _parts(fd, 0, size - LINE + SIGNED_OF_TRAILER, stop):
-        signature.update(part)
-    if not hmac.compare_digest(signature.digest(), trailer.signature):
-        raise wrong_signature()
 
 
 def _parts(fd: int, start: int, end: int, stop: Stop) -> Iterator[memoryview]:

@@ -121,7 +121,7 @@ class _Reading:
         self._source = source
         self._options = options
         self._skim = skim
-        self._signature = _signature(options.signing_key)
+        self._signature = new_signature(options.signing_key)
         source.signature = self._signature
         self._base = source.position
         self._filling = Filling(source, options.threads)
@@ -182,8 +182,7 @@ class _Reading:
     def _end(self, trailer: Trailer, index_offset: int) -> None:
         if trailer.index_offset != index_offset:
             raise CorruptFileError("its trailer does not belong to it")
-        if self._signature is not None and not hmac.compare_digest(self._signature.digest(), trailer.signature):
-            raise wrong_signature()
+        check_signature(self._signature, trailer)
 
     def _head(self, line: bytes, offset: int) -> tuple[Record, bytes]:
         """Return a record and the bytes of its head, zeros included."""
@@ -343,7 +342,7 @@ def _decoding(header: Header, options: LoadOptions) -> _Decoding | None:
     return _Decoding(decompressor(header.codec, options.compressors), options.threads) if header.codec else None
 
 
-def _signature(key: bytes | None) -> hmac.HMAC | None:
+def new_signature(key: bytes | None) -> hmac.HMAC | None:
     return None if key is None else hmac.new(key, digestmod=hashlib.sha256)
 
 
@@ -357,5 +356,11 @@ def check_signed(header: Header, key: bytes | None) -> None:
         raise SignatureError("it is not signed, and a signing key was given")
 
 
-def wrong_signature() -> SignatureError:
-    return SignatureError("its signature is not one of the key given: another key signed it, or somebody changed it")
+def check_signature(signature: hmac.HMAC | None, trailer: Trailer) -> None:
+    """Compare a signature over a whole container, if one was asked for, with the one that is in it.
+
+    Raises:
+        SignatureError: they differ.
+    """
+    if signature is not None and not hmac.compare_digest(signature.digest(), trailer.signature):
+        raise SignatureError("its signature is not one of the key given: another key signed it, or somebody changed it")
