@@ -29,6 +29,7 @@ from logged import request_id
 from aparallel import Pool, delayed
 from aparallel._backends import log_source, logs
 from aparallel._backends.log_source import MOST_AHEAD
+from aparallel._ground import forks
 from aparallel._wire import records
 from aparallel.errors import BrokenWorkerError
 
@@ -667,7 +668,7 @@ def test_logs_cannot_be_left_to_threads() -> None:
 
 
 def record_pipes() -> list[int]:
-    return [each.fd for each in list(log_source._open) if isinstance(each, log_source.Source) and each.is_open]
+    return [each.fd for each in list(forks._all) if isinstance(each, log_source.Source) and each.is_open]
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.forks import renew_after_fork
 from aparallel._transfer.shared_memory import create_in_file, create_in_memory
 from aparallel._wire.outbox import SIZE, SIZE_WITH_RINGS, Outbox
 from aparallel.errors import UnsupportedPlatformError
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
 # Not with pathlib, whose import would delay a script's first result.
 _MAIN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_worker", "__main__.py")
-
-# Every child whose descriptors this process holds. A forked copy of this process closes its own: the
-# lifelines above all, which would otherwise keep workers alive after their parent's death.
-_children: weakref.WeakSet[Child] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for child in list(_children):
-        child.close_descriptors()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 def check_platform(executable: Any) -> str:
@@ -76,7 +63,6 @@ class Child:
     """
 
     def __init__(self, executable: str, logs: bool = False) -> None:
-        _children.add(self)
         self._owner = os.getpid()
         self._descriptors: list[int] = []
         self._popen: subprocess.Popen[bytes] | None = None
@@ -86,6 +72,7 @@ class Child:
         self._reaped = False
         self.outbox: Outbox | None = None
         self._logs: int | None = None
+        renew_after_fork(self)
         theirs: list[int] = []
         try:
             self.socket, far = socket.socketpair()
@@ -190,7 +177,10 @@ class Child:
         if self.outbox is not None:
             outbox, self.outbox = self.outbox, None
             outbox.close()
-        _children.discard(self)
+
+    def after_fork(self) -> None:
+        """In a forked copy of this process: a lifeline there would keep the worker alive after its parent's death."""
+        self.close_descriptors()
 
 
 def _create_memory() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from aparallel._ground.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,27 +23,6 @@ READ_BYTES = 64 * 1024
 PIPE_BYTES = 256 * 1024
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-# What a forked copy of this process closes: an open end here would keep a worker writing to nobody.
-_open: weakref.WeakSet[_Closable] = weakref.WeakSet()
-
-
-def close_in_forked_copies(owner: _Closable) -> None:
-    _open.add(owner)
-
-
-def _close_all() -> None:
-    for each in list(_open):
-        each.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_all)
-
-
 class Source:
     """One worker's pipe, our end.
 
@@ -53,7 +33,7 @@ class Source:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         os.set_blocking(fd, False)
-        close_in_forked_copies(self)
+        renew_after_fork(self)
         # Made with the first record.
         self.assembler: Assembler | None = None
         self.read = 0
@@ -101,3 +81,7 @@ class Source:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def after_fork(self) -> None:
+        """In a forked copy of this process: an open end there would keep a worker writing to nobody."""
+        self.close()

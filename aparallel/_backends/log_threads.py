@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from aparallel._backends.log_source import PIPE_BYTES, READ_BYTES, close_in_forked_copies
+from aparallel._backends.log_source import PIPE_BYTES, READ_BYTES
+from aparallel._ground.forks import renew_after_fork
 from aparallel._ground.hop import pause
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class LogReader:
         self._handling = handling
         self._requests: deque[Callable[[], bool | None]] = deque()
         self._wake_fd, self._waker = os.pipe()
-        close_in_forked_copies(self)
+        renew_after_fork(self)
         os.set_blocking(self._waker, False)
         self._sources: dict[int, Source] = {}
         self._last = 0
@@ -198,3 +199,5 @@ class LogReader:
         for fd in (wake_fd, waker):
             if fd >= 0:
                 os.close(fd)
+
+    after_fork = close

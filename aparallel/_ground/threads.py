@@ -18,6 +18,7 @@ from contextvars import Context, copy_context
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from aparallel._ground.forks import renew_after_fork
 from aparallel._ground.loops import LoopEnd, running_loop
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Threads:
         self._limit = limit
         self._idle = limit if idle is None else idle
         self._crews: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Crew] = weakref.WeakKeyDictionary()
-        _all.add(self)
+        renew_after_fork(self)
 
     def start(self, fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Have a thread run ``fn(*args)``, in a copy of this context, and return the future of its result.
@@ -53,7 +54,7 @@ class Threads:
         crew = self._crews.get(running_loop())
         return crew is None or crew.has_free()
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """Begin anew in a forked child, which has no threads."""
         self._crews.clear()
 
@@ -171,7 +172,6 @@ def _serve(jobs: SimpleQueue[_Job | _End]) -> None:
 # Threads that have not ended, and what they take jobs from. They are daemons, so that one of a loop that was never
 # closed does not keep the interpreter from exiting, but what they are doing then is done to its end.
 _serving: dict[threading.Thread, SimpleQueue[_Job | _End]] = {}
-_all: weakref.WeakSet[Threads] = weakref.WeakSet()
 
 
 @atexit.register
@@ -183,11 +183,5 @@ def _end_all() -> None:
         thread.join()
 
 
-def _in_child() -> None:
-    _serving.clear()
-    for threads in _all:
-        threads.forget()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_child=_serving.clear)

@@ -11,7 +11,7 @@ From what users hold down to the disk::
     sealed, entry, values, large      what is stored: under seal, as bytes, with a small value or a large one
     notes                             what is stored besides
     disk                              a directory as a store
-    behind, forks                     work that nobody waits for; what a forked child makes anew
+    behind                            work that nobody waits for
 
 Keys, from a call down to its digest::
 

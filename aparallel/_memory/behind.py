@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from aparallel._memory.forks import renew_after_fork
+from aparallel._ground.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable

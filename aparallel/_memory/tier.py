@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from aparallel._memory.forks import renew_after_fork
+from aparallel._ground.forks import renew_after_fork
 from aparallel._memory.values import is_frozen, unpickle
 
 if TYPE_CHECKING:

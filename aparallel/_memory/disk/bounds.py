@@ -9,11 +9,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from aparallel._ground.forks import renew_after_fork
 from aparallel._ground.store import Limits, Totals, age
 from aparallel._memory.behind import behind
 from aparallel._memory.disk.eviction import SAMPLE, Candidate, choose
 from aparallel._memory.disk.files import names_in, read_file
-from aparallel._memory.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

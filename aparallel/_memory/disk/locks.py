@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Final, Protocol
 
-from aparallel._memory.forks import renew_after_fork
+from aparallel._ground.forks import renew_after_fork
 
 try:
     import fcntl

@@ -8,8 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from aparallel._ground.forks import renew_after_fork
 from aparallel._memory.behind import behind
-from aparallel._memory.forks import renew_after_fork
 
 if TYPE_CHECKING:
     from aparallel._ground.store import Place

@@ -1,4 +1,7 @@
-"""What a forked child must make anew: at the fork a lock may be held by a thread that the child does not have."""
+"""What a forked child cannot use as it is, and makes anew or lets go of.
+
+It has none of the threads, one of which may have held a lock at the fork, and the descriptors are another's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ class Forked(Protocol):
     """Something that a child cannot use as it is."""
 
     def after_fork(self) -> None:
-        """Make it usable in the child."""
+        """Make it usable in the child, or let go of it."""
 
 
 _all: weakref.WeakSet[Forked] = weakref.WeakSet()
