@@ -51,7 +51,8 @@ async def load(
             which takes no memory and next to no time. For paths of files that are not compressed. With "r+" the file
             is marked: the checksums of its arrays do not hold from then on.
         trusted: types and functions, or their names ("module.Name"), that the file may use besides plain data and
-            NumPy's data types. Everything else is refused by name before anything runs.
+            NumPy's data types. Everything else is refused by name before anything runs. (Files of joblib's and
+            pickle's are checked and then read again: copy one first that others may write meanwhile.)
         signing_key: the secret that the file was signed with. Any other file is refused before it is unpickled. (Mapped
             arrays stay the file's: whoever may write it can change their numbers later.)
         verify: also compare the checksums of mapped arrays, which reads them.
