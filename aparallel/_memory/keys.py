@@ -192,17 +192,14 @@ class KeyMaker:
         self._depends_on = tuple(depends_on)
         self.binder = Binder(fn, ignore, name)
         self._names = combine(b"n", Kind.ORDERED, map(encode_str, self.binder.names))
-        # Made at the first call, and anew when it no longer holds. Whoever finds it stale replaces it.
+        # Made at the first call, and anew when it no longer holds. Whoever finds it stale, in any thread, replaces it.
         self._fingerprint: Fingerprint | None = None
-        self._prefix = b""
 
     def fingerprint(self) -> Fingerprint:
         """Return the fingerprint of the function as it is now. It may take milliseconds."""
         known = self._fingerprint
         if known is None or not known.still_holds():
-            known = fingerprint_of_callable(self._fn, self._track, self._depends_on, encode)
-            self._prefix = _VERSION + known.static + self._names
-            self._fingerprint = known
+            known = self._fingerprint = fingerprint_of_callable(self._fn, self._track, self._depends_on, encode)
         return known
 
     def make(self, args: tuple[Any, ...], kwargs: dict[str, Any], budget: int | None = None) -> Key:
@@ -230,7 +227,8 @@ class KeyMaker:
                 encodings.append(self._encode_argument(index, value, budget))
         dynamic = known.dynamic()
         held = self._encode_held(dynamic, budget) if dynamic else b""
-        return Key(digest(b"%b%b%b" % (self._prefix, b"".join(encodings), held)), encodings, held, known)
+        content = b"".join((_VERSION, known.static, self._names, *encodings, held))
+        return Key(digest(content), encodings, held, known)
 
     def unseen(self, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return what results may depend on and *key*, which is that of this call, does not."""
