@@ -237,6 +237,37 @@ os._exit(0)
     assert done.stdout.splitlines()[1] == ""
 
 
+@pytest.mark.parametrize("end", ["loop.close()", "loop.close(); del loop, task; gc.collect()", ""])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "gather_parallel(forever())",
+        "stream_parallel(forever()).__aenter__()",
+        "gather_parallel([delayed(asyncio.sleep)(60)], backend='inline')",
+    ],
+    ids=["async-source", "stream", "inline"],
+)
+def test_what_a_closed_loop_leaves_unfinished_raises_nothing(use: str, end: str) -> None:
+    """Besides what asyncio itself says of tasks that were pending."""
+    script = f"""
+import asyncio, gc
+from aparallel import delayed, gather_parallel, stream_parallel
+async def forever():
+    yield delayed(abs)(-1)
+    await asyncio.sleep(60)
+async def main():
+    global task
+    task = asyncio.ensure_future({use})
+    await asyncio.sleep(0.05)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+{end}
+"""
+    done = run_script(script)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
 def test_loops_that_have_ended_are_not_kept_alive() -> None:
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 

@@ -92,7 +92,8 @@ class InlineBackend(Backend):
         if self._initialize is None:
             return
         if self._initializing is None:
-            self._initializing = asyncio.get_running_loop().create_task(_settle(_call(self._initialize)))
+            loop = asyncio.get_running_loop()
+            self._initializing = loop.create_task(_settle(_call(self._initialize), loop))
         # A worker that is ended meanwhile leaves it to the others, and to aclose().
         initializing = self._initializing
         value, failed = await asyncio.shield(initializing)
@@ -226,7 +227,7 @@ class InlineWorker(Worker):
                 self._pause.begin(self._loop)
         if not hasattr(type(value), "__await__"):
             return value, False
-        self._running = self._loop.create_task(_settle(value), context=context)
+        self._running = self._loop.create_task(_settle(value, self._loop), context=context)
         try:
             await asyncio.wait([self._running])
             if self._running.cancelled():
@@ -234,7 +235,7 @@ class InlineWorker(Worker):
             return self._running.result()
         finally:
             running, self._running = self._running, None
-            if not running.done():  # we are cancelled, and the call must not outlive us
+            if not running.done() and not self._loop.is_closed():  # we are cancelled, and the call must not outlive us
                 running.cancel()
                 await asyncio.wait([running])
             if isinstance(value, CoroutineType):
@@ -252,11 +253,13 @@ async def _call(fn: Callable[[], object]) -> None:
         await value
 
 
-async def _settle(awaitable: Any) -> tuple[Any, bool]:
+async def _settle(awaitable: Any, loop: asyncio.AbstractEventLoop) -> tuple[Any, bool]:
     """Await it and return its outcome. A task that raised SystemExit would end the loop."""
     try:
         return await awaitable, False
     except asyncio.CancelledError:
         raise
     except BaseException as error:
+        if loop.is_closed():  # a GeneratorExit: nobody asks for the outcome
+            raise
         return wrap_bare(error), True

@@ -140,6 +140,8 @@ class Flow(Queue):
         try:
             await self.draw()
         except BaseException as error:
+            if self._scheduler.loop.is_closed():  # a GeneratorExit: nobody waits for anything any more
+                raise
             if not self.cancelled:  # then the source raised it, be it a CancelledError
                 self.stop(error)
             if isinstance(error, asyncio.CancelledError):
