@@ -803,6 +803,16 @@ async def test_a_configured_pool_is_used_and_a_given_backend_wins_over_it() -> N
             assert await gather_one(threading.get_ident, backend="thread") != threading.get_ident()
 
 
+async def test_an_inner_block_wins_over_what_an_outer_one_says_in_other_words() -> None:
+    async with Pool(1, "inline") as pool:
+        with parallel_config(pool=pool), parallel_config(backend="thread"):
+            assert await gather_one(threading.get_ident) != threading.get_ident()
+        with parallel_config(backend="process"), parallel_config(require="sharedmem"):
+            assert await gather_one(os.getpid) == os.getpid()
+        with parallel_config(backend="thread"), parallel_config(pool=pool), parallel_config(backend=None):
+            assert await gather_one(threading.get_ident) == threading.get_ident()
+
+
 async def test_configured_inner_threads_do_not_hinder_a_pool() -> None:
     async with Pool(1, "inline") as pool:
         with parallel_config(inner_max_num_threads=1):

@@ -93,8 +93,8 @@ def configure(given: dict[str, Any]) -> Token[dict[str, Any]]:
         TypeError: an unknown option.
         ValueError: an option has a bad value.
     """
-    told, _ = _told_and_resolved(given)
-    return _configured.set({**_configured.get(), **told})
+    told, configured, _ = _told_and_resolved(given)
+    return _configured.set(configured | told)
 
 
 def unconfigure(token: Token[dict[str, Any]]) -> None:
@@ -109,11 +109,11 @@ def resolve(given: dict[str, Any]) -> Options:
         TypeError: an unknown option, or one of the wrong type.
         ValueError: a bad value, or two that contradict each other.
     """
-    return _told_and_resolved(given)[1]
+    return _told_and_resolved(given)[-1]
 
 
-def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
-    """Return what was given, parsed, and the options that it makes together with what is configured."""
+def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Options]:
+    """Return what was given, parsed, what is configured and stands beside it, and the options that they make."""
     for name in given:
         if name not in _NAMES:
             import difflib
@@ -127,20 +127,21 @@ def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
         raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
     if given.get("prefer") == "processes" and given.get("require") == "sharedmem":  # as in joblib
         raise ValueError("prefer='processes' and require='sharedmem' contradict each other. Leave one out.")
-    configured = _configured.get()
+    all_configured = _configured.get()
     outweighed: frozenset[str] = frozenset()
     if given.get("pool") is not None:  # what it was made with stands
         outweighed = _OF_POOLS
     elif given.get("backend") is not None:
         outweighed = frozenset({"pool"})
     elif given.get("require") is not None:
-        processes = kind_of(configured.get("backend") or "process") == "process"
+        processes = kind_of(all_configured.get("backend") or "process") == "process"
         outweighed = frozenset({"pool", "backend"} if processes else {"pool"})  # as in joblib
     told = _parsed(given)
-    options = Options(**{name: value for name, value in configured.items() if name not in outweighed} | told)
+    configured = {name: value for name, value in all_configured.items() if name not in outweighed}
+    options = Options(**configured | told)
     _check_together(options)
     _check_inner_threads_reach(Options(**told))
-    return told, options
+    return told, configured, options
 
 
 def _parsed(options: dict[str, Any]) -> dict[str, Any]:
