@@ -553,7 +553,7 @@ async def test_what_cannot_travel_for_an_error_without_a_text_says_so(pool: Pool
 
 
 async def test_an_initializer_that_exits_or_fails_without_a_text_is_named() -> None:
-    for initializer, told in ((sys.exit, "worker: SystemExit$"), (refuse, "worker: NoTextError")):
+    for initializer, told in ((sys.exit, "worker: SystemExit\n"), (refuse, "worker: NoTextError")):
         async with asyncio.timeout(20), Pool(1, initializer=initializer) as pool:
             with pytest.raises(InitializerError, match=told):
                 await pool.run(abs, -1)

@@ -73,7 +73,10 @@ def never_begun(call: str, times: int, exit: Exit) -> BrokenWorkerError:
 
 def initializer_failed(cause: BaseException) -> InitializerError:
     """Build the error for the calls that wait, from what the initializer raised in a worker."""
-    error = InitializerError(f"The pool's initializer failed in a worker: {in_short(cause)}")
+    error = InitializerError(
+        f"The pool's initializer failed in a worker: {in_short(cause)}\n"
+        f"No call runs before it has succeeded; the next one tries it again. The cause has its traceback."
+    )
     error.__cause__ = cause
     return error
 
