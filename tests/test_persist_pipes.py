@@ -114,6 +114,24 @@ async def test_a_reader_that_leaves_is_an_error_of_who_writes(pipe: str) -> None
     assert done.filename == pipe
 
 
+async def test_a_pipe_without_a_name_is_written_and_read_by_its_descriptors() -> None:
+    reading, writing = os.pipe()
+
+    async def write() -> None:
+        try:
+            await dump(LARGE, f"/dev/fd/{writing}")
+        finally:
+            os.close(writing)
+
+    try:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            group.create_task(write())
+            found = await load(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+    assert np.array_equal(found, LARGE)
+
+
 async def test_what_cannot_be_opened_is_an_error_at_once(tmp_path: pathlib.Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(tmp_path):
         sock.bind("socket")

@@ -51,14 +51,15 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
     Raises:
         OSError: it cannot be written, as when the disk is full.
     """
+    # A descriptor's name, such as /dev/stdout, may be a link to a pipe, which has no other name.
+    existing = _stat(path)
     target = os.path.realpath(path)
-    existing = _stat(target)
     if not path:
         raise FileNotFoundError(errno.ENOENT, "Cannot dump to a path without a name", path)
     if path.endswith(os.sep) or (existing is not None and stat.S_ISDIR(existing.st_mode)):
         raise IsADirectoryError(errno.EISDIR, "Cannot dump to a folder. Name a file in it", path)
     if existing is not None and not stat.S_ISREG(existing.st_mode):
-        with writing_to_pipe(target, stop) as sink:
+        with writing_to_pipe(path, stop) as sink:
             yield sink
         return
     if existing is not None and not os.access(target, os.W_OK):
