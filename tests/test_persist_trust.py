@@ -14,6 +14,7 @@ import pickletools
 import subprocess
 import sys
 import time
+import types
 import urllib.parse
 import zoneinfo
 from typing import Any
@@ -293,6 +294,12 @@ async def test_what_asks_for_more_than_data_is_refused_and_does_nothing(
     ours = ("aparallel", "numpy", "pick", "xxhash")
     assert not {module for module in set(sys.modules) - modules if not module.startswith(ours)}
     assert np.dtype("f8") == np.dtype("<f8")
+
+
+async def test_namespaces_are_trusted_by_their_class() -> None:
+    data = await dumps(types.SimpleNamespace(a=1))
+    assert (await inspect(io.BytesIO(data))).untrusted == ("types.SimpleNamespace",)
+    assert await loads(data, trusted=[types.SimpleNamespace]) == types.SimpleNamespace(a=1)
 
 
 async def test_a_deque_of_a_set_is_data() -> None:

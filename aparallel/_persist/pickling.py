@@ -10,6 +10,7 @@ import importlib
 import io
 import math
 import pickle
+import types
 from _pickle import Pickler
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +222,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if kind is np.ma.MaskedArray:
                 mask = None if obj._mask is np.ma.nomask else obj._mask
                 return masked_array, (obj._data, mask, obj.fill_value)
+        elif kind is type and obj.__module__ == "types" and getattr(types, obj.__name__, None) is obj:
+            # SimpleNamespace. cloudpickle has a function of its own that finds it, which says nothing to who trusts.
+            return NotImplemented
         return super().reducer_override(obj)
 
     def _reduced(self, obj: np.ndarray[Any, Any]) -> tuple[Any, np.dtype[Any], tuple[int, ...], str]:
