@@ -85,7 +85,7 @@ class Guard(Inspector):
         elif target.of in STATED_ARRAYS:
             if not _is_array_state(state):
                 self._refuse(target, "has the state of an array that NumPy would not write")
-            elif isinstance(state[-1], Listed):
+            elif len(state) < 7 and isinstance(state[-1], Listed):
                 self._hold(target, state[-1], in_records=known_dtype(state[-3]).kind != "O")  # type: ignore[union-attr]
 
     def on_fill(self, target: Any, frail: list[Made]) -> None:
