@@ -439,6 +439,25 @@ async def test_parts_of_what_has_one_value_are_refused(kind: str, whole: Any) ->
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
+async def test_a_scalar_that_has_a_shape_is_refused() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return np.float64(1).__reduce__()[0], (np.dtype(("f8", (3,))), bytes(24))  # its copy() crashes
+
+    with pytest.raises(UntrustedTypeError, match="scalar"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
+async def test_a_masked_array_with_a_list_to_fill_in_is_damage() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            function, args, state = np.ma.masked_array([1.0, 2.0], [0, 1]).__reduce__()
+            return function, args, (*state[:-1], ["x"])
+
+    with pytest.raises(CorruptFileError):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
 async def test_a_date_without_a_unit_is_refused() -> None:
     class Lying:
         def __reduce__(self) -> Any:

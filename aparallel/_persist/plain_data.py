@@ -95,7 +95,8 @@ def _a_dtype(made: Made) -> bool:
 def _scalar(made: Made) -> bool:
     args = _args(made)
     found = known_dtype(args[0]) if args else None
-    return len(args) <= 2 and found is not None and not found.hasobject
+    # NumPy makes an array of what has a shape, and crashes where a scalar has one.
+    return len(args) <= 2 and found is not None and not found.hasobject and found.subdtype is None
 
 
 def _from_buffer(made: Made) -> bool:
