@@ -25,6 +25,7 @@ from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
 import aparallel
 from aparallel import dumps, inspect, loads
+from aparallel._persist.arrays import array
 from aparallel.errors import CorruptFileError, UntrustedTypeError
 
 ran: list[str] = []
@@ -436,6 +437,15 @@ async def test_parts_of_what_has_one_value_are_refused(kind: str, whole: Any) ->
             return np.dtype, (kind, False, True), whole.__reduce__()[2]
 
     with pytest.raises(UntrustedTypeError, match="one value"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
+async def test_an_array_of_items_without_a_size_and_of_no_known_length_is_damage() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return array, (b"", np.dtype([]), (-1,), "C")  # NumPy divides by the size: a SIGFPE
+
+    with pytest.raises(CorruptFileError):
         await loads(pickle.dumps(Lying()), trusted=[])
 
 

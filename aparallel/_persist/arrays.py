@@ -45,9 +45,9 @@ def _mapped(buffer: np.memmap[Any, Any], dtype: np.dtype[Any], shape: tuple[int,
 
 
 def _check_size(size: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    # Of negative lengths, NumPy says what it thinks itself.
+    # Of negative lengths, NumPy says what it thinks itself; but how many items of no size there are, it cannot divide.
     expected = math.prod(shape) * dtype.itemsize
-    if expected != size:
+    if expected != size or (not expected and min(shape, default=0) < 0):
         raise ValueError(f"an array of {dtype} and shape {shape} has {expected} bytes, and not {size}")
 
 
