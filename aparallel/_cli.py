@@ -203,7 +203,7 @@ def _removed(options: argparse.Namespace, store: DiskStore, removed: int) -> int
     left = store.totals()
     if options.json:
         return _print_json({"removed": removed, "entries": left.entries, "bytes": left.bytes})
-    sys.stdout.write(f"removed {removed:,} entries; {left.entries:,} are left, {_size(left.bytes)}\n")
+    sys.stdout.write(f"removed {_entries(removed)}, left {_entries(left.entries)} ({_size(left.bytes)})\n")
     return 0
 
 
@@ -229,7 +229,7 @@ def _verify(options: argparse.Namespace) -> int:
         for one in damaged + unchecked:
             sys.stdout.write(f"{one['key'][:12]}  {one['problem']}\n")
         sys.stdout.write(
-            f"{checked:,} entries, {len(damaged):,} damaged{' and removed' if options.remove else ''}"
+            f"{_entries(checked)}, {len(damaged):,} damaged{' and removed' if options.remove else ''}"
             f"{f', {len(unchecked):,} could not be checked' if unchecked else ''}\n"
         )
     return 1 if unchecked or len(damaged) > removed else 0
@@ -255,6 +255,10 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequ
         cells = zip(range(len(line)), line, widths, strict=True)
         text = "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for column, cell, width in cells)
         sys.stdout.write(text.rstrip() + "\n")
+
+
+def _entries(count: int) -> str:
+    return f"{count:,} {'entry' if count == 1 else 'entries'}"
 
 
 def _size(size: float) -> str:
