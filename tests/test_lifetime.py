@@ -20,6 +20,7 @@ import pytest
 import uvloop
 
 from aparallel import Pool, delayed, gather_parallel, stream_parallel
+from aparallel._backends.inline import InlineBackend
 from aparallel.errors import ClosedPoolError, WrongLoopError
 
 NEW_LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
@@ -700,6 +701,25 @@ async def test_an_inline_pool_can_be_used_from_its_own_calls() -> None:
         assert done, "it waits for itself"
         assert await task == [1, 2, 2, 3, 3]
         assert pool.statistics().n_jobs == 1
+
+
+async def test_a_loops_own_pool_that_grows_while_its_calls_wait_for_others_keeps_its_workers() -> None:
+    backend, reached, go_on = InlineBackend(), asyncio.Event(), asyncio.Event()
+
+    async def nest(depth: int) -> None:
+        if depth:
+            await gather_parallel([delayed(nest)(depth - 1)], n_jobs=1, backend=backend)
+        else:
+            reached.set()
+            await go_on.wait()
+
+    async with asyncio.timeout(5):
+        nesting = asyncio.create_task(gather_parallel([delayed(nest)(3)], n_jobs=1, backend=backend))
+        await reached.wait()
+        assert await gather_parallel([delayed(abs)(-1)], n_jobs=2, backend=backend) == [1]
+        go_on.set()
+        await nesting
+        assert await gather_parallel([delayed(abs)(-2)], n_jobs=2, backend=backend) == [2]
 
 
 async def test_a_thread_pool_used_from_its_own_calls_says_so() -> None:

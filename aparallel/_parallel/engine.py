@@ -221,8 +221,10 @@ class Engine:
         wanted = max([workers, *self.admitted.flows.values()])
         inner = inner_threads or max(cpu_count() // wanted, 1)
         if wanted != self.n_jobs:
-            self.n_jobs = self.single_queue.limit = wanted
-            workforce.resize(wanted)
+            more = wanted - self.n_jobs  # calls that wait here for others have places beside these
+            self.n_jobs = wanted
+            self.single_queue.limit += more
+            workforce.resize(workforce.limit + more)
         if self.backend.limit_threads(inner, inner_threads is not None):
             workforce.renew()
 
