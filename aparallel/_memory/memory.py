@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from aparallel._ground.store import Limits, Store
 from aparallel._ground.units import parse_bytes, parse_seconds
 from aparallel._memory.function import MemorizedFunction
 from aparallel._memory.options import (
     FunctionOptions,
+    FunctionSettings,
     MemoryOptions,
     check_pool,
     checked_bound,
@@ -111,57 +112,21 @@ class Memory:
         self,
         fn: Callable[P, Coroutine[Any, Any, T]],
         /,
-        *,
-        ignore: Sequence[str] | None = None,
-        ttl: str | float | timedelta | None = None,
-        stale_while_revalidate: str | float | timedelta = 0.0,
-        tags: Sequence[str] | Callable[..., Iterable[str]] = (),
-        mmap_mode: Literal["r", "c"] | None = None,
-        validate: Callable[[Mapping[str, Any]], bool] | None = None,
-        cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None = None,
-        depends_on: Sequence[Any] = (),
-        track: Track | None = None,
-        cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...] = False,
-        pool: Any = None,
-        verbose: int | None = None,
+        **settings: Unpack[FunctionSettings],
     ) -> MemorizedFunction[P, T]: ...
     @overload
     def cache(
         self,
         fn: Callable[P, T],
         /,
-        *,
-        ignore: Sequence[str] | None = None,
-        ttl: str | float | timedelta | None = None,
-        stale_while_revalidate: str | float | timedelta = 0.0,
-        tags: Sequence[str] | Callable[..., Iterable[str]] = (),
-        mmap_mode: Literal["r", "c"] | None = None,
-        validate: Callable[[Mapping[str, Any]], bool] | None = None,
-        cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None = None,
-        depends_on: Sequence[Any] = (),
-        track: Track | None = None,
-        cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...] = False,
-        pool: Any = None,
-        verbose: int | None = None,
+        **settings: Unpack[FunctionSettings],
     ) -> MemorizedFunction[P, T]: ...
     @overload
     def cache(
         self,
         fn: None = None,
         /,
-        *,
-        ignore: Sequence[str] | None = None,
-        ttl: str | float | timedelta | None = None,
-        stale_while_revalidate: str | float | timedelta = 0.0,
-        tags: Sequence[str] | Callable[..., Iterable[str]] = (),
-        mmap_mode: Literal["r", "c"] | None = None,
-        validate: Callable[[Mapping[str, Any]], bool] | None = None,
-        cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None = None,
-        depends_on: Sequence[Any] = (),
-        track: Track | None = None,
-        cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...] = False,
-        pool: Any = None,
-        verbose: int | None = None,
+        **settings: Unpack[FunctionSettings],
     ) -> _Decorator: ...
     def cache(
         self,

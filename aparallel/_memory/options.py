@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from aparallel._ground.units import parse_bytes, parse_seconds, whole_number
 from aparallel._persist.compressors import chosen
@@ -42,6 +42,23 @@ class MemoryOptions:
     @property
     def is_compressed(self) -> bool:
         return self.compress not in (None, False, 0)
+
+
+class FunctionSettings(TypedDict, total=False):
+    """The keyword arguments of :meth:`Memory.cache`, which says what they mean."""
+
+    ignore: Sequence[str] | None
+    ttl: str | float | timedelta | None
+    stale_while_revalidate: str | float | timedelta
+    tags: Sequence[str] | Callable[..., Iterable[str]]
+    mmap_mode: Literal["r", "c"] | None
+    validate: Callable[[Mapping[str, Any]], bool] | None
+    cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None
+    depends_on: Sequence[Any]
+    track: Track | None
+    cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...]
+    pool: Any
+    verbose: int | None
 
 
 @dataclass(frozen=True, slots=True)
