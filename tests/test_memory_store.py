@@ -488,7 +488,7 @@ async def test_the_least_recently_used_leave_first(location: str) -> None:
     for x in range(5):
         await cached(x)
     disk = disk_of(memory)
-    disk.flush()
+    disk._recency.flush()
     for listed in disk.entries():
         value = await memory._shelf.get(listed.place, "", None)
         path = disk.directory.entry_path(listed.place)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from aparallel._ground.store import age
+
 if TYPE_CHECKING:
     from aparallel._ground.sharing import MmapMode
     from aparallel._ground.store import Place
@@ -203,4 +205,4 @@ class _Expiry:
     seconds: float
 
     def __call__(self, metadata: Mapping[str, Any]) -> bool:
-        return bool(-60.0 <= time.time() - metadata["time"] <= self.seconds)
+        return age(metadata["time"], time.time()) <= self.seconds

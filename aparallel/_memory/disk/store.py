@@ -163,10 +163,6 @@ class DiskStore(Store):
     def was_expired(self, place: Place) -> bool:
         return self._expired.has(place.key)
 
-    def flush(self) -> None:
-        """Write down which entries were used lately."""
-        self._recency.flush()
-
     # Notes
 
     def read_note(self, name: str) -> bytes | None:
