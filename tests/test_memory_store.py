@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -1023,6 +1024,26 @@ async def test_large_values_are_found_again_that_a_compressor_of_ones_own_compre
         assert (await cached(200_000)).sum() == 199_999 * 100_000
         assert cached.statistics().hits == hits
     assert (await Memory(location, compress=Zlib()).statistics()).bytes < 1_000_000
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+async def test_what_is_no_file_in_a_signed_directory_is_a_miss(location: str, put: Callable[[str], None]) -> None:
+    def fn(x: int) -> int:
+        return x
+
+    cached = Memory(location, signing_key="secret").cache(fn, tags=["t"])
+    assert await cached(1) == 1
+    (entry,) = files_of(location)
+    await Memory(location, signing_key="secret").invalidate("t")
+    (note,) = Path(location, "tags").iterdir()
+    for path in (entry, note):
+        path.unlink()
+        put(str(path))
+    again = Memory(location, signing_key="secret").cache(fn, tags=["t"])
+    async with asyncio.timeout(10):
+        assert [await again(1), await again(1)] == [1, 1]
+    assert (again.statistics().misses, again.statistics().stored) == (1, 1)
+    assert stat.S_ISREG(os.lstat(entry).st_mode)
 
 
 async def test_a_signed_container_is_bound_to_its_entry(location: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import sys
 from typing import Any, Final
@@ -44,12 +45,19 @@ def size_of(path: str) -> int | None:
         return None
 
 
+def open_to_read(path: str, flags: int = 0) -> int:
+    """Open a file, but not wait for the other end of a pipe that somebody has put there."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+
+
 def read_file(path: str) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_to_read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # which may have no end
+            return None
         return read_all(fd, 1 << 12)  # more than most have
     finally:
         os.close(fd)

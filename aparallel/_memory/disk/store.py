@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
-from aparallel._memory.disk.files import names_in, read_all, read_file, remove, write_all
+from aparallel._memory.disk.files import names_in, open_to_read, read_all, read_file, remove, write_all
 from aparallel._memory.disk.recency import Recency
 from aparallel._memory.disk.removed import Removed
 from aparallel._memory.disk.slots import Slots, lock_of_key
@@ -82,6 +83,8 @@ class DiskStore(Store):
             return None
         try:
             status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):  # somebody's, where only the seal says what is ours
+                return None
             self.directory.check_again(status)
             if not as_file and status.st_size <= _READ_WHOLE:
                 return Record(read_all(fd, status.st_size), _version_of(status))
@@ -202,6 +205,6 @@ def _version_of(status: os.stat_result) -> Version:
 def _open_unnoticed(path: str) -> int:
     """Open a file for reading, without a change of its access time if it is ours."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _UNNOTICED)
+        return open_to_read(path, _UNNOTICED)
     except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_to_read(path)
