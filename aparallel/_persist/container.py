@@ -34,11 +34,11 @@ Chunk, in the records of a compressed file::
 
     0   4  size of the chunk, uncompressed: at most 4 MiB
     4   4  size of what is stored
-    8   8  checksum of the 8 bytes before it and of what is stored, seeded
+    8   8  checksum of what is stored; its seed is the checksum of the 8 bytes before it, seeded
    16   …  what is stored: a whole stream of the codec
 
 The chunks of a record together are its payload. After the last one stands an end: a chunk header of sizes 0 and 0,
-whose checksum is over those 8 bytes and all from the record's byte 24 to its first chunk, seeded.
+whose checksum has, in place of what is stored, all from the record's byte 24 to its first chunk.
 
 Trailer, 64 bytes, the last ones of the file::
 
@@ -51,7 +51,7 @@ Trailer, 64 bytes, the last ones of the file::
 Who maps a file for writing sets flag 4 first, for from then on the checksums of BUF records do not hold; they are then
 not verified. A reader refuses a version that it does not know, flags that it does not know, and gaps that are not zero.
 
-Limits: 2^20 buffers in a record; 16 MiB in a PKL record; sizes of 63 bits elsewhere.
+Limits: 2^20 buffers in a record; 16 MiB in a PKL record; 5 MiB stored of a chunk; sizes of 63 bits elsewhere.
 """
 
 from __future__ import annotations
