@@ -140,7 +140,7 @@ async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
     def refuse(path: str, *args: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    monkeypatch.setattr(Directory, "create", lambda self, path: refuse(path))
+    monkeypatch.setattr(Directory, "_create", lambda self, path: refuse(path))
     monkeypatch.setattr(Slots, "numbers", lambda self: refuse(location))
     asked = {
         "forget a result": cached.forget("abc"),

@@ -108,10 +108,6 @@ class Directory:
         name = place.key.hex()
         return f"{self.location}/entries/{name[:2]}/{place.function}/{name}"
 
-    def temporary_path(self) -> str:
-        number = next(self._numbers)
-        return self.path("tmp", f"{number % SLOTS:02x}", f"{os.getpid():x}-{number:x}-{secrets.token_hex(8)}")
-
     def temporary_paths(self) -> Iterator[str]:
         """Yield what is being written, and what was left half written."""
         for folder in names_in(self.path("tmp")):
@@ -120,20 +116,34 @@ class Directory:
 
     # Writing
 
-    def begin(self) -> tuple[str, int]:
-        """Make a file to be written and then moved into its place. Return its path and a descriptor."""
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[tuple[str, int]]:
+        """Make a file to be written, and moved into its place before the block ends: its path and a descriptor.
+
+        It is removed if the block fails.
+        """
+        path, fd = self._begin()
+        try:
+            yield path, fd
+        except BaseException:
+            remove(path)
+            raise
+        finally:
+            os.close(fd)
+
+    def _begin(self) -> tuple[str, int]:
         if not self._check():
             self.prepare()
-        path = self.temporary_path()
+        number = next(self._numbers)
+        path = self.path("tmp", f"{number % SLOTS:02x}", f"{os.getpid():x}-{number:x}-{secrets.token_hex(8)}")
         try:
-            return path, self.create(path)
+            return path, self._create(path)
         except FileNotFoundError:  # this folder is new, or somebody removed the directory
             self.prepare()
             self.make(os.path.dirname(path))
-            return path, self.create(path)
+            return path, self._create(path)
 
-    def create(self, path: str) -> int:
-        """Open a new file for reading and writing, and return its descriptor."""
+    def _create(self, path: str) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._give_to_group(fd, 0o660)
         return fd
@@ -148,16 +158,9 @@ class Directory:
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file, whole or not at all, in place of what was there."""
-        temporary, fd = self.begin()
-        try:
-            try:
-                write_all(fd, data)
-            finally:
-                os.close(fd)
+        with self.aside() as (temporary, fd):
+            write_all(fd, data)
             self.move(temporary, path)
-        except BaseException:
-            remove(temporary)
-            raise
 
     def make(self, folder: str) -> None:
         """Make a folder in it, and itself if it has vanished."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
-from aparallel._memory.disk.files import names_in, open_to_read, read_all, read_file, remove, write_all
+from aparallel._memory.disk.files import names_in, open_to_read, read_all, read_file, write_all
 from aparallel._memory.disk.recency import Recency
 from aparallel._memory.disk.removed import Removed
 from aparallel._memory.disk.slots import Slots, lock_of_key
@@ -115,19 +115,12 @@ class DiskStore(Store):
         return self._put(place, write_to, lifetime)
 
     def _put(self, place: Place, write: Callable[[int], None], lifetime: float | None) -> Version:
-        temporary, fd = self.directory.begin()
-        try:
-            try:
-                write(fd)
-                version = _version_of(os.fstat(fd))
-                self._bounds.check(version.size)
-                with self._bounds.room_for(version.size):
-                    self.slots.publish(place, temporary, version.size)
-            finally:
-                os.close(fd)
-        except BaseException:
-            remove(temporary)
-            raise
+        with self.directory.aside() as (temporary, fd):
+            write(fd)
+            version = _version_of(os.fstat(fd))
+            self._bounds.check(version.size)
+            with self._bounds.room_for(version.size):
+                self.slots.publish(place, temporary, version.size)
         if lifetime is not None:
             self._bounds.sweep_soon()
         return version
