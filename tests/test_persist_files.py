@@ -254,6 +254,31 @@ async def test_errors_of_what_a_pipe_gives_name_its_path(tmp_path: pathlib.Path)
     assert info.format == "aparallel"
 
 
+@pytest.mark.parametrize("code", [None, errno.ENOTSUP, errno.EIO])
+async def test_where_a_sync_leaves_the_disks_own_cache_a_full_one_is_asked_for(
+    path: pathlib.Path, code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def control(fd: int, command: int) -> None:
+        asked.append(command)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)  # macOS has it
+    monkeypatch.setattr(files.fcntl, "fcntl", control)
+    monkeypatch.setattr(files.os, "fsync", lambda fd: asked.append("fsync"))
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            await dump(NEW, path)
+        assert is_old(path)
+    else:
+        await dump(NEW, path)
+        assert not is_old(path)
+    folder = ["fsync"]
+    assert asked == [51, *{None: folder, errno.ENOTSUP: ["fsync", *folder], errno.EIO: []}[code]]
+
+
 @pytest.mark.parametrize("step", ["write", "fsync", "replace", "fchmod", "posix_fallocate"])
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_full_disk_at_any_step_leaves_the_old_file(
