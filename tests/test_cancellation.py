@@ -7,11 +7,14 @@ import contextlib
 import functools
 import gc
 import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -413,6 +416,26 @@ async def test_a_call_cancelled_while_its_arguments_are_pickled_is_not_counted_a
             task.cancel()
             await asyncio.wait([task])
             assert pool._engine.single_queue.count == 0
+        await assert_consistent(pool)
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+async def test_interrupting_a_cell_of_a_notebook_stops_its_call(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+    """ipykernel's handler of SIGINT asks the loop to end the cell without waking it, and asyncio sleeps on."""
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    loop = asyncio.get_running_loop()
+    async with Pool(1) as pool:
+        cell = asyncio.ensure_future(pool.run(tell, pipe.path, b"r", LONG))
+        await pipe.read()
+        before = signal.signal(signal.SIGALRM, lambda *_: loop.call_soon(cell.cancel))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            begin = time.monotonic()
+            await asyncio.wait([cell])
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert time.monotonic() - begin < AT_MOST
+        assert cell.cancelled()
         await assert_consistent(pool)
 
 

@@ -10,6 +10,7 @@ what stands above it here::
     Stopping     calls taken back, cancelled and timed out
     Patience     single calls withdrawn because they waited too long
     Watch        calls taken back from behind a slow one
+    Pulse        a notebook's loop kept awake, for interrupts
     Scheduler    sends what waits to who is free, and takes in what workers tell
 
 Upwards go four notices, each a callback given to a constructor: workers tell their slots' events to the scheduler, the
@@ -39,6 +40,7 @@ from aparallel._parallel.batching import (
 from aparallel._parallel.delivery import Delivery
 from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
 from aparallel._parallel.patience import Patience
+from aparallel._parallel.pulse import Pulse, in_notebook
 from aparallel._parallel.queues import Tallies
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
@@ -109,6 +111,7 @@ class Scheduler:
         )
         self.patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
         self._watch = Watch(loop, workforce, stopping, clock=clock)
+        self._pulse = Pulse(loop, workforce.running) if in_notebook() else None
         # A dispatch at the end of this tick.
         self._soon: asyncio.Handle | None = None
         # Workers in a row that died on calls of which they had begun none, with no outcome of any call in between.
@@ -153,6 +156,8 @@ class Scheduler:
             self._soon.cancel()
             self._soon = None
         self._watch.stop()
+        if self._pulse is not None:
+            self._pulse.stop()
         self.workforce.retire_all()
 
     # Calls go out
@@ -239,6 +244,8 @@ class Scheduler:
             self.workforce.occupy(slot)
             slot.progress_at = self._clock()
         slot.give(queue, batches, count, pace)
+        if self._pulse is not None:
+            self._pulse.plan()
         timeout = None
         for batch in batches:
             if batch.owner.timeout is not None:
