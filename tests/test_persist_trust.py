@@ -768,6 +768,9 @@ async def test_data_that_does_not_fit_together_is_damage_unless_something_else_m
     beyond_unicode = pickle.dumps(np.str_("x"), 4).replace(b"x\0\0\0", b"x\0\0\xad")  # a SystemError of NumPy's
     with pytest.raises(CorruptFileError, match="its pickle is damaged"):
         await loads(beyond_unicode, trusted=[])
+    flat = pickle.dumps(np.array([None], object), 4)
+    with pytest.raises(CorruptFileError, match="dimensions"):  # a RuntimeError of NumPy's
+        await loads(flat.replace(b"K\x01\x85", b"(" + b"K\x01" * 33 + b"t"), trusted=[])
     deep = b")" + b"\x85" * 15_000 + b"N"
     compared = b"\x80\x04}(" + deep + deep + b"u."
     if sys.version_info < (3, 14):

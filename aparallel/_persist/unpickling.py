@@ -59,8 +59,8 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
         raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, SystemError, TypeError, ValueError) as error:
-        # SystemError: NumPy's, of texts and of items with fields that cannot be.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, SystemError, TypeError, ValueError) as error:
+        # RuntimeError: also of too deep a recursion. SystemError: NumPy's, of texts and of items that cannot be.
         if not is_data:
             raise
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
