@@ -492,6 +492,7 @@ async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
         ((1 << 40,), np.dtype("O"), [1]),
         ((98,), np.dtype("O"), [1, 2]),
         (("x",), np.dtype("f8"), b""),
+        ((1,), np.dtype(("f8", (3,))), bytes(24)),  # an item of it crashes
     ):
         with pytest.raises(UntrustedTypeError):
             await loads(pickle.dumps(Lying(*parts)), trusted=[])

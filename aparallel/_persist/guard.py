@@ -153,7 +153,10 @@ def _is_array_state(state: Any) -> bool:
         return False
     shape, found, _, data = state[-4:] if len(state) < 7 else state[1:5]
     dtype = known_dtype(found)
-    if dtype is None or not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    # What has a shape itself NumPy adds to the array's; in a state, it would stay where it crashes.
+    if dtype is None or dtype.subdtype is not None:
+        return False
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         return False
     if dtype.hasobject:
         # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
