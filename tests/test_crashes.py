@@ -632,6 +632,37 @@ async def test_an_error_that_cannot_be_changed_arrives_too(pool: Pool) -> None:
 
 
 @on_one_loop
+class SoleError(Exception):
+    """There is one, wherever it is read, whichever was pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sole_error, ()
+
+
+def sole_error() -> SoleError:
+    return SOLE
+
+
+SOLE = SoleError("the only one")
+
+
+def raise_sole() -> None:
+    try:
+        raise SoleError("another")
+    except SoleError as error:
+        raise SOLE from error
+
+
+@on_one_loop
+async def test_an_error_that_is_its_own_cause_when_it_is_read_arrives_each_time(pool: Pool) -> None:
+    for _ in range(3):
+        with pytest.raises(SoleError) as caught:
+            await pool.run(raise_sole)
+        assert caught.value is SOLE
+        assert isinstance(SOLE.__cause__, RemoteTraceback)
+        assert SOLE.__cause__.__cause__ is None
+
+
 async def test_an_error_whose_first_base_does_not_make_it_arrives_as_itself(pool: Pool) -> None:
     def fail() -> None:
         class Own(Exception):

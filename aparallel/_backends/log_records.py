@@ -67,9 +67,8 @@ class RecordHandler:
         module: str | None,
         line: str | None,
     ) -> None:
-        warning = rebuild_chain(whole)
-        if not isinstance(warning, Warning):
-            warning = getattr(builtins, category)(text)
+        rebuilt = rebuild_chain(whole)
+        warning = rebuilt[0] if rebuilt and isinstance(rebuilt[0], Warning) else getattr(builtins, category)(text)
         try:
             warnings.warn_explicit(
                 warning, type(warning), filename, lineno, module=module, registry=self._registry_of(module, filename)

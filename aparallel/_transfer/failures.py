@@ -81,14 +81,12 @@ def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
     from aparallel.errors import RemoteTraceback
 
     stage, type_name, text, trace, chain = loads(data)
-    error = rebuild_chain(chain)
-    if error is None or means_something_else_here(error):
-        error = remote_call_error(type_name, text, trace)
-    last = error
-    while last.__cause__ is not None:
-        last = last.__cause__
-    _set_cause(last, RemoteTraceback(trace))
-    return stage, error
+    links = rebuild_chain(chain)
+    if not links or means_something_else_here(links[0]):
+        links = [remote_call_error(type_name, text, trace)]
+    # In place of what it may have: the same object may have come before, where there is but one of its kind.
+    _set_cause(links[-1], RemoteTraceback(trace))
+    return stage, links[0]
 
 
 def _set_cause(error: BaseException, cause: BaseException) -> None:
@@ -140,17 +138,16 @@ class _Plain(ReducesExceptions, Pickler):
     pass
 
 
-def rebuild_chain(chain: bytes | None) -> BaseException | None:
-    """Return the exception, with its causes; None if it cannot be rebuilt. Never raises."""
+def rebuild_chain(chain: bytes | None) -> list[BaseException]:
+    """Return the exception and its causes, which it has; none if it cannot be rebuilt. Never raises."""
     if chain is None:
-        return None
+        return []
     try:
-        links = loads(chain)
+        links: list[BaseException] = loads(chain)
     except BaseException:  # whatever rebuilding raises, RemoteCallError tells the story instead
-        return None
-    if not links or not all(isinstance(link, BaseException) for link in links):
-        return None
+        return []
+    if not all(isinstance(link, BaseException) for link in links):
+        return []
     for effect, cause in pairwise(links):
         _set_cause(effect, cause)
-    first: BaseException = links[0]
-    return first
+    return links
