@@ -7,9 +7,11 @@ import collections
 import gc
 import importlib.util
 import io
+import lzma
 import math
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import weakref
@@ -189,6 +191,24 @@ async def test_cut_anywhere_it_is_an_error(way: str) -> None:
             await loads(data[:length])
         with pytest.raises((CorruptFileError, UnsupportedFormatError, UntrustedTypeError)):
             await loads(data[:length], trusted=[])
+
+
+async def test_xz_streams_that_follow_each_other_are_one_pickle() -> None:
+    data = pickle.dumps(list(range(100_000)))
+    streams = [lzma.compress(data[start : start + 50_000]) for start in range(0, len(data), 50_000)]
+    assert await loads(b"".join(streams)) == list(range(100_000))
+    assert await loads(lzma.compress(pickle.dumps("all")) + b"tail") == "all"
+
+
+@pytest.mark.parametrize("size", [64 << 20, 1 << 30])
+async def test_a_file_of_lzma_is_not_given_as_much_memory_as_it_says_that_it_needs(size: int) -> None:
+    data = bytearray(lzma.compress(pickle.dumps("text"), lzma.FORMAT_ALONE))
+    data[1:5] = size.to_bytes(4, "little")
+    if size < 1 << 30:  # as of the highest level
+        assert (await inspect(io.BytesIO(data))).compression == "lzma"
+    else:
+        with pytest.raises(CorruptFileError, match="Memory usage limit"):
+            await inspect(io.BytesIO(data))
 
 
 async def test_several_in_one_open_file_are_read_one_by_one(tmp_path: pathlib.Path) -> None:

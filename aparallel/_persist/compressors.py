@@ -67,7 +67,7 @@ class Xz(Compressor):
         return lzma.compress(data, self._format, preset=self._level)
 
     def decompress(self, data: memoryview, size: int) -> bytes:
-        decompressor = lzma.LZMADecompressor(self._format, memlimit=_LZMA_MEMORY)
+        decompressor = lzma.LZMADecompressor(self._format, memlimit=LZMA_MEMORY)
         return decompressor.decompress(data, size + 1)
 
 
@@ -77,7 +77,7 @@ class Lzma(Xz):
 
 
 # Level 9 needs 65 MiB to decompress. A hostile file may ask for up to 4 GiB.
-_LZMA_MEMORY = 128 << 20
+LZMA_MEMORY = 128 << 20
 
 
 class Zstd(Compressor):

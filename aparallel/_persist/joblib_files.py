@@ -14,6 +14,7 @@ wrapper, take the array.
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import lzma
@@ -28,6 +29,7 @@ import numpy as np
 
 from aparallel._ground.hop import Pauses
 from aparallel._persist.arrays import array
+from aparallel._persist.compressors import LZMA_MEMORY, lz4_frame
 from aparallel._persist.container import MAGIC
 from aparallel._persist.filling import Filling
 from aparallel._persist.inspector import WRAPPERS, is_shape
@@ -42,12 +44,13 @@ if TYPE_CHECKING:
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.trust import Trust
 
+_XZ = b"\xfd7zXZ"
 # The first bytes of each, to the codec's name. Those of zlib and of a bare pickle are told by more than a prefix.
 _PREFIXES = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bz2",
     b"\x5d\x00\x00": "lzma",
-    b"\xfd7zXZ": "xz",
+    _XZ: "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
 # So many bytes tell what a file is, and the first of them whether it is a pickle, which may have no more.
@@ -100,16 +103,16 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
     file = io.BufferedReader(_Raw(source), 1 << 18)
     opened: Any
     if codec == "zlib":
-        opened = io.BufferedReader(_Inflating(file), 1 << 18)
+        opened = io.BufferedReader(_Decompressing(file, zlib.decompressobj), 1 << 18)
     elif codec == "gzip":
         opened = gzip.GzipFile(fileobj=file)
     elif codec == "bz2":
         opened = bz2.BZ2File(file)
     elif codec in ("lzma", "xz"):
-        opened = lzma.LZMAFile(file)  # noqa: SIM115  # its file is not ours to close
+        # Not LZMAFile, which takes as much memory as a file says that it needs.
+        new = functools.partial(lzma.LZMADecompressor, memlimit=LZMA_MEMORY)
+        opened = io.BufferedReader(_Decompressing(file, new), 1 << 18)
     else:
-        from aparallel._persist.compressors import lz4_frame
-
         opened = lz4_frame().LZ4FrameFile(file)
 
     def read(size: int) -> bytes:
@@ -148,25 +151,44 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-class _Inflating(io.RawIOBase):
-    """A zlib stream, decompressed no further than is asked for."""
+class _Decompressing(io.RawIOBase):
+    """A stream of zlib's, or streams of LZMA's, decompressed no further than is asked for."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, new: Callable[[], Any]) -> None:
         self._file = file
-        self._inflater = zlib.decompressobj()
+        self._new = new
+        self._decompressor = new()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
         data = b""
-        while not data and not self._inflater.eof:
-            compressed = self._inflater.unconsumed_tail or self._file.read(1 << 16)
-            if not compressed:
-                raise EOFError
-            data = self._inflater.decompress(compressed, len(target))
+        while not data and (compressed := self._more()) is not None:
+            data = self._decompressor.decompress(compressed, len(target))
         target[: len(data)] = data
         return len(data)
+
+    def _more(self) -> bytes | None:
+        """What to go on with, which may be nothing new; None at the end."""
+        decompressor = self._decompressor
+        if decompressor.eof:
+            rest: bytes = decompressor.unused_data or self._file.read(_COMPRESSED_AT_ONCE)
+            if not rest.startswith(_XZ):
+                return None
+            self._decompressor = self._new()
+            return rest
+        # zlib gives back what it had no room for; LZMA keeps it.
+        left: bytes = getattr(decompressor, "unconsumed_tail", b"")
+        if left or not getattr(decompressor, "needs_input", True):
+            return left
+        if compressed := self._file.read(_COMPRESSED_AT_ONCE):
+            found: bytes = compressed
+            return found
+        raise EOFError
+
+
+_COMPRESSED_AT_ONCE = 1 << 16
 
 
 def load_pickle(source: Source, stop: Stop, trust: Trust | None, mapped: Any = None, *, threads: int = 1) -> Any:
