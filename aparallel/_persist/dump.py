@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Target = Any
-"""A path, a binary file, or an asynchronous one."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DumpOptions:
@@ -75,7 +72,7 @@ class DumpOptions:
 
 async def dump(
     obj: object,
-    target: Target,
+    target: Any,
     compress: Compress = None,
     *,
     durable: bool = True,

@@ -105,27 +105,22 @@ class Progress:
 
     def advance(self, done: int, total: int | None = None) -> None:
         """Take note that *done* bytes of *total* are done."""
+        if done > self._given[0]:
+            self._tell(done, total)
+
+    def finish(self, total: int) -> None:
+        """Take note that all is done."""
+        if self._given != (total, total):
+            self._tell(total, total)
+
+    def _tell(self, done: int, total: int | None) -> None:
         before, _ = self._given
-        if done <= before:
-            return
         self._given = (done, total)
         if self._bar is not None:
             self._bar.total = total
             self._bar.update(done - before)
         if self._fn is not None:
             self._fn(done, total)
-
-    def finish(self, total: int) -> None:
-        """Take note that all is done."""
-        before, known = self._given
-        if (before, known) == (total, total):
-            return
-        self._given = (total, total)
-        if self._bar is not None:
-            self._bar.total = total
-            self._bar.update(total - before)
-        if self._fn is not None:
-            self._fn(total, total)
 
     def close(self) -> None:
         """Leave the bar as it is."""
