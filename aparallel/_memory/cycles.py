@@ -16,7 +16,7 @@ from aparallel._ground.hop import pause
 from aparallel._memory.plain import ATOMS, Kind, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from aparallel._memory.parts import Parts
 
@@ -67,7 +67,7 @@ def encode_graph(root: object, take_apart: Callable[[Any], Parts | bytes]) -> by
         if len(component) == 1 and component[0] not in graph.children[component[0]]:
             (number,) = component
             if graph.encodings[number] is None:
-                graph.encodings[number] = _combined(graph, number, graph.encodings)
+                graph.encodings[number] = _combined(graph, number, {})
         else:
             _encode_cycle(graph, component)
     encoding = graph.encodings[start]
@@ -75,10 +75,12 @@ def encode_graph(root: object, take_apart: Callable[[Any], Parts | bytes]) -> by
     return encoding
 
 
-def _combined(graph: _Graph, number: int, encodings: Any) -> bytes:
+def _combined(graph: _Graph, number: int, colours: Mapping[int, bytes]) -> bytes:
+    """Encode a value by its children's colours where they have some, else by their encodings, which are final."""
     parts = graph.parts[number]
     assert parts is not None
-    return combine(parts.tag, parts.kind, [encodings[child] for child in graph.children[number]])
+    children: list[Any] = [colours.get(child) or graph.encodings[child] for child in graph.children[number]]
+    return combine(parts.tag, parts.kind, children)
 
 
 def _encode_cycle(graph: _Graph, component: list[int]) -> None:
@@ -86,8 +88,7 @@ def _encode_cycle(graph: _Graph, component: list[int]) -> None:
     colours: dict[int, bytes] = dict.fromkeys(component, b"~")
     count = 0
     while True:
-        known = _Colours(graph.encodings, colours)
-        refined = {number: _combined(graph, number, known) for number in component}
+        refined = {number: _combined(graph, number, colours) for number in component}
         colours, before, count = refined, count, len(set(refined.values()))
         pause()
         if count == before:
@@ -97,22 +98,6 @@ def _encode_cycle(graph: _Graph, component: list[int]) -> None:
     all_colours = combine(b"*", Kind.ORDERED, sorted(set(colours.values())))
     for number, colour in colours.items():
         graph.encodings[number] = combine(b"@", Kind.ORDERED, [colour, all_colours])
-
-
-class _Colours:
-    """Colours where there are some, else the final encodings."""
-
-    def __init__(self, encodings: list[bytes | None], colours: dict[int, bytes]) -> None:
-        self._encodings = encodings
-        self._colours = colours
-
-    def __getitem__(self, number: int) -> bytes:
-        colour = self._colours.get(number)
-        if colour is not None:
-            return colour
-        encoding = self._encodings[number]
-        assert encoding is not None
-        return encoding
 
 
 def _components(graph: _Graph, start: int) -> Iterator[list[int]]:
