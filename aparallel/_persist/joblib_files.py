@@ -399,15 +399,3 @@ def _wrapper_class(reader: PickleReader) -> type:
 
 _AHEAD = 64 << 10
 _LINE_AT_ONCE = 256
-
-
-def check_mappable(codec: str) -> None:
-    """Raise if arrays of a file that is compressed so cannot be mapped.
-
-    Raises:
-        UnsupportedFormatError: it is compressed.
-    """
-    if codec:
-        raise UnsupportedFormatError(
-            f"it is compressed with {codec}, and only what is not can be mapped. Load it without mmap_mode"
-        )

@@ -184,15 +184,15 @@ class _Loading:
             return read_object(content, trust, self._stop)
 
     def _load_pickle(self, codec: str) -> Any:
-        from aparallel._persist.joblib_files import PickleReader, check_mappable, decompressed, load_pickle
+        from aparallel._persist.joblib_files import PickleReader, decompressed, load_pickle
 
         source, _, file, again = self._opened
         trust, stop = self._trust(), self._stop
         mapped = None
         if self._options.mmap_mode is not None:
-            check_mappable(codec)
-            from aparallel._persist.mapping import mapped_file
+            from aparallel._persist.mapping import check_mappable, mapped_file
 
+            check_mappable(codec)
             mapped = mapped_file(file, self._options.mmap_mode)
 
         def opened(source: Source) -> Source:

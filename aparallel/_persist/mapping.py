@@ -52,6 +52,19 @@ def mapped_file(file: Any, mode: Any) -> Any:
         os.lseek(fd, start, os.SEEK_SET)  # NumPy goes to the end, to see where that is
 
 
+def check_mappable(codec: str) -> None:
+    """Raise if what is compressed with *codec* cannot be mapped.
+
+    Raises:
+        UnsupportedFormatError: it is compressed.
+    """
+    if codec:
+        raise UnsupportedFormatError(
+            f"it is compressed with {codec}, and only what is not can be mapped. "
+            f"Load it without mmap_mode, or dump it with compress=0"
+        )
+
+
 def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Content:
     """Map a plain container and read no more of it than its pickle, and its buffers if they are to be verified.
 
@@ -66,7 +79,7 @@ def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Con
     fd = file.fileno()
     first_line = read_at(fd, LINE, 0)
     header = unpack_header(first_line)
-    _check_mappable(header, options, size)
+    _check_container(header, options, size)
     last_line = read_at(fd, LINE, size - LINE)
     trailer = unpack_trailer(last_line, size - LINE)
     memory: Any = mapped_file(file, options.mmap_mode)
@@ -99,13 +112,9 @@ def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Con
     return content
 
 
-def _check_mappable(header: Header, options: LoadOptions, size: int) -> None:
+def _check_container(header: Header, options: LoadOptions, size: int) -> None:
     check_signed(header, options.signing_key)
-    if header.codec:
-        raise UnsupportedFormatError(
-            f"it is compressed with {header.codec}, and only what is not can be mapped. "
-            f"Load it without mmap_mode, or dump it with compress=0"
-        )
+    check_mappable(header.codec)
     if size < 2 * LINE:
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
     if options.signing_key is not None and options.mmap_mode == "r+":
