@@ -8,6 +8,7 @@ contiguous, and keeps those of subclasses inside the pickle.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,10 @@ def _mapped(buffer: np.memmap[Any, Any], dtype: np.dtype[Any], shape: tuple[int,
 
 
 def _check_size(size: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    # Of negative lengths, NumPy says what it thinks itself; but how many items of no size there are, it cannot divide.
-    expected = math.prod(shape) * dtype.itemsize
-    if expected != size or (not expected and min(shape, default=0) < 0):
+    # Of negative lengths, NumPy says what it thinks itself; but it does not see how many items of no size there are.
+    count = math.prod(shape)
+    expected = count * dtype.itemsize
+    if expected != size or (not expected and (min(shape, default=0) < 0 or count > sys.maxsize)):
         raise ValueError(f"an array of {dtype} and shape {shape} has {expected} bytes, and not {size}")
 
 

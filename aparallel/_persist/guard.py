@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from aparallel._persist.inspector import GETTERS, Inspector, known_dtype
@@ -157,6 +158,8 @@ def _is_array_state(state: Any) -> bool:
     if dtype is None or dtype.subdtype is not None:
         return False
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        return False
+    if math.prod(shape) > sys.maxsize:  # of items of no size; NumPy's own count begins at 0 again
         return False
     if dtype.hasobject:
         # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
