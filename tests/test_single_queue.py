@@ -15,6 +15,7 @@ import pytest
 from aparallel import Pool
 from aparallel._ground.timings import Timing
 from aparallel._parallel.batching import MESSAGE_CALLS
+from aparallel._parallel.queues import Tallies
 from aparallel._parallel.single_queue import JointOwner, SingleQueue
 from aparallel.abc import Batch, Function, OnCancel, Sharing
 
@@ -26,7 +27,7 @@ Place = tuple[JointOwner, int]
 
 @pytest.fixture
 def queue() -> SingleQueue:
-    return SingleQueue(2, Sharing(), tell)
+    return SingleQueue(2, Sharing(), tell, Tallies())
 
 
 def tell(futures: list[asyncio.Future[Any] | None], values: list[Any], failed: Sequence[int]) -> None:

@@ -62,7 +62,7 @@ class Child:
         logs: whether it gets a pipe for log records.
     """
 
-    def __init__(self, executable: str, logs: bool = False) -> None:
+    def __init__(self, executable: str, *, logs: bool) -> None:
         self._owner = os.getpid()
         self._descriptors: list[int] = []
         self._popen: subprocess.Popen[bytes] | None = None

@@ -121,15 +121,13 @@ class Queue(Bounded):
         tally: what its calls are counted in, too.
     """
 
-    def __init__(
-        self, limit: int, batch_size: int | None = None, *, tally: Tally | None = None, quota: Quota | None = None
-    ) -> None:
+    def __init__(self, limit: int, batch_size: int | None = None, *, tally: Tally, quota: Quota | None = None) -> None:
         super().__init__(limit)
         self.batch_size = batch_size
         self.pending: deque[Batch] = deque()
         self.count = 0
         self.spent = 0.0
-        self.tally = tally or Tally()
+        self.tally = tally
         self.quota = quota
 
     def has_calls(self) -> bool:

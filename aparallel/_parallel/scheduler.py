@@ -20,11 +20,14 @@ to dispatch.
 Everything here runs on the loop's thread in callbacks and never waits, so each method sees and leaves a consistent
 state. What holds across the parts: a call is in exactly one place, pending in its queue, in flight in one slot, being
 decoded, or told to its owner.
+
+Every moment that is kept or compared is one of ``time.monotonic``, as workers tell since when a call runs. The loop may
+have a clock of its own: it is told how long timers wait, and no more.
 """
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.accounts import Accounts
@@ -41,7 +44,6 @@ from aparallel._parallel.delivery import Delivery
 from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
 from aparallel._parallel.patience import Patience
 from aparallel._parallel.pulse import Pulse, in_notebook
-from aparallel._parallel.queues import Tallies
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
 from aparallel._parallel.watch import Watch
@@ -50,10 +52,10 @@ from aparallel.abc import Batch
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from aparallel._ground.timings import Timing
-    from aparallel._parallel.queues import Cancellable, Owner, Queue
+    from aparallel._parallel.queues import Cancellable, Owner, Queue, Tallies
     from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
@@ -67,11 +69,6 @@ _BARREN_DEATHS = 10
 class Scheduler:
     """Gives calls to workers and accounts for each of them.
 
-    Args:
-        clock: what every moment that is kept or compared is told on, in seconds; the one that
-            :meth:`Worker.running_since` answers on. The loop may have a clock of its own: it is told how long timers
-            wait, and no more.
-
     Attributes:
         loop, backend: whose workers they are.
         backlog, accounts, workforce, patience: the parts of which the pool may ask what is theirs alone. What takes
@@ -83,16 +80,13 @@ class Scheduler:
         loop: asyncio.AbstractEventLoop,
         backend: Backend,
         limit: int,
-        idle_timeout: float | None = None,
-        max_calls_per_worker: int | None = None,
-        tallies: Tallies | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        idle_timeout: float | None,
+        max_calls_per_worker: int | None,
+        tallies: Tallies,
     ) -> None:
         self.loop = loop
         self.backend = backend
-        self._clock = clock
-        self.backlog = backlog = Backlog(tallies or Tallies())
+        self.backlog = backlog = Backlog(tallies)
         self.accounts = accounts = Accounts()
         self._delivery = delivery = Delivery(loop)
         self.workforce = workforce = Workforce(
@@ -101,16 +95,13 @@ class Scheduler:
             limit,
             idle_timeout,
             max_calls_per_worker,
-            clock=clock,
             events=self,
             on_no_worker=backlog.give_up,
             on_room=self.dispatch,
         )
-        self._stopping = stopping = Stopping(
-            loop, workforce, backlog, delivery, accounts, clock=clock, dispatch=self.dispatch
-        )
+        self._stopping = stopping = Stopping(loop, workforce, backlog, delivery, accounts, dispatch=self.dispatch)
         self.patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
-        self._watch = Watch(loop, workforce, stopping, clock=clock)
+        self._watch = Watch(loop, workforce, stopping)
         self._pulse = Pulse(loop, workforce.running) if in_notebook() else None
         # A dispatch at the end of this tick.
         self._soon: asyncio.Handle | None = None
@@ -242,7 +233,7 @@ class Scheduler:
     def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
         if not slot.calls:
             self.workforce.occupy(slot)
-            slot.progress_at = self._clock()
+            slot.progress_at = monotonic()
         slot.give(queue, batches, count, pace)
         if self._pulse is not None:
             self._pulse.plan()
@@ -276,7 +267,7 @@ class Scheduler:
         accounts = self.accounts
         if each:
             accounts.learn(each, len(values))
-        slot.progress_at = self._clock()
+        slot.progress_at = monotonic()
         self._barren = 0
         accounts.completed += len(values) - len(failed)
         accounts.failed += len(failed)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._parallel.batching import MESSAGE_CALLS
-from aparallel._parallel.queues import Queue, Tallies, still_wanted
+from aparallel._parallel.queues import Queue, still_wanted
 from aparallel.abc import Batch, Function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import Context
 
-    from aparallel._parallel.queues import Quota
+    from aparallel._parallel.queues import Quota, Tallies
     from aparallel.abc import OnCancel, Sharing
 
 
@@ -80,10 +80,9 @@ class SingleQueue(Queue):
         limit: int,
         sharing: Sharing,
         tell: Callable[[list[Any], list[Any], Sequence[int]], None],
-        tallies: Tallies | None = None,
+        tallies: Tallies,
         quota: Quota | None = None,
     ) -> None:
-        tallies = tallies or Tallies()
         super().__init__(limit, tally=tallies.singles, quota=quota)
         self.tell = tell
         self._all_coming = tallies.coming

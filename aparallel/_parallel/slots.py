@@ -119,7 +119,7 @@ class Slot:
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
         self.pace: float | None = None
-        # On the scheduler's clock: when it last got on with its calls, and since when it has none.
+        # On time.monotonic's clock: when it last got on with its calls, and since when it has none.
         self.progress_at = 0.0
         self.idle_since = 0.0
         # Who waits until no call of an owner, or not that call, is left here.

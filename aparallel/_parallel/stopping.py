@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from aparallel._parallel.failures import call_name, ran_too_long
@@ -41,7 +42,6 @@ class Stopping:
         delivery: Delivery,
         accounts: Accounts,
         *,
-        clock: Callable[[], float],
         dispatch: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -49,7 +49,6 @@ class Stopping:
         self._backlog = backlog
         self._delivery = delivery
         self._accounts = accounts
-        self._clock = clock
         self._dispatch = dispatch
 
     # Cancelling
@@ -160,7 +159,7 @@ class Stopping:
             return
         since = slot.worker.running_since()
         timeout = slot.inflight[0].owner.timeout
-        if since is not None and timeout is not None and self._clock() >= since + timeout:
+        if since is not None and timeout is not None and monotonic() >= since + timeout:
             if slot.state is State.HELD:
                 self.hold(slot)
                 self._dispatch()
@@ -171,7 +170,7 @@ class Stopping:
         if timeouts:
             left = min(timeouts)
             if since is not None and timeout is not None:
-                left = min(left, since + timeout - self._clock())
+                left = min(left, since + timeout - monotonic())
             self.plan_deadline(slot, left)
 
     def _check_overrun(self, slot: Slot) -> None:
@@ -180,7 +179,7 @@ class Stopping:
         since = slot.worker.running_since()
         if timeout is None or since is None:
             return
-        left = since + timeout - self._clock()
+        left = since + timeout - monotonic()
         if left <= 0:
             self._overrun(slot, timeout)
         else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from aparallel._parallel.queues import Queue
     from aparallel._parallel.slots import Slot
@@ -28,13 +28,10 @@ class Watch:
     Invariant: its timer is set as long as a worker has several calls.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, workforce: Workforce, stopping: Stopping, *, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, workforce: Workforce, stopping: Stopping) -> None:
         self._loop = loop
         self._workforce = workforce
         self._stopping = stopping
-        self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
 
     def plan(self) -> None:
@@ -60,7 +57,7 @@ class Watch:
     def _look(self) -> None:
         self._timer = None
         workforce = self._workforce
-        now = self._clock()
+        now = monotonic()
         stuck = [slot for slot in workforce.slots if slot.calls and now - slot.progress_at > _STUCK_SECONDS]
         for slot in stuck:
             slot.worker.look()

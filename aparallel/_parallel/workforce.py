@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from aparallel._parallel.failures import initializer_failed, starts_failed
@@ -52,7 +53,6 @@ class Workforce:
         idle_timeout: float | None,
         max_calls_per_worker: int | None,
         *,
-        clock: Callable[[], float],
         events: SlotEvents,
         on_no_worker: Callable[[Exception], None],
         on_room: Callable[[], None],
@@ -65,7 +65,6 @@ class Workforce:
         self._loop = loop
         self._backend = backend
         self._idle_timeout = idle_timeout
-        self._clock = clock
         self._events = events
         self._on_no_worker = on_no_worker
         self._on_room = on_room
@@ -108,7 +107,7 @@ class Workforce:
             return None
         self.slots[slot] = None
         self.idle.insert(0, slot)  # behind the ready ones
-        slot.idle_since = self._clock()
+        slot.idle_since = monotonic()
         return slot
 
     def start_missing(self) -> bool:
@@ -125,11 +124,11 @@ class Workforce:
     def on_ready(self, slot: Slot) -> None:
         self._failed_starts = 0
         self.start_error = None
-        slot.progress_at = self._clock()
+        slot.progress_at = monotonic()
         if slot in self.idle:
             self.idle.remove(slot)
             self.idle.append(slot)
-            slot.idle_since = self._clock()
+            slot.idle_since = monotonic()
             self._plan_expiry()
         self.tell_changed()
 
@@ -146,7 +145,7 @@ class Workforce:
         if worn_out or slot.generation != self._generation or len(self.present()) > self.limit:
             self._retire(slot)
             return
-        slot.idle_since = self._clock()
+        slot.idle_since = monotonic()
         if slot not in self.idle:
             self.idle.insert(len(self.idle) if slot.ready else 0, slot)
         self._plan_expiry()
@@ -180,13 +179,13 @@ class Workforce:
 
     def _plan_expiry(self) -> None:
         if self._idle_timeout is not None and self._expiry is None and self.idle:
-            left = self.idle[0].idle_since + self._idle_timeout - self._clock()
+            left = self.idle[0].idle_since + self._idle_timeout - monotonic()
             self._expiry = self._loop.call_later(max(left, _TICK_SECONDS), self._expire)
 
     def _expire(self) -> None:
         assert self._idle_timeout is not None
         self._expiry = None
-        until = self._clock() - self._idle_timeout
+        until = monotonic() - self._idle_timeout
         while self.idle and self.idle[0].idle_since <= until:
             self._retire(self.idle[0])
         self._plan_expiry()

@@ -31,9 +31,7 @@ class WorkerMemory:
     *introduce* tells the parent of a new segment. *ask_for_room* has it give back what it keeps for later.
     """
 
-    def __init__(
-        self, introduce: Callable[[Segment], object], ask_for_room: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, introduce: Callable[[Segment], object], ask_for_room: Callable[[], object]) -> None:
         self.borrower = Borrower()
         self._lender = Lender(on_shortage=ask_for_room)
         self._introduce = introduce
