@@ -1008,6 +1008,24 @@ async def test_large_values_are_compressed(location: str, tmp_path: Path) -> Non
         Memory(location, compress="zap")
 
 
+async def test_few_results_are_kept_mapped_as_each_takes_a_descriptor(memory: Memory) -> None:
+    cached = memory.cache(np.full, mmap_mode="r")
+    plain = memory.cache(len)
+    await plain("abc")
+    first = [(await cached(10, x))[0] for x in range(64)]
+    await cached(10, 0)  # used again
+    more = [(await cached(10, x))[0] for x in range(64, 100)]
+    assert [*first, *more] == list(range(100))
+    assert (await memory.statistics()).memory_entries == 64 + 1
+    hits = cached.statistics().memory_hits
+    for x in (0, 99, 1):  # and not 1, the least recently used of the 64
+        await cached(10, x)
+    assert cached.statistics().memory_hits == hits + 2
+    await plain("abc")
+    assert plain.statistics().memory_hits == 1
+    await memory.clear()  # the descriptors with it
+
+
 class Zlib(Compressor):
     name = "own"
 

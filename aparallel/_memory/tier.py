@@ -23,6 +23,7 @@ LOOP_SIZE: Final = 64 << 10
 """Bytes that may be unpickled or copied on the loop."""
 
 _OVERHEAD = 500  # bytes of an entry besides its value
+_MOST_MAPS = 64  # Python's keep a descriptor each, and many processes may have 1,024 of them
 
 
 class Kept:
@@ -32,9 +33,10 @@ class Kept:
         created: when it was computed, in seconds since 1970.
         checked: when its record was last seen to be the same, on time.monotonic's clock.
         size: bytes that it takes.
+        is_map: it is an array that is mapped from its file.
     """
 
-    __slots__ = ("_body", "_value", "checked", "created", "is_error", "place", "size", "tags", "version")
+    __slots__ = ("_body", "_value", "checked", "created", "is_error", "is_map", "place", "size", "tags", "version")
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Kept:
         self.version = version
         self.created = created
         self.is_error = is_error
+        self.is_map = hasattr(value, "filename")
         self.tags = tags
         self.checked = time.monotonic()
         self._value = value
@@ -94,13 +97,18 @@ def keepable(value: Any) -> bool:
 
 
 class Tier:
-    """Keeps results up to *max_bytes*, least recently used ones leaving first. Safe in any thread."""
+    """Keeps results up to *max_bytes*, and not too many maps, least recently used ones leaving first.
+
+    Safe in any thread.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._mutex = threading.Lock()
-        # Oldest first. `_bytes` is the sum of their sizes. Both are guarded by the mutex, but single reads are not.
+        # Oldest first. `_bytes` is the sum of their sizes, `_maps` has the keys of those that are maps. All are guarded
+        # by the mutex, but single reads are not.
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._maps: OrderedDict[bytes, None] = OrderedDict()
         self._bytes = 0
         renew_after_fork(self)
 
@@ -108,6 +116,7 @@ class Tier:
         """Start empty: a thread of the parent may have been half-way through a change."""
         self._mutex = threading.Lock()
         self._kept = OrderedDict()
+        self._maps = OrderedDict()
         self._bytes = 0
 
     def get(self, key: bytes) -> Kept | None:
@@ -123,6 +132,10 @@ class Tier:
             self._remove(key)
             if kept.size > self._max_bytes:
                 return
+            if kept.is_map:
+                self._maps[key] = None
+                if len(self._maps) > _MOST_MAPS:
+                    self._remove(next(iter(self._maps)))
             self._kept[key] = kept
             self._bytes += kept.size
             while self._bytes > self._max_bytes:
@@ -132,6 +145,8 @@ class Tier:
         with self._mutex:
             if key in self._kept:
                 self._kept.move_to_end(key)
+            if key in self._maps:
+                self._maps.move_to_end(key)
 
     def drop(self, key: bytes) -> None:
         with self._mutex:
@@ -140,12 +155,14 @@ class Tier:
     def clear(self) -> None:
         with self._mutex:
             self._kept.clear()
+            self._maps.clear()
             self._bytes = 0
 
     def _remove(self, key: bytes) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._bytes -= kept.size
+            self._maps.pop(key, None)
 
     @property
     def totals(self) -> tuple[int, int]:
