@@ -451,6 +451,18 @@ async def test_items_without_a_size_that_cannot_be_counted_are_refused(shape: tu
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
+async def test_a_matrix_of_three_dimensions_is_refused() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            function, args, state = np.array([[None]], object).view(np.matrix).__reduce__()
+            return function, args, (state[0], (1, 1, 1), *state[2:])  # its astype() crashes
+
+    with pytest.raises(UntrustedTypeError, match="state of an array"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+    flat = np.array([[None, 1]], object).view(np.matrix)
+    assert (await loads(pickle.dumps(flat), trusted=[])).tolist() == flat.tolist()
+
+
 async def test_a_scalar_that_has_a_shape_is_refused() -> None:
     class Lying:
         def __reduce__(self) -> Any:

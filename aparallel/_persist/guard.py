@@ -84,7 +84,7 @@ class Guard(Inspector):
         if not self._trust.may_build(target):
             self._refuse(target, f"changes the state of {_text(target)}")
         elif target.of in STATED_ARRAYS:
-            if not _is_array_state(state):
+            if not _is_array_state(state) or not _fits_class(target.args, state):
                 self._refuse(target, "has the state of an array that NumPy would not write")
             elif len(state) < 7 and isinstance(state[-1], Listed):
                 self._hold(target, state[-1], in_records=known_dtype(state[-3]).kind != "O")  # type: ignore[union-attr]
@@ -165,6 +165,15 @@ def _is_array_state(state: Any) -> bool:
         # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
         return isinstance(data, Listed) and data.count == math.prod(shape) and len(state) < 7
     return data is BYTES or isinstance(data, bytes) or (isinstance(data, Made) and isinstance(data.known, bytes))
+
+
+def _fits_class(args: Any, state: tuple[Any, ...]) -> bool:
+    """Whether a matrix has two dimensions. NumPy looks nowhere but at its state, and crashes with more."""
+    is_matrix = isinstance(args, tuple) and args[:1] and args[0] in _MATRICES
+    return not is_matrix or len(state[-4] if len(state) < 7 else state[1]) == 2
+
+
+_MATRICES = frozenset({Global("numpy", "matrix"), Global("numpy.matrixlib.defmatrix", "matrix")})
 
 
 def _root(of: Any) -> Any:
