@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -258,6 +259,34 @@ async def test_records_of_each_worker_arrive_in_order(collector: Collector) -> N
     expected = [str(number) for number in range(2000)]
     assert all(messages in (expected, expected * 2) for messages in by_worker.values())
     assert sum(map(len, by_worker.values())) == 4000
+
+
+@pytest.mark.parametrize("short", ["descriptors", "threads"])
+async def test_records_wait_in_the_pipe_while_nothing_can_be_had_to_read_them(
+    collector: Collector, short: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse_a_pipe() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def refuse_a_thread(thread: threading.Thread) -> None:
+        if thread.name == "aparallel-logs-reader":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async with asyncio.timeout(20), Pool(1) as pool:
+        await pool.warm_up()
+        with monkeypatch.context() as patch:
+            if short == "descriptors":
+                patch.setattr(os, "pipe", refuse_a_pipe)
+            else:
+                patch.setattr(threading.Thread, "start", refuse_a_thread)
+            pids = {await pool.run(logged.say, "first"), await pool.run(logged.say, "second")}
+        assert collector.messages == []
+        pids.add(await pool.run(logged.say, "third"))
+        assert collector.messages == ["first", "second", "third"]
+        assert len(pids) == 1
 
 
 async def test_records_of_threads_and_forked_children_are_whole_and_in_order(collector: Collector) -> None:

@@ -112,16 +112,25 @@ class LogRelay:
         return self._issued
 
     def reader(self) -> LogReader:
-        """Start the threads if they do not run."""
+        """Return what reads, started if it does not run.
+
+        Raises:
+            OSError, RuntimeError: there is no descriptor for it, or no thread.
+        """
         if self._threads is None:
             from aparallel._backends.log_threads import LogReader
 
             handling = self._new_handling()
             reader = LogReader(handling)
             handling.resume = reader.resume
+            try:
+                handling.thread.start()
+                reader.thread.start()
+            except RuntimeError:
+                handling.items.put(None)
+                reader.close()
+                raise
             self._threads = reader, handling
-            reader.thread.start()
-            handling.thread.start()
         return self._threads[0]
 
     def _new_handling(self) -> Handling:
@@ -196,34 +205,36 @@ class WorkerRecords:
         """Records come, or the worker has ended: the threads do the rest."""
         self._loop.remove_reader(self.source.fd)
         if self.source.has_more():
-            self.adopt()
+            self._adopt()
 
-    def adopt(self) -> None:
-        """Have the reader read it."""
+    def _adopt(self) -> bool:
+        """Have the reader read it; return whether it does. If it cannot be had, what comes stays in the pipe."""
         if not self.is_adopted:
+            try:
+                reader = self._relay.reader()
+            except (OSError, RuntimeError):
+                return False
+            self._loop.remove_reader(self.source.fd)
             self.is_adopted = True
             self.source.enlarge()
-            self._relay.reader().add(self.source)
+            reader.add(self.source)
+        return True
 
     def notice(self) -> None:
         """Outcomes have come: if records were written since the last time, they were written before these."""
         logged = self._head[LOGGED]
-        if logged != self._logged:
+        if logged != self._logged and self._adopt():
             self._logged = logged
-            if not self.is_adopted:
-                self._loop.remove_reader(self.source.fd)
-                self.adopt()
             self._relay.reader().reach(self.source, self._relay.issue())
 
     def finish(self) -> None:
-        """The worker is dead, and so are its children. What it left in the pipe is handled."""
+        """The worker is dead, and so are its children. What it left in the pipe is handled, if it can be read."""
         self._relay.discard(self)
         if not self.is_adopted:
             self._loop.remove_reader(self.source.fd)
-            if not self.source.has_more():
+            if not self.source.has_more() or not self._adopt():
                 self.source.close()
                 return
-            self.adopt()
         self._relay.reader().finish(self.source, self._relay.issue())
 
 
