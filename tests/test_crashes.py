@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import gc
 import operator
 import os
 import signal
@@ -23,6 +24,7 @@ from traveling import by_value
 from aparallel import Pool, delayed
 from aparallel._backends import channel, child
 from aparallel._wire import frames
+from aparallel._wire.outbox import CLAIMED, COUNT, Outbox
 from aparallel.errors import (
     BrokenWorkerError,
     CallTimeoutError,
@@ -937,6 +939,28 @@ async def test_a_worker_that_kills_itself_just_after_its_outcome_loses_no_outcom
         result = (await pool.gather([delayed(dies_soon)(step * 0.0001)], return_exceptions=True))[0]
         assert result == 1 or isinstance(result, BrokenWorkerError)
         assert await pool.run(abs, -2) == 2
+
+
+def scribble(position: int, value: int) -> None:
+    """Do what a wild pointer may have done before its segfault: write to the memory that outcomes wait in."""
+    outbox = next(found for found in gc.get_objects() if type(found) is Outbox)
+    outbox.head[position] = value
+    outbox.clear()
+    outbox.write(b"\xff" * 1000)
+    os._exit(3)
+
+
+@on_one_loop
+@pytest.mark.parametrize(("position", "value"), [(COUNT, 3), (CLAIMED, 0), (CLAIMED, 1 << 40)])
+async def test_a_crash_that_writes_over_the_workers_memory_costs_its_call_and_no_other(
+    pool: Pool, position: int, value: int
+) -> None:
+    async with asyncio.timeout(10):
+        assert await pool.gather(delayed(abs)(-x) for x in range(20)) == list(range(20))
+        with pytest.raises(BrokenWorkerError) as caught:
+            await pool.run(scribble, position, value)
+        assert caught.value.exitcode == 3
+        await assert_works(pool)
 
 
 async def test_what_the_system_refuses_to_send_costs_its_worker_and_no_call(

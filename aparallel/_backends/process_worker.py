@@ -274,7 +274,11 @@ class ProcessWorker(Worker):
         outbox = self.child.outbox
         if outbox is None:
             return
-        outcomes = outbox.read_from(self._received)
+        try:
+            outcomes = outbox.read_from(self._received)
+        except (EOFError, TypeError, ValueError):  # a call has written where it should not have, as a crash may
+            self.child.kill()
+            return
         if outcomes:
             self._take_outcomes(self._received, outcomes, 0.0, are_plain=False)
 
@@ -311,7 +315,10 @@ class ProcessWorker(Worker):
         self._channel.read_rest()
         self._channel.close()
         self.look()
-        unstarted = self._unclaimed() + sum(map(len, self._early))
+        unclaimed = self._unclaimed()
+        if not 0 <= unclaimed <= self._unfinished:  # the crash wrote over it: any of them may have started
+            unclaimed = 0
+        unstarted = unclaimed + sum(map(len, self._early))
         self.loans.close()
         if self._settling is not None:
             self._settling.cancel()
