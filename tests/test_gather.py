@@ -849,6 +849,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"require": "sharedmem", "backend": "process"}, ValueError, "sharedmem"),
     ({"require": "sharedmem", "backend": "loky"}, ValueError, "sharedmem"),
     ({"require": "sharedmem", "prefer": "processes"}, ValueError, "contradict"),
+    ({"pool": 3, "require": "sharedmem"}, TypeError, "pool=3 is neither a Pool"),
     ({"batch_size": 0}, ValueError, "batch_size"),
     ({"batch_size": 1.5}, ValueError, "batch_size"),
     ({"pre_dispatch": 0}, ValueError, "pre_dispatch"),

@@ -151,7 +151,8 @@ def _parsed(options: dict[str, Any]) -> dict[str, Any]:
 def _check_together(options: Options) -> None:
     options.pre_dispatch.of(options.workers(cpus=1))
     if options.require == "sharedmem":
-        kind = options.pool.backend_name if options.pool is not None else _given_kind(options)
+        # What is no pool is refused where it is to be used.
+        kind = getattr(options.pool, "backend_name", None) if options.pool is not None else _given_kind(options)
         if kind == "process":
             raise ValueError(
                 "require='sharedmem' needs workers that share this process's memory, and process workers do not. "
