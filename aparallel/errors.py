@@ -336,9 +336,19 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        from aparallel._ground.tracebacks import with_sources
+        return f"in the worker\n\n{self._with_sources()}"
 
-        return f"in the worker\n\n{with_sources(self.text)}"
+    def _with_sources(self) -> str:
+        """Add the lines of code that the worker had no file for: those of a notebook's cells."""
+        import linecache
+        import re
+
+        def with_source(frame: re.Match[str]) -> str:
+            source = linecache.getline(frame["file"], int(frame["number"])).strip()
+            return f"{frame[0]}\n    {source}" if source else frame[0]
+
+        without_source = r'^  File "(?P<file>.+)", line (?P<number>\d+), in .+$(?!\n    )'
+        return re.sub(without_source, with_source, self.text, flags=re.MULTILINE)
 
 
 class UnpicklableObjectError(AparallelError, TypeError):
