@@ -311,6 +311,7 @@ async def test_sigkill_in_the_middle_of_a_large_result_loses_only_that_call(pool
     def large() -> bytes:
         return bytes(40_000_000)
 
+    await pool.warm_up()  # with what pickles by value
     pid = await pool.run(os.getpid)
     running = asyncio.create_task(pool.run(large))
     before = asyncio.create_task(pool.run(abs, -1))
