@@ -370,25 +370,29 @@ class TestImages:
 
     def test_the_load_tells_how_long_visitors_wait(self, service: Service) -> None:
         url = f"http://{HOST}:{service.port}"
-        run = run_load("--url", url, "--seconds", "1")
+        for seconds in (1, 5):  # visitors on a busy machine may not overload the service within one
+            run = run_load("--url", url, "--seconds", str(seconds))
 
-        assert run.returncode == 0, run.stderr
-        head, *rows, empty, last = run.stdout.splitlines()
-        assert head.split() == ["served", "refused", "failed", "p50", "ms", "p99", "ms", "per", "s"]
-        numbers = {row[:32].strip(): row[32:].split() for row in rows}
-        assert list(numbers) == [
-            "health, nothing else to do",
-            "health, beside new pictures",
-            "new pictures, 8 visitors",
-            "one picture again, 8 visitors",
-            "new pictures, 100 of one tenant",
-            "new pictures, 1 of another",
-            "health, beside those",
-        ]
-        assert {row[2] for row in numbers.values()} == {"0"}  # failed
-        assert int(numbers["new pictures, 100 of one tenant"][1]) > 0
-        assert empty == ""
-        assert re.fullmatch(r"20 visitors left: no worker worked for them \d+ ms later", last)
+            assert run.returncode == 0, run.stderr
+            head, *rows, empty, last = run.stdout.splitlines()
+            assert head.split() == ["served", "refused", "failed", "p50", "ms", "p99", "ms", "per", "s"]
+            numbers = {row[:32].strip(): row[32:].split() for row in rows}
+            assert list(numbers) == [
+                "health, nothing else to do",
+                "health, beside new pictures",
+                "new pictures, 8 visitors",
+                "one picture again, 8 visitors",
+                "new pictures, 100 of one tenant",
+                "new pictures, 1 of another",
+                "health, beside those",
+            ]
+            assert {row[2] for row in numbers.values()} == {"0"}  # failed
+            assert empty == ""
+            assert re.fullmatch(r"20 visitors left: no worker worked for them \d+ ms later", last)
+            refused = int(numbers["new pictures, 100 of one tenant"][1])
+            if refused:
+                break
+        assert refused > 0
 
     def test_the_load_says_what_to_do_when_no_service_runs(self) -> None:
         run = run_load("--url", f"http://{HOST}:{free_port()}")
