@@ -500,6 +500,15 @@ def test_a_stale_fingerprint_is_never_renewed_on_the_loop(package: Any) -> None:
         maker.make((1,), {}, budget=100)
 
 
+def test_bytes_of_any_kind_are_hashed_on_the_loop_only_if_they_are_few() -> None:
+    maker = KeyMaker(no_rest, name="no_rest")
+    maker.fingerprint()
+    for kind in (bytes, bytearray, memoryview):
+        assert maker.make((kind(b"few"),), {}, budget=400)
+        with pytest.raises(TooLarge):
+            maker.make((kind(bytes(1 << 20)),), {}, budget=400)
+
+
 def test_a_cell_run_again_is_the_same_function() -> None:
     def run_cell(source: str) -> Any:
         namespace: dict[str, Any] = {"__name__": "__main__"}

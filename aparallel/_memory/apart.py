@@ -37,6 +37,8 @@ def take_apart(value: Any, spend: Spend, encode: Encode) -> Parts | bytes:
         return _function(value, encode)
     direct = _BY_TYPE.get(cls)
     if direct is not None:
+        if cls is bytearray or cls is memoryview:
+            spend(memoryview(value).nbytes >> 7)
         return direct(value)
     if isinstance(value, type):
         return _type(value, encode)

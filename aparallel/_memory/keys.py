@@ -220,8 +220,9 @@ class KeyMaker:
             known = self.fingerprint()
         encodings = []
         for index, value in enumerate(values):
-            atom = ATOMS.get(type(value))
-            if atom is not None and (type(value) is not str or len(value) < 1000):
+            kind = type(value)
+            atom = ATOMS.get(kind)
+            if atom is not None and ((kind is not str and kind is not bytes) or len(value) < 1000):
                 encodings.append(atom(value))
             else:
                 encodings.append(self._encode_argument(index, value, budget))
