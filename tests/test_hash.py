@@ -22,7 +22,7 @@ from collections import ChainMap, Counter, OrderedDict, defaultdict, deque, name
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import numpy as np
@@ -74,6 +74,38 @@ class Hooked:
 
     def __aparallel_key__(self) -> Any:
         return self.content
+
+
+class Made:
+    def __init__(self, content: int) -> None:
+        self.content = content
+
+    @classmethod
+    def of(cls, content: int) -> Made:
+        return cls(content)
+
+    def __reduce__(self) -> Any:
+        return type(self).of, (self.content,)
+
+
+class MadeToo(Made):
+    pass
+
+
+class MadeInPart(Made):
+    def __reduce__(self) -> Any:
+        return functools.partial(MadeInPart, self.content), ()
+
+
+class Quantity(np.ndarray[Any, Any]):
+    def __new__(cls, content: list[int], unit: str) -> Self:
+        self = np.array(content).view(cls)
+        self._unit = unit
+        return self
+
+
+class Bare(np.ndarray[Any, Any]):
+    __slots__ = ()
 
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024  # another kind of tuple
@@ -138,6 +170,11 @@ DIFFERENT: list[Callable[[], Any]] = [
     lambda: Pair(1, 2),
     lambda: Hooked("a"),
     lambda: Hooked("b"),
+    lambda: Made(1),
+    lambda: Made(2),
+    lambda: MadeToo(1),
+    lambda: MadeInPart(1),
+    lambda: MadeInPart(2),
     lambda: dt.date(2020, 1, 1),
     lambda: dt.datetime(2020, 1, 1),  # noqa: DTZ001
     lambda: dt.datetime(2020, 1, 1, fold=1),  # noqa: DTZ001
@@ -197,6 +234,9 @@ DIFFERENT: list[Callable[[], Any]] = [
     lambda: np.array(["2020", "2021"], dtype="M8[Y]"),
     lambda: np.ma.array([1, 2, 3], mask=[0, 1, 0]),
     lambda: np.ma.array([1, 2, 3], mask=[1, 0, 0]),
+    lambda: Quantity([1], "m"),
+    lambda: Quantity([1], "s"),
+    lambda: np.arange(6).view(Bare),
     lambda: np.longdouble(1) / 3,
     lambda: np.random.default_rng(0),
     lambda: np.random.default_rng(1),
@@ -430,6 +470,12 @@ def test_bytes_that_mean_nothing_do_not_count() -> None:
     long = np.full(3 * np.dtype("g").itemsize, 255, "u1").view("g")
     long[:] = 1
     assert value_digest(long) == value_digest(np.ones(3, "g"))
+
+
+def test_sparse_arrays_of_three_dimensions_count_by_all_of_them() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    first, second = (sparse.coo_array(([1.0], ([at], [1], [2])), shape=(2, 3, 4)) for at in (0, 1))
+    assert value_digest(first) == value_digest(first.copy()) != value_digest(second)
 
 
 def test_frames_count_by_content_and_not_by_their_blocks() -> None:

@@ -181,9 +181,16 @@ def _by_reduce(value: Any, spend: Spend) -> Parts | bytes:
         of = [wrapped] if callable(wrapped) else []
         return Parts(b"g", Kind.ORDERED, [Name(cls), reduced, str(getattr(value, "__module__", None)), *of])
     build, arguments, state, items, pairs = [*reduced, None, None, None][:5]
-    children = [Name(build), *arguments, state]
+    children = [_builder(build), *arguments, state]
     if items is not None:
         children.append(list(items))
     if pairs is not None:
         children.append(Pairs(part for pair in pairs for part in pair))
     return Parts(b"o", Kind.ORDERED, children)
+
+
+def _builder(build: Any) -> Any:
+    """What stands for the function that builds a value: its name, unless it holds more, as methods and partials do."""
+    owner = getattr(build, "__self__", None)
+    is_name_enough = hasattr(build, "__qualname__") and (owner is None or isinstance(owner, ModuleType))
+    return Name(build) if is_name_enough else build

@@ -54,8 +54,14 @@ def _ndarray(value: np.ndarray[Any, Any], spend: Spend) -> Parts:
     cls = type(value)
     if cls is np.ndarray or cls is np.memmap:
         return _array(np.asarray(value), spend)
-    attributes = {name: part for name, part in vars(value).items() if not name.startswith("_")}
-    return Parts(b"a", Kind.ORDERED, [cls, np.asarray(value), attributes])
+    return Parts(b"a", Kind.ORDERED, [cls, np.asarray(value), _attributes(value)])
+
+
+def _attributes(value: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What a subclass's array has besides its items. A unit may be private; a memory map is where they lie."""
+    state: Any = object.__getstate__(value)  # NumPy's own leaves it out
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    return {name: part for name, part in {**(own or {}), **(slots or {})}.items() if name != "_mmap"}
 
 
 def _array(array: np.ndarray[Any, Any], spend: Spend) -> Parts:
@@ -124,6 +130,8 @@ def _ufunc(value: np.ufunc, spend: Spend) -> Parts:
 def _sparse(value: Any, spend: Spend) -> Parts:
     names = ("data", "indices", "indptr", "row", "col", "offsets", "rows")
     content = {name: part for name in names if (part := getattr(value, name, None)) is not None}
+    if len(value.shape) != 2 and hasattr(value, "coords"):
+        content["coords"] = value.coords  # of which rows and columns are the last two
     return Parts(b"z", Kind.ORDERED, [type(value), value.format, value.shape, value.dtype, content])
 
 
