@@ -18,6 +18,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
@@ -1038,6 +1039,24 @@ async def test_hits_do_not_wait_behind_computations(memory: Memory, one_thread: 
         gate.set()
     assert await waiting == "wait"
     assert calls == ["stored", "wait"]
+
+
+async def test_results_that_are_nested_deep_or_share_everything_are_given_and_remembered(memory: Memory) -> None:
+    def nested(depth: int, width: int) -> Any:
+        value: Any = ()
+        for _ in range(depth):
+            value = (value,) * width
+        return value
+
+    shared = memory.cache(nested)
+    assert isinstance(await shared(100, 2), tuple)  # with 2**100 paths through it
+    assert isinstance(await shared(100, 2), tuple)
+    assert shared.statistics().misses == 1
+    with warnings.catch_warnings(action="ignore"):  # it may be too deep for pickle, which is not our limit
+        assert len(await shared(2000, 1)) == 1
+
+    constant = nested(2000, 1), nested(100, 2)
+    assert await memory.cache(lambda: len(constant))() == 2
 
 
 async def test_another_process_sees_a_removal_within_a_second(location: str) -> None:

@@ -10,26 +10,42 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from aparallel._memory.plain import ATOMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _CONSTANTS = (Enum, PurePath, Decimal, Fraction, date, time, timedelta, tzinfo, range, slice, UUID, re.Pattern)
 
 
 def is_constant(value: Any) -> bool:
     """Whether *value* cannot change in place, all the way down."""
+    left = [value]
+    seen: dict[int, Any] = {}  # what many share is looked at once; kept alive, so that no id comes twice
+    while left:
+        part = left.pop()
+        if id(part) not in seen:
+            seen[id(part)] = part
+            parts = _parts_of(part)
+            if parts is None:
+                return False
+            left += parts
+    return True
+
+
+def _parts_of(value: Any) -> Iterable[Any] | None:
+    """What else has to be constant for *value* to be so; None if it can change in place."""
     kind = type(value)
-    if kind in ATOMS or isinstance(value, _CONSTANTS):
-        return True
+    if kind in ATOMS or isinstance(value, _CONSTANTS) or _is_numpys(value):
+        return ()
     if isinstance(value, tuple | frozenset):
-        is_plain = kind is tuple or kind is frozenset or hasattr(kind, "_fields")
-        return is_plain and all(map(is_constant, value))
-    if "__dataclass_fields__" in vars(kind):
-        is_frozen: bool = kind.__dataclass_params__.frozen
-        return is_frozen and all(is_constant(getattr(value, field.name, None)) for field in fields(kind))
-    return _is_numpys(value)
+        return value if kind is tuple or kind is frozenset or hasattr(kind, "_fields") else None
+    if "__dataclass_fields__" in vars(kind) and kind.__dataclass_params__.frozen:
+        return [getattr(value, field.name, None) for field in fields(kind)]
+    return None
 
 
 def _is_numpys(value: Any) -> bool:

@@ -73,7 +73,15 @@ def unpickle(body: bytes) -> Any:
 
 def is_frozen(value: object) -> bool:
     """Whether nobody can change *value*: it may be given to everyone who asks."""
-    kind = type(value)
-    if kind in ATOMS:
-        return True
-    return (kind is tuple or kind is frozenset) and all(map(is_frozen, value))  # type: ignore[call-overload]
+    left: list[Any] = [value]
+    seen: set[int] = set()  # what many share is looked at once
+    while left:
+        part = left.pop()
+        kind = type(part)
+        if kind in ATOMS or id(part) in seen:
+            continue
+        if kind is not tuple and kind is not frozenset:
+            return False
+        seen.add(id(part))
+        left += part
+    return True
