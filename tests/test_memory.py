@@ -19,6 +19,7 @@ import textwrap
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
@@ -403,6 +404,42 @@ async def test_equal_calls_of_a_plain_function_compute_once(memory: Memory, thre
     held["release"].set()
     assert await asyncio.gather(*tasks) == [1] * 20
     assert calls == [1]
+
+
+@pytest.mark.parametrize("cache_errors", [False, True])
+@pytest.mark.parametrize("in_task", [False, True])
+async def test_nothing_keeps_results_errors_or_arguments_alive(
+    in_task: bool, cache_errors: bool, memory: Memory, threads: None
+) -> None:
+    class Argument(set[int]):
+        def __reduce__(self) -> Any:
+            return set, ([*self],)
+
+    results: list[weakref.ref[Any]] = []
+
+    def plain(x: Argument) -> set[int]:
+        if x:
+            raise ValueError("x")
+        result = {1}
+        results.append(weakref.ref(result))
+        return result
+
+    async def on_loop(x: Argument) -> set[int]:
+        return plain(x)
+
+    cached: Any = memory.cache(on_loop if in_task else plain, cache_errors=cache_errors)
+    gc.collect()
+    gc.disable()
+    try:
+        assert await cached(Argument()) == {1}
+        argument = Argument([1])
+        reference = weakref.ref(argument)
+        with contextlib.suppress(ValueError):
+            await cached(argument)
+        del argument
+        await until(lambda: results[0]() is reference() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_cancelled_caller_leaves_the_others_unharmed(memory: Memory) -> None:

@@ -102,7 +102,10 @@ class Computation:
         key = (shelf.name, call.place.key, call.is_refresh, shelf.generation(call.place))
         outcome, is_first = await fly(key, self._name, lambda flight: self._lead(flight, call))
         if outcome.end is End.ERROR:
-            raise outcome.value
+            try:
+                raise outcome.value
+            finally:
+                del outcome  # or this frame would keep the error, which has this frame
         computed: _Computed = outcome.value
         if not is_first:
             self._statistics.shared += 1
@@ -116,7 +119,10 @@ class Computation:
             problem, part = computed.not_stored
             shelf.warn_once(part, f"The results of {self._name} are not stored: {problem}")
         if computed.is_error:
-            raise computed.value
+            try:
+                raise computed.value
+            finally:
+                del computed, outcome
         return computed.value
 
     async def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -39,6 +39,9 @@ class Outcome(NamedTuple):
     value: Any = None
 
 
+_GONE = Outcome(End.ABANDONED)
+
+
 class Flight:
     """A computation under way. Its attributes are guarded by the module's mutex."""
 
@@ -64,7 +67,7 @@ class Flight:
         with _mutex:
             if self.outcome is not None:
                 return
-            self.outcome = outcome
+            self.outcome = outcome if self.waiters else _GONE
             if _flights.get(self.key) is self:
                 del _flights[self.key]
             waiters = list(self.waiters.items())
@@ -84,12 +87,14 @@ class Flight:
             self.in_thread = False
             is_lost = self.task is None or self.task.done() or not self.is_wanted
         if is_lost:
-            self.end(Outcome(End.ABANDONED))
+            self.end(_GONE)
 
     def leave(self, future: asyncio.Future[None]) -> None:
         """One who waited is gone."""
         with _mutex:
             self.waiters.pop(future, None)
+            if not self.waiters and self.outcome is not None:
+                self.outcome = _GONE  # an error's traceback has frames that refer to this flight
             stop = not self.waiters and self.outcome is None and not self.in_thread
             if stop and _flights.get(self.key) is self:
                 del _flights[self.key]
@@ -159,12 +164,12 @@ async def fly(key: Hashable, name: str, lead: Callable[[Flight], Coroutine[Any, 
                 context.run(_current.set, flight)
                 flight.task = loop.create_task(_run(flight, lead), context=context)
             await _wait(flight, future, loop)
+            outcome = flight.outcome
         finally:
             flight.leave(future)
             if outer is not None:
                 with _mutex:
                     outer.waits_for.remove(flight)
-        outcome = flight.outcome
         if outcome is not None and outcome.end is not End.ABANDONED:
             return outcome, is_first
 
@@ -176,7 +181,7 @@ async def _wait(flight: Flight, future: asyncio.Future[None], loop: asyncio.Abst
     while not future.done():  # that loop may have been closed without a word
         await asyncio.wait([future], timeout=_LOOK_AT_LOOP_EVERY)
         if flight.loop.is_closed() and not flight.in_thread:
-            flight.end(Outcome(End.ABANDONED))
+            flight.end(_GONE)
             return
 
 
@@ -187,7 +192,7 @@ async def _run(flight: Flight, lead: Callable[[Flight], Coroutine[Any, Any, None
         if not _is_cancelled():  # the function raised it, perhaps of something that it waited for
             flight.end(Outcome(End.ERROR, error))
         elif not flight.in_thread:
-            flight.end(Outcome(End.ABANDONED))
+            flight.end(_GONE)
         raise
     except BaseException as error:
         flight.end(Outcome(End.ERROR, error))
@@ -195,7 +200,8 @@ async def _run(flight: Flight, lead: Callable[[Flight], Coroutine[Any, Any, None
             raise
     finally:
         if not flight.in_thread:
-            flight.end(Outcome(End.ABANDONED))
+            flight.end(_GONE)
+        flight.task = None  # whose context refers to the flight
 
 
 def _is_cancelled() -> bool:
