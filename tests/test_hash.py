@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
@@ -498,6 +499,28 @@ def test_functions_count_by_name_code_and_what_they_close_over() -> None:
     assert value_digest(adder(1)) != value_digest(adder(2))
     assert value_digest(adder([1])) != value_digest(adder([2]))
     assert value_digest(lambda x: x + 1) != value_digest(lambda x: x + 2)
+
+
+def test_functions_that_were_hashed_are_not_kept() -> None:
+    def named(content: list[int]) -> Callable[[], int]:
+        return lambda: len(content)
+
+    def with_default() -> Callable[..., int]:
+        return lambda content=[1]: len(content)
+
+    def recursive() -> Callable[[int], int]:
+        def fn(n: int) -> int:
+            return fn(n - 1) if n else 0
+
+        return fn
+
+    functions: list[Any] = [named([1]), with_default(), recursive()]
+    digests = [value_digest(fn) for fn in functions]
+    assert digests == [value_digest(fn) for fn in functions]
+    references = [weakref.ref(fn) for fn in functions]
+    functions.clear()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
 
 
 def test_a_function_that_closes_over_itself_ends() -> None:

@@ -66,7 +66,8 @@ def _encode_constant(constant: object) -> bytes:
     return encoding
 
 
-def globals_read(code: CodeType) -> list[tuple[str, ...]]:
+@functools.lru_cache(maxsize=1024)  # closures of one function have the same code
+def globals_read(code: CodeType) -> tuple[tuple[str, ...], ...]:
     """The globals that *code* and the code inside it read, sorted: ``("np", "linalg", "norm")`` for np.linalg.norm.
 
     Left out are those that it also writes: their value is its own doing.
@@ -87,10 +88,11 @@ def globals_read(code: CodeType) -> list[tuple[str, ...]]:
             if step.opname in _WRITES_GLOBAL:
                 written.add(step.argval)
         found.update([chain] if chain else [])
-    return sorted(chain for chain in found if chain[0] not in written)
+    return tuple(sorted(chain for chain in found if chain[0] not in written))
 
 
-def imports_made(code: CodeType) -> set[tuple[int, str, str]]:
+@functools.lru_cache(maxsize=1024)
+def imports_made(code: CodeType) -> frozenset[tuple[int, str, str]]:
     """What *code* and the code inside it import when they run: (dots before the module, module, name in it or "")."""
     found: set[tuple[int, str, str]] = set()
     for inner in _with_inner(code):
@@ -99,10 +101,11 @@ def imports_made(code: CodeType) -> set[tuple[int, str, str]]:
             if step.opname == "IMPORT_NAME":
                 level, names = (before.argval for before in steps[position - 2 : position])
                 found |= {(level, step.argval, name) for name in names or [""]}
-    return found
+    return frozenset(found)
 
 
-def cells_written(code: CodeType) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def cells_written(code: CodeType) -> frozenset[str]:
     """The closed-over names that *code* assigns to, or visibly changes in place: ``x[k] = …``, ``x.append(…)``.
 
     What they hold is its own doing, such as a count or a record of calls, and not what its results depend on.
@@ -124,7 +127,7 @@ def cells_written(code: CodeType) -> set[str]:
                 read_at[place] = step.argval
             elif step.opname != "CACHE":
                 cell = None
-    return written
+    return frozenset(written)
 
 
 def _with_inner(code: CodeType) -> Iterator[CodeType]:

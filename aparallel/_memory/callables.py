@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,16 @@ def package_of(fn: Any) -> str:
     namespace = getattr(fn, "__globals__", None)  # of the class of functions, a descriptor
     module = namespace.get("__name__") if isinstance(namespace, dict) else getattr(fn, "__module__", None)
     return str(module).partition(".")[0]
+
+
+def is_importable(function: Any) -> bool:
+    """Whether *function* is what its module has under its name, and the module can be imported elsewhere."""
+    if function.__module__ == "__main__":
+        return False
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
 
 
 def content_of(cell: CellType) -> Any:

@@ -11,7 +11,7 @@ import weakref
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._memory.callables import MISSING, content_of, functions_of, package_of, unbind
+from aparallel._memory.callables import MISSING, content_of, functions_of, is_importable, package_of, unbind
 from aparallel._memory.digest import digest
 from aparallel._memory.parts import encode_name
 from aparallel._memory.plain import Kind, combine
@@ -19,6 +19,7 @@ from aparallel._memory.tracking import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import CodeType
 
     from aparallel._memory.parts import Encode
     from aparallel._memory.tracking import Track
@@ -67,18 +68,25 @@ class Fingerprint:
         return [*self._own, *self._dynamic]
 
 
-# Only a cache: a fingerprint that no longer holds is made anew.
-_known: weakref.WeakKeyDictionary[FunctionType, Fingerprint] = weakref.WeakKeyDictionary()
+# Only a cache: a fingerprint that no longer holds is made anew. With each is the code of its function and the defaults
+# that it was made of: a value that refers to its key would keep it for ever.
+_known: weakref.WeakKeyDictionary[FunctionType, tuple[Fingerprint, CodeType, Any]] = weakref.WeakKeyDictionary()
 
 
 def fingerprint_of(fn: FunctionType, encode: Encode) -> Fingerprint:
     """Return the fingerprint of a function that is itself a value, its defaults included."""
     known = _known.get(fn)
-    if known is None or not known.still_holds():
-        walk = Walk({package_of(fn)}, "deep", encode)
-        walk.visit_function(fn, with_defaults=True)
-        known = _known[fn] = Fingerprint(walk, encode_name(fn), [])
-    return known
+    if known is not None:
+        fingerprint, code, defaults = known
+        if fn.__code__ is code and fn.__defaults__ is defaults and fingerprint.still_holds():
+            return fingerprint
+    walk = Walk({package_of(fn)}, "deep", encode)
+    walk.visit_function(fn, with_defaults=True)
+    _, code, defaults = walk.codes.pop(0)
+    fingerprint = Fingerprint(walk, encode_name(fn), [])
+    if fn.__closure__ is None or is_importable(fn):  # else what it holds may refer to it
+        _known[fn] = fingerprint, code, defaults
+    return fingerprint
 
 
 def fingerprint_of_callable(fn: Any, track: Track, depends_on: Iterable[Any], encode: Encode) -> Fingerprint:

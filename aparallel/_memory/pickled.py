@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from aparallel._memory.callables import is_importable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ _travelling = _Travelling()
 
 def reduce_function(function: Any, parts: tuple[Any, ...]) -> Any:
     """Reduce a memoized function, for pickle. *parts* are what its class makes one of."""
-    if _is_importable(function):
+    if is_importable(function):
         return _by_name, (function.__module__, function.__qualname__)
     token = _travelling.leaving.get(id(function))
     if token is not None:
@@ -43,15 +45,6 @@ def reduce_function(function: Any, parts: tuple[Any, ...]) -> Any:
     with _noted(_travelling.leaving, id(function), token):
         body = cloudpickle.dumps(parts, 5)
     return _by_value, (token, type(function), body)
-
-
-def _is_importable(function: Any) -> bool:
-    if function.__module__ == "__main__":
-        return False
-    found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is function
 
 
 def _by_name(module: str, qualname: str) -> Any:
