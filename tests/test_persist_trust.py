@@ -25,7 +25,10 @@ from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
 import aparallel
 from aparallel import dumps, inspect, loads
+from aparallel._ground.stoppable import Stop
 from aparallel._persist.arrays import array
+from aparallel._persist.sinks import CallableSink
+from aparallel._persist.writer import ContainerWriter
 from aparallel.errors import CorruptFileError, UntrustedTypeError
 
 ran: list[str] = []
@@ -301,6 +304,21 @@ async def test_namespaces_are_trusted_by_their_class() -> None:
     data = await dumps(types.SimpleNamespace(a=1))
     assert (await inspect(io.BytesIO(data))).untrusted == ("types.SimpleNamespace",)
     assert await loads(data, trusted=[types.SimpleNamespace]) == types.SimpleNamespace(a=1)
+
+
+async def test_joblib_s_class_for_arrays_is_none_of_ours_in_a_file_of_ours() -> None:
+    from aparallel._persist.trust import Trust
+
+    parts: list[bytes] = []
+    writer = ContainerWriter(CallableSink(parts.append, Stop()))
+    writer.write_pickle([hand_made(named("joblib.numpy_pickle", "NumpyArrayWrapper"), b")\x81")])
+    writer.finish()
+    data = b"".join(parts)
+    assert (await inspect(io.BytesIO(data))).untrusted == ("joblib.numpy_pickle.NumpyArrayWrapper",)
+    with pytest.raises(UntrustedTypeError, match="Nothing of it has run"):
+        await loads(data, trusted=[])
+    with pytest.raises(UntrustedTypeError):
+        Trust(()).resolve("joblib.numpy_pickle", "NumpyArrayWrapper")
 
 
 async def test_a_deque_of_a_set_is_data() -> None:

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from aparallel._persist.inspector import GETTERS, Inspector, known_dtype
+from aparallel._persist.inspector import GETTERS, WRAPPERS, Inspector, known_dtype
 from aparallel._persist.nesting import STATED_ARRAYS, TOO_LONG, Chains, frail_among
 from aparallel._persist.standins import BYTES, SET, Global, Listed, Made
 from aparallel._persist.trust import Trust, untrusted
@@ -50,7 +50,9 @@ class Guard(Inspector):
         return tuple(self._whys)
 
     def on_global(self, found: Global) -> None:
-        if not self._trust.allows(found):
+        # Where joblib's arrays are not read, its wrapper is a class like others.
+        is_joblibs = found in WRAPPERS and not (self._foreign or self._trust.is_users(found))
+        if is_joblibs or not self._trust.allows(found):
             self._refused[str(found)] = None
         elif found in GETTERS and not self._trust.is_users(found):
             self._getter = found

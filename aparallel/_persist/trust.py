@@ -16,7 +16,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import BASES, GETTERS, RECONSTRUCTORS
+from aparallel._persist.inspector import BASES, GETTERS, RECONSTRUCTORS, WRAPPERS
 from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
 from aparallel._persist.standins import Global, Made
 from aparallel.errors import UntrustedTypeError
@@ -76,7 +76,7 @@ class Trust:
             return self._objects[str(asked)]
         if asked in GETTERS and not self.is_users(asked):
             return self._member
-        if asked in DATA:
+        if asked in DATA and asked not in WRAPPERS:  # which whoever reads joblib's files has in place of joblib's
             return _safe(asked)
         if str(asked) in self._names:
             return _resolved(asked)
