@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import subprocess
+import sys
+import textwrap
 import time
 from typing import Any
 
@@ -53,6 +57,29 @@ async def test_workers_may_have_the_callers_own_priority() -> None:
     async with Pool(1, nice=0) as pool:
         assert await pool.run(priority) == priority()
         assert "nice=0" in repr(pool)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="a filter of system calls")
+def test_where_a_lower_priority_is_forbidden_workers_keep_the_programs() -> None:
+    code = """
+    import asyncio, ctypes, os, struct
+    from aparallel import Pool
+
+    # seccomp(2): EPERM for setpriority, allow all else. Instructions: code, jumps, value.
+    rules = (0x20, 0, 0, 0), (0x15, 0, 1, 141), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(program)), 0, 0) == 0
+
+    async def main():
+        async with Pool(1) as pool:
+            assert await pool.run(os.getpriority, os.PRIO_PROCESS, 0) == os.getpriority(os.PRIO_PROCESS, 0)
+
+    asyncio.run(main())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("nice", [-1, 20, 1.5, True, "5"])

@@ -178,7 +178,10 @@ class _Worker:
         if "argv" not in setup:  # only what is above has changed
             return True
         if setup["nice"]:
-            os.nice(setup["nice"])
+            try:  # noqa: SIM105 - contextlib is not loaded
+                os.nice(setup["nice"])
+            except OSError:  # forbidden, as by systemd's SystemCallFilter=~@resources: the program's priority will do
+                pass
         sys.argv[:] = setup["argv"]
         os.environ.update(setup["environ"])
         nesting.enter_worker_process(setup["level"])
