@@ -7,6 +7,7 @@ import importlib
 import inspect
 import itertools
 import math
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -589,6 +591,28 @@ def test_every_form_of_callable_has_a_key() -> None:
     keys = [key(make(), 1) for make in forms]
     assert len(set(keys)) == len(forms)
     assert [key(make(), 1) for make in forms] == keys
+
+
+class Proxy:
+    def __init__(self, get: Callable[[str], Any]) -> None:
+        self.get = get
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    __call__ = operator.methodcaller("call")
+
+
+def unbound(name: str) -> Any:
+    raise RuntimeError("outside of a request")
+
+
+anything = Proxy(lambda name: Proxy(anything.get))
+request = Proxy(unbound)
+
+
+def test_proxies_and_mocks_that_a_function_reads_are_asked_for_nothing() -> None:
+    assert key(lambda: (anything(), request(), mock.call()))
 
 
 def test_what_a_function_does_to_its_closure_is_its_own_doing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -30,13 +31,18 @@ def unbind(fn: Any) -> tuple[Any, list[Any]]:
             if fn.__self__ is not None and not isinstance(fn.__self__, ModuleType):
                 own.append(fn.__self__)
             return fn, own
-        elif callable(wrapped := getattr(fn, "__wrapped__", None)):  # such as lru_cache's
+        elif callable(wrapped := _wrapped_by(fn)):  # such as lru_cache's
             fn = wrapped
         elif isinstance(method := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
             own.append(fn)
             fn = method
         else:
             return fn, own
+
+
+def _wrapped_by(fn: Any) -> Any:
+    """What *fn* says that it wraps. Of proxies and mocks every name can be asked for, with errors or without end."""
+    return None if inspect.getattr_static(fn, "__wrapped__", None) is None else getattr(fn, "__wrapped__", None)
 
 
 def package_of(fn: Any) -> str:

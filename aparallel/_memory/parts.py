@@ -42,6 +42,13 @@ class Name:
 
 
 def encode_name(named: Any) -> bytes:
-    module = getattr(named, "__module__", None)
-    name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None) or type(named).__qualname__
-    return combine(b"N", Kind.ORDERED, [encode_str(str(module)), encode_str(str(name))])
+    name = _text_of(named, "__qualname__") or _text_of(named, "__name__") or type(named).__qualname__
+    return combine(b"N", Kind.ORDERED, [encode_str(str(_text_of(named, "__module__"))), encode_str(name)])
+
+
+def _text_of(named: Any, attribute: str) -> str | None:
+    try:
+        found = getattr(named, attribute, None)
+    except Exception:  # a proxy of what is not there now
+        return None
+    return found if isinstance(found, str) else None
