@@ -29,6 +29,19 @@ _CACHEDIR_TAG = (
 )
 
 
+def _renew_mark() -> None:
+    global _our_mark
+    _our_mark = f"{secrets.token_hex(8)}-"
+
+
+# How the names in tmp begin that this process makes. Process numbers come again: in a container, each process may have
+# the number of the one before it.
+_our_mark = ""
+_renew_mark()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_mark)
+
+
 class Directory:
     """The directory *location*. It is made when something is first written.
 
@@ -135,7 +148,7 @@ class Directory:
         if not self._check():
             self.prepare()
         number = next(self._numbers)
-        path = self.path("tmp", f"{number % SLOTS:02x}", f"{os.getpid():x}-{number:x}-{secrets.token_hex(8)}")
+        path = self.path("tmp", f"{number % SLOTS:02x}", f"{_our_mark}{secrets.token_hex(8)}")
         try:
             return path, self._create(path)
         except FileNotFoundError:  # this folder is new, or somebody removed the directory
@@ -176,9 +189,8 @@ class Directory:
     def remove_litter(self) -> None:
         """Remove what killed writers left in tmp. Our own live, whatever a clock that jumps says of their age."""
         now = time.time()
-        ours = f"{os.getpid():x}-"
         for path in self.temporary_paths():
-            if os.path.basename(path).startswith(ours):
+            if os.path.basename(path).startswith(_our_mark):
                 continue
             with contextlib.suppress(OSError):
                 if now - os.stat(path).st_mtime > LITTER_AGE:
