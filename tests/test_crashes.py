@@ -150,6 +150,7 @@ def assert_right_error(error: object, stage: str, crash: str) -> None:
     if crash in DEADLY:
         assert type(error) is BrokenWorkerError
         assert (error.exitcode, error.signal) == DEADLY[crash]
+        assert ("memory" if crash == "SIGKILL" else "stderr") in str(error)
         assert error.call
         return
     if stage == "running":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aparallel._ground.exceptions import in_short, text_of
 from aparallel._parallel.queues import Queue
@@ -17,6 +17,8 @@ from aparallel.errors import (
 if TYPE_CHECKING:
     from aparallel._parallel.queues import Quota
     from aparallel.abc import Backend, Batch, Exit
+
+_SIGKILL: Final = 9  # Windows has no such name
 
 
 def call_name(batch: Batch, index: int) -> str:
@@ -53,11 +55,18 @@ def worker_died(call: str, exit: Exit, retries: int) -> BrokenWorkerError:
     )
     return BrokenWorkerError(
         f"The worker that ran {call} died: {exit}. The pool has replaced it; other calls are not affected.\n"
-        f"What a crash leaves of a traceback is on stderr. {tried}",
+        f"{_trace_of(exit)} {tried}",
         call=call,
         exitcode=exit.exitcode,
         signal=exit.signal,
     )
+
+
+def _trace_of(exit: Exit) -> str:
+    """Say where to look for the cause of a worker's death."""
+    if exit.signal == _SIGKILL:
+        return "Perhaps memory ran out: the kernel's log says so, and a container has a limit of its own."
+    return "What a crash leaves of a traceback is on stderr."
 
 
 def never_begun(call: str, times: int, exit: Exit) -> BrokenWorkerError:
