@@ -39,6 +39,7 @@ _HINTS: Final[dict[int | None, str]] = {
     errno.EACCES: "Do it as a user who may write there",
     errno.EPERM: "Do it as a user who may write there",
     errno.EROFS: "Do it where its file system is mounted for writing",
+    errno.ENOTDIR: "Give Memory the path of a directory, or one where nothing is yet",
 }
 
 

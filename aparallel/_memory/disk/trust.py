@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -31,7 +32,7 @@ def check_directory(path: str, *, trust_group: bool) -> None:
     """
     found = os.stat(path)
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(f"{path} is no directory.")
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     if not hasattr(os, "geteuid"):
         return
     if found.st_uid != os.geteuid() and not (trust_group and found.st_gid in {os.getegid(), *os.getgroups()}):
