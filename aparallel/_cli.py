@@ -21,6 +21,7 @@ from aparallel._ground.units import parse_bytes, parse_seconds
 from aparallel._memory.disk.store import DiskStore
 from aparallel._memory.entry import Damaged, NotOurs, WrongSignature
 from aparallel._memory.notes import about_function, function_of_note
+from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.shelf import stored_call
 from aparallel._persist.keys import checked_key
@@ -31,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what *arguments* say, those of the process by default. Returns the exit code.
 
     0: done; 1: ``verify`` found what is damaged and left it, or what it could not check, or ``show`` found nothing;
-    2: it could not be done; 141: nobody read to the end what was told.
+    2: it could not be done; 130: it was interrupted; 141: nobody read to the end what was told.
     """
+    if sys.stdout is None:  # it was closed, as by >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open, as the other would
     options = _parser().parse_args(arguments)
     try:
         code = int(options.run(options))
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `| head`; the interpreter's last flush would complain too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (AparallelError, OSError, ValueError) as error:
         sys.stderr.write(f"aparallel: {error}\n")
         return 2
@@ -64,17 +69,25 @@ def _parser() -> argparse.ArgumentParser:
 
     action("ls", _list, "list the functions and how much is stored of each")
     show = action("show", _show, "show the entries of a function, or the one of a key")
-    show.add_argument("what", nargs="?", help="a function's name, or the beginning of a key; everything by default")
+    show.add_argument(
+        "what",
+        nargs="?",
+        metavar="FUNCTION|KEY",
+        help="a function's name, or the beginning of a key; everything by default",
+    )
     prune = action("prune", _prune, "remove entries, least recently used first")
     prune.add_argument(
-        "--max-bytes", type=_read_by(parse_bytes), metavar="SIZE", help="until no more is stored, such as 10GB"
+        "--max-bytes", type=_read_by(parse_bytes), metavar="SIZE", help="until no more than this is left, such as 10GB"
     )
-    prune.add_argument("--max-entries", type=_read_by(_count), metavar="N", help="until there are no more")
+    prune.add_argument("--max-entries", type=_read_by(_count), metavar="N", help="until no more than so many are left")
     prune.add_argument(
-        "--unused-for", type=_read_by(parse_seconds), metavar="AGE", help="what was not used for so long, as 7d"
+        "--unused-for",
+        type=_read_by(parse_seconds),
+        metavar="AGE",
+        help="all that were unused for so long, such as 7d",
     )
     clear = action("clear", _clear, "remove all entries, or those of one function")
-    clear.add_argument("function", nargs="?", help="its name")
+    clear.add_argument("function", nargs="?", metavar="FUNCTION", help="its name, as `ls` tells it")
     verify = action("verify", _verify, "check every entry against its checksum, or its signature")
     verify.add_argument("--remove", action="store_true", help="remove those that are damaged, and only those")
     return parser
@@ -156,27 +169,37 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
     sealed = _sealed(options, store)
-    wanted = options.what
-    found = [
-        call
-        for listed in store.entries()
-        if (call := stored_call(sealed, listed)) is not None
-        and (wanted is None or call.function == wanted or call.key.startswith(wanted))
-    ]
+    read = [stored_call(sealed, listed) for listed in store.entries()]
+    calls = [call for call in read if call is not None]
+    found = _called(options.what, calls)
     if options.json:
         _print_json([dataclasses.asdict(call) for call in found])
-    else:
+    elif found or options.what is None:
         table = [
             [
                 *(call.key[:12], call.function, _size(call.size), _age(call.created), _age(call.last_used)),
-                f"{call.seconds:.3g} s",
+                _duration(call.seconds),
                 " ".join([*call.tags, *(f"{name}={value}" for name, value in call.arguments.items())]),
             ]
             for call in sorted(found, key=lambda call: -call.last_used)
         ]
         heads = ["key", "function", "size", "age", "last used", "took", "tags, arguments"]
         _print_table(heads, table, right=(2, 3, 4, 5))
-    return 0 if found or wanted is None else 1
+    if unread := len(read) - len(calls):
+        sys.stderr.write(f"aparallel: {_entries(unread)} could not be read; `verify` says why.\n")
+    if found or options.what is None:
+        return 0
+    sys.stderr.write(
+        f"aparallel: There is no function or key {options.what} in {store.location}; `ls` lists functions.\n"
+    )
+    return 1
+
+
+def _called(what: str | None, calls: list[StoredCall]) -> list[StoredCall]:
+    """Return those of the function of this name, which may look like the beginning of a key; or those of such keys."""
+    if what is None:
+        return calls
+    return [call for call in calls if call.function == what] or [call for call in calls if call.key.startswith(what)]
 
 
 def _prune(options: argparse.Namespace) -> int:
@@ -267,6 +290,10 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds * 1000:.2f} ms"
 
 
 def _age(then: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from memory_support import files_of
 
 from aparallel import Memory, __version__
 from aparallel._cli import main
+from aparallel._memory.disk.store import DiskStore
 from aparallel._persist import reader
 from aparallel.errors import UnsupportedPlatformError
 
@@ -80,7 +82,26 @@ def test_show_tells_entries_and_arguments(filled: str, capsys: pytest.CaptureFix
     assert len(entries) == 6
     _, out, _ = run(capsys, "show", filled, entries[0]["key"][:20], "--json")
     assert json.loads(out) == entries[:1]
-    assert run(capsys, "show", filled, "nothing")[0] == 1
+    code, out, err = run(capsys, "show", filled, "nothing")
+    assert (code, out, "no function or key nothing" in err) == (1, "", True)
+
+
+def test_show_takes_a_functions_name_before_the_beginning_of_a_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def named(number: int) -> None: ...
+
+    named.__module__, location = "__main__", str(tmp_path / "cache")
+
+    async def fill() -> None:
+        for named.__qualname__ in "abcdef":
+            for number in range(5):
+                await Memory(location).cache(named)(number)
+
+    asyncio.run(fill())
+    for name in "abcdef":
+        shown = json.loads(run(capsys, "show", location, name, "--json")[1])
+        assert [entry["function"] for entry in shown] == [name] * 5
 
 
 def test_prune_and_clear_remove(filled: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +155,13 @@ def test_a_signed_directory_is_verified_with_its_key(tmp_path: Path, capsys: pyt
     asyncio.run(Memory(location, signing_key="secret").cache(large)(200_000))
     assert run(capsys, "verify", location)[0] == 1
     assert run(capsys, "verify", location, "--signing-key-file", str(key))[0] == 0
+
+
+def test_show_tells_how_many_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location = str(tmp_path / "cache")
+    asyncio.run(Memory(location, signing_key="secret").cache(small)(1))
+    code, out, err = run(capsys, "show", location, "--json")
+    assert (code, json.loads(out), err) == (0, [], "aparallel: 1 entry could not be read; `verify` says why.\n")
 
 
 def test_verify_removes_nothing_that_it_cannot_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +255,22 @@ def test_who_reads_only_the_beginning_is_told_no_error(filled: str) -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_with_its_output_closed_it_does_its_work(filled: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m aparallel cache clear {shlex.quote(filled)} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr, files_of(filled)) == (0, "", [])
+
+
+def test_an_interruption_shows_no_traceback(
+    filled: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiskStore, "entries", interrupted)
+    assert run(capsys, "verify", filled) == (130, "", "")
 
 
 def test_it_is_a_command_and_a_module(filled: str) -> None:
