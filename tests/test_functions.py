@@ -989,6 +989,104 @@ def test_what_a_script_defines_for_its_annotations_travels(tmp_path: Path) -> No
     )
 
 
+def test_dataclasses_of_main_can_be_derived_from_where_they_travel_to(tmp_path: Path) -> None:
+    body = """
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        _: dataclasses.KW_ONLY
+        y: list = dataclasses.field(default_factory=list)
+
+    def derived():
+        @dataclasses.dataclass
+        class Named(Point):
+            name: int
+
+        return repr(Named(1, 3)), [field.default is dataclasses.MISSING for field in dataclasses.fields(Point)]
+
+    print(*asyncio.run(gather_parallel(delayed(derived)())))
+    """
+    assert run_script(tmp_path, body) == "('derived.<locals>.Named(x=1, y=[], name=3)', [True, True])\n"
+
+
+def test_enums_of_main_travel_with_all_that_their_members_have(tmp_path: Path) -> None:
+    body = """
+    import enum
+    from dataclasses import dataclass
+    from datetime import timedelta
+
+    class Planet(enum.Enum):
+        MERCURY = (2, 3.0)
+        EARTH = (4, 5.0)
+        FIRST = (2, 3.0)
+
+        def __init__(self, mass, radius):
+            self.mass = mass
+            self.radius = radius
+
+    class Coordinate(bytes, enum.Enum):
+        def __new__(cls, value, label):
+            made = bytes.__new__(cls, [value])
+            made._value_ = value
+            made.label = label
+            return made
+
+        X = 0, "x"
+        Y = 1, "y"
+
+    class Numbered(enum.Enum):
+        def __new__(cls, *args):
+            made = object.__new__(cls)
+            made._value_ = 10 * (len(cls.__members__) + 1)
+            return made
+
+    class Colour(Numbered):
+        RED = ()
+        BLUE = ()
+
+    @dataclass
+    class Animal:
+        size: str
+        legs: int
+
+    class Creature(Animal, enum.Enum):
+        BEETLE = "small", 6
+
+    class Period(timedelta, enum.Enum):
+        WEEK = 7
+
+    class Pair(tuple, enum.Enum):
+        A = 1, 2
+
+    class Access(enum.IntFlag):
+        R = 1
+        W = 2
+        RW = 3
+
+    kinds = Planet, Coordinate, Colour, Creature, Period, Pair, Access
+    NAMES = "__init__", "__new__", "__new_member__", "_new_member_", "_use_args_"
+
+    def look():
+        told = [Planet.EARTH.mass, Planet["FIRST"].radius, Planet((4, 5.0)).name, list(Planet.__members__)]
+        told += [[(bytes(one), one.value, one.label) for one in Coordinate], Coordinate(1).name, Colour(20).name]
+        told += [Creature.BEETLE.legs, Creature.BEETLE.size, Period.WEEK.days, Pair.A[1], Access["RW"] == Access.R | 2]
+        told += [[name in vars(kind) for name in NAMES] for kind in kinds]
+        return told
+
+    def same(members):
+        return members
+
+    async def main():
+        told, members = await gather_parallel(delayed(look)(), delayed(same)([one for kind in kinds for one in kind]))
+        print(told == look() or told, all(one is type(one)[one.name] for one in members))
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == "True True\n"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no type statement")
 def test_aliases_of_a_script_travel_though_they_mention_themselves(tmp_path: Path) -> None:
     body = """

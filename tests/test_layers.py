@@ -224,6 +224,7 @@ OF_OTHER_PACKAGES = {
         "_make_function",
         "_make_skeleton_class",
     },
+    "aparallel._transfer.enums": {"_member_type_"},
 }
 
 

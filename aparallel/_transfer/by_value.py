@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import marshal
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
 
-from aparallel._transfer import rebuilding, typing_forms
+from aparallel._transfer import enums, rebuilding, typing_forms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -222,14 +223,15 @@ def _with_annotations_as_text(fn: FunctionType) -> FunctionType | None:
 
 
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's pickler, with ten amendments.
+    """cloudpickle's pickler, with twelve amendments.
 
     Context variables keep their identity. Functions with a cache travel (with an empty one), and so do classes with
     cached properties. A class that came from the other side goes back as itself: cloudpickle would send it whole, and
     overwrite the original's attributes. A class keeps its slots. Dictionaries with weak keys or values travel, and so
     do generic functions, which have one. A function is rebuilt without cloudpickle, unless a class that travels by
     value is among what it refers to, and knows its file. It travels whatever its annotations name, and so does a
-    dataclass; types that a script defines for its annotations travel, too.
+    dataclass, whose fields know that they have no default; types that a script defines for its annotations travel,
+    too. The members of an enum are made as they were here.
     """
 
     # How arrays are reduced; found here, as a dispatch table of each pickler's own takes 30 µs to build.
@@ -251,6 +253,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _same_class, (tracker_id,)
         reduced = _with_slots(obj, super().reducer_override(obj))
         reduced = typing_forms.with_bases_of_typed_dict(obj, reduced)
+        reduced = enums.with_whole_members(obj, reduced)
         if (tracker_id := _tracked.get(obj)) is not None:
             _given_here.add(tracker_id)
         return reduced
@@ -272,6 +275,8 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             **dict.fromkeys((WeakKeyDictionary, WeakValueDictionary), _reduce_weak_dictionary),
             **dict.fromkeys((CellType, ModuleType), _reduce_with_our_builders),
             CodeType: _reduce_code,
+            type(dataclasses.MISSING): lambda _: "MISSING",
+            type(dataclasses.KW_ONLY): lambda _: "KW_ONLY",
             **_unresolved_reducers,
             **typing_forms.REDUCERS,
         },
