@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import linecache
 import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +19,10 @@ from typing import Any
 
 import pytest
 from traveling import by_value
-from work import double, fail, fail_later, same, thread_of, touch_and_wait, wait_for_file
+from work import Broken, double, fail, fail_later, same, thread_of, touch_and_wait, wait_for_file
 
 from aparallel import Pool, cpu_count, delayed, errors, gather_parallel, parallel_config, stream_parallel
+from aparallel._ground.shield import outlast
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -610,6 +613,88 @@ async def test_a_failure_ends_the_running_calls_of_its_gather(tmp_path: Path) ->
             await pool.gather([delayed(touch_and_wait)(started, never), delayed(fail_once_started)()])
         assert time.monotonic() - begun < 10
         assert pool.statistics().running == 0
+
+
+class Refusing:
+    """What cannot travel."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("refused")
+
+
+async def then_fail() -> AsyncIterator[Any]:
+    yield delayed(same)(1)
+    raise LookupError
+
+
+def refuse_to_go_on(done: int, total: int | None) -> None:
+    raise LookupError
+
+
+async def outlasted() -> None:
+    """Is cancelled while it waits for what cancellation does not cut short."""
+    loop = asyncio.get_running_loop()
+    ending = loop.create_future()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.call_soon(task.cancel)
+    loop.call_soon(lambda: loop.call_soon(ending.set_result, None))
+    await outlast([ending])
+
+
+FAILING: list[Any] = [
+    ("thread", lambda pool: pool.run(int, "x")),
+    ("thread", lambda pool: pool.gather([delayed(int)("x")])),
+    ("inline", lambda pool: pool.gather(then_fail())),
+    ("inline", lambda pool: pool.gather([delayed(same)(1)], progress=refuse_to_go_on)),
+    ("inline", lambda pool: outlasted()),
+    ("process", lambda pool: pool.gather([delayed(same)(Refusing())])),
+    ("process", lambda pool: asyncio.gather(*[pool.run(same, Refusing())])),
+    ("process", lambda pool: pool.run(Broken, 1_000_000)),
+]
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def assert_nothing_is_kept_by(attempt: Callable[[], Any]) -> None:
+    """Assert that what its callers had goes with the error, though frames in its traceback have all that these had."""
+    had: list[weakref.ref[Refusing]] = []
+
+    async def fail_with(something: Refusing) -> None:
+        had.append(weakref.ref(something))
+        await attempt()
+
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        await fail_with(Refusing())
+    async with asyncio.timeout(20):
+        while had[0]() is not None:  # noqa: ASYNC110  what has told of the error may be at its last step
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("backend", "attempt"), FAILING)
+async def test_what_a_failed_attempt_had_goes_with_its_error(backend: Any, attempt: Any) -> None:
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        with without_collection():
+            await assert_nothing_is_kept_by(lambda: attempt(pool))
+
+
+async def test_a_pool_whose_workers_do_not_start_keeps_nothing_of_those_who_were_told() -> None:
+    def refuse() -> None:
+        raise LookupError
+
+    async with Pool(1, "inline", initializer=refuse) as pool:
+        with without_collection():
+            await assert_nothing_is_kept_by(lambda: pool.run(abs, 1))
+            await assert_nothing_is_kept_by(pool.warm_up)
 
 
 # How far ahead calls are drawn

@@ -35,6 +35,16 @@ def collect(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]
     return args, kwargs
 
 
+class Broken:
+    """What can be pickled, into so many bytes, and not be rebuilt."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __reduce__(self) -> Any:
+        return divmod, (1, 0, bytes(self.size))
+
+
 def fail(error: Any) -> Any:
     raise error
 

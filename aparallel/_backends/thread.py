@@ -169,6 +169,7 @@ class ThreadWorker(Worker):
         ended = time.monotonic()
         self._since = None
         self._finished.append((value, failed, ended - started))
+        del value  # an error's traceback has this frame
         if not self._calls or ended - self._told > _PATIENCE_SECONDS:
             self._told = ended
             self._in_loop(self.look)

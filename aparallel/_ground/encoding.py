@@ -84,7 +84,8 @@ class Drawn:
             self.group_for(function).extend(payloads)
         self.count += more.count
         self.size += more.size
-        self.exhausted, self.large, self.failed = more.exhausted, more.large, more.failed
+        self.exhausted, self.large = more.exhausted, more.large
+        self.failed, more.failed = more.failed, None  # frames in its traceback have *more*
 
 
 class Encoder(ABC):

@@ -29,4 +29,7 @@ async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
                 cancelled = error
             waiting = [future for future in waiting if not future.done()]
     if cancelled is not None:
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # its traceback has this frame

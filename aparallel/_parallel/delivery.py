@@ -50,7 +50,6 @@ class Delivery:
         owner.deliver(first, values, failed)
 
     async def _decode(self, batch: Batch, later: Later) -> None:
-        failed: list[int] = []
         try:
             value = await later.get()
         except asyncio.CancelledError:
@@ -58,5 +57,6 @@ class Delivery:
             batch.owner.deliver(batch.first, [error], [0])
             raise
         except Exception as reason:
-            value, failed = reason, [0]
-        self.deliver(batch, [value], failed)
+            self.deliver(batch, [reason], [0])
+        else:
+            self.deliver(batch, [value], [])

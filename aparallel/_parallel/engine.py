@@ -235,12 +235,13 @@ class Engine:
     async def warm_up(self) -> None:
         """Start all workers and wait until they are ready."""
         scheduler = self.use().scheduler
-        scheduler.workforce.forget_start_error()
+        scheduler.workforce.watch_starts()
         try:
             scheduler.workforce.start_missing()
             await self.backend.warm_up()
             await self._start_all(scheduler)
         finally:
+            scheduler.workforce.unwatch_starts()
             if self.backend.is_unsettled:
                 await self.backend.settle()
 

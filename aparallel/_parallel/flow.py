@@ -174,7 +174,7 @@ class Flow(Queue):
                 close_coroutines(self._source)
                 raise
             drawn.extend(more)
-            ended = more.exhausted or more.large is not None or more.failed is not None
+            ended = drawn.exhausted or drawn.large is not None or drawn.failed is not None
             if ended or drawn.count == room or time.monotonic() >= until:
                 return drawn
             await asyncio.sleep(0)
@@ -243,8 +243,8 @@ class Flow(Queue):
         if drawn.large is not None:
             await self._admit_large(drawn.large)
         elif drawn.failed is not None:
-            index = self._reserve(1)
-            self.deliver(index, [drawn.failed], [0])
+            failed, drawn.failed = [drawn.failed], None  # frames in its traceback have what was drawn
+            self.deliver(self._reserve(1), failed, [0])
 
     def _line_up(self, drawn: Drawn) -> None:
         self._drawn_bytes += drawn.size

@@ -53,11 +53,12 @@ class Runner:
                 engine.admitted.end_flow(flow)
         if engine.backend.is_unsettled:
             await engine.backend.settle()
-        if flow.error is not None:
+        error, flow.error = flow.error, None  # its traceback may have frames of the flow's
+        if error is not None:
             try:
-                raise flow.error
+                raise error
             finally:
-                del flow  # the error's traceback refers to this frame
+                del error  # and will have this one
         return flow.results
 
     def begin_stream(

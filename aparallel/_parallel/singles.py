@@ -178,7 +178,7 @@ class Singles:
             else:
                 self._begins_on = None
 
-    def _begin_next(self, when: Encode = Encode.SOON) -> None:
+    def _begin_next(self, when: Encode) -> None:
         future = self._to_begin.popleft()
         context = cast("_NotBegun", future.home).context
         try:
@@ -198,14 +198,22 @@ class Singles:
 
     def _begin_alike(self) -> None:
         """Begin the next calls as those of a gather are, as far as they ask for nothing, then one that is not so."""
+        when = self._begin_drawn()
+        if when is not None:
+            self._begin_next(when)
+
+    def _begin_drawn(self) -> Encode | None:
+        """Begin what of the next calls can be drawn; return how to begin the one after that, if it is not one of these.
+
+        An error of that one will have the frames of its callers: none may have its future.
+        """
         futures = []
         for future in islice(self._to_begin, _BEGIN_CALLS if self._takes_all() else 0):
             if future.done() or future.request[1] is not USUAL:
                 break
             futures.append(future)
         if not futures:
-            self._begin_next()
-            return
+            return _SOON
         engine, queue, bound = self._engine, self._queue, self._engine.use()
         try:
             calls = [future.request[0] for future in futures]
@@ -215,8 +223,7 @@ class Singles:
                 future.cancel()
             raise
         except BaseException:  # one by one, each with what is its own
-            self._begin_next()
-            return
+            return _SOON
         begun, home, waiting = 0, engine.admitted, self._to_begin
         for function, payloads in drawn.groups:
             part = futures[begun : begun + len(payloads)]
@@ -234,9 +241,11 @@ class Singles:
             begun += len(part)
         bound.scheduler.dispatch_soon()
         if drawn.large is not None:
-            self._begin_next(Encode.LATER)
-        elif drawn.failed is not None:
-            self._begin_next()
+            return Encode.LATER
+        if drawn.failed is None:
+            return None
+        drawn.failed = None  # frames in its traceback have what was drawn; it is told when it is met again
+        return _SOON
 
     def _takes_all(self) -> bool:
         """Whether each call is taken that asks for nothing, in whichever context."""

@@ -42,7 +42,7 @@ class Workforce:
         slots: all that have not ended.
         idle: those that wait for calls. Reused newest first: their caches are warm, and the coldest can expire.
         max_calls_per_worker: calls after which a worker is replaced; None for no limit.
-        start_error: why workers could not start, for those who wait for one; None again when one does.
+        start_error: why workers could not start, for those who watch that; None again when one does.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Workforce:
         self._on_room = on_room
         self._generation = 0
         self._failed_starts = 0
+        self._watchers = 0
         self._rest: asyncio.TimerHandle | None = None  # set while none is started
         self._expiry: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -101,7 +102,7 @@ class Workforce:
         try:
             slot.worker = self._backend.start(self._loop, slot)
         except Exception as error:  # of any kind: who waits would wait for ever
-            self.start_error = error
+            self._keep_start_error(error)
             if not self.slots:
                 self._on_no_worker(error)
             return None
@@ -117,9 +118,21 @@ class Workforce:
                 return False
         return all(slot.ready for slot in self.present())
 
-    def forget_start_error(self) -> None:
+    def watch_starts(self) -> None:
         """Somebody is about to wait for workers, and wants to know whether these can start."""
+        self._watchers += 1
         self.start_error = None
+
+    def unwatch_starts(self) -> None:
+        """The same one waits no more."""
+        self._watchers -= 1
+        if not self._watchers:
+            self.start_error = None
+
+    def _keep_start_error(self, error: Exception) -> None:
+        # For nobody else: callers get it too, and its traceback then has all that they have.
+        if self._watchers:
+            self.start_error = error
 
     def on_ready(self, slot: Slot) -> None:
         self._failed_starts = 0
@@ -217,7 +230,7 @@ class Workforce:
         else:
             return
         self._failed_starts = 0
-        self.start_error = error
+        self._keep_start_error(error)
         if exit.error is None and any(slot.ready for slot in self.present()):
             if self._rest is None:
                 self._rest = self._loop.call_later(_SECONDS_BETWEEN_STARTS, self._end_rest)
