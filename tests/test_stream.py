@@ -201,6 +201,27 @@ async def test_leaving_early_lets_go_of_the_source(backend: Any) -> None:
         gc.enable()
 
 
+async def test_leaving_early_lets_go_of_results_whose_turn_has_not_come() -> None:
+    class Result:
+        pass
+
+    made: list[weakref.ref[Result]] = []
+
+    def make() -> Result:
+        result = Result()
+        made.append(weakref.ref(result))
+        return result
+
+    async with Pool(2, "inline") as pool:
+        async with pool.stream([delayed(asyncio.Event().wait)(), delayed(make)()]) as results:
+            while pool.statistics().completed == 0:  # noqa: ASYNC110  nobody is told of it before its turn
+                await asyncio.sleep(0)
+            assert made[0]() is not None
+        gc.collect()
+        assert made[0]() is None
+    del results
+
+
 async def test_leaving_early_ends_running_calls(tmp_path: Path) -> None:
     never = tmp_path / "never"
     async with Pool(1) as pool:

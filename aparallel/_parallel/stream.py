@@ -86,6 +86,7 @@ class StreamFlow(Flow):
             await super().end()
         finally:
             self._ready.clear()
+            self._early.clear()
             if not self.finished.done():
                 self.finished.set_result(None)
             self._announce()
