@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -22,8 +22,11 @@ import pytest
 from traveling import by_value
 
 from aparallel import Pool, delayed, stream_parallel
+from aparallel._backends.tending import Tending
 from aparallel._parallel.single_queue import JointOwner
-from aparallel.errors import CallTimeoutError, ClosedPoolError
+from aparallel.abc import Later
+from aparallel.errors import AparallelError, CallTimeoutError, ClosedPoolError
+from aparallel.testing import FakeBackend
 
 LONG = 60.0
 # Medians are held to what is promised, 0.1 s. Each single time may be longer on a machine that others use too: it must
@@ -753,3 +756,48 @@ async def test_300_kills_lose_no_slot_descriptor_or_child(pipe: Pipe) -> None:
 @pytest.mark.soak
 async def test_10000_cancellations_of_queued_calls_lose_no_slot() -> None:
     await cancel_queued_often(10_000)
+
+
+# Whoever cancels all tasks of the loop cancels ours, too, perhaps before they have begun
+
+
+def cancel_tasks(name: str) -> None:
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
+    task.cancel()
+
+
+async def test_who_waits_for_a_result_is_told_that_nobody_reads_it() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        future = pool.submit(abs, -1)
+        worker = backend.workers[0]
+        worker.begin()
+        worker.running = None
+        worker._events.on_outcomes([Later(asyncio.Event().wait)], [], 0.0)
+        cancel_tasks("aparallel-decode")
+        async with asyncio.timeout(20):
+            with pytest.raises(AparallelError, match="not read"):
+                await future
+        assert pool.statistics().running == 0
+
+
+async def test_who_waits_for_calls_is_told_that_nobody_draws_them() -> None:
+    async with Pool(1, "inline") as pool, pool.stream([delayed(abs)(-1)]) as results:
+        cancel_tasks("aparallel-draw")
+        async with asyncio.timeout(20) as limit:
+            with pytest.raises(asyncio.CancelledError):
+                await anext(results)
+        assert not limit.expired()
+
+
+async def test_a_worker_that_waits_for_room_is_told_that_there_will_be_no_more() -> None:
+    told = asyncio.Event()
+    worker: Any = SimpleNamespace(loans=SimpleNamespace(tell_relieved=told.set))
+    tending = Tending(set())
+    tending.begin(asyncio.get_running_loop())
+    tending.relieve(worker)
+    (task,) = tending._relieving
+    task.cancel()
+    async with asyncio.timeout(20):
+        await told.wait()

@@ -130,14 +130,13 @@ class Tending:
     def relieve(self, worker: ProcessWorker) -> None:
         """*worker* finds no room for a result, and waits: keep nothing for later, then tell it."""
         assert self._loop is not None
-        task = self._loop.create_task(self._relieve(worker))
+        task = self._loop.create_task(self._relieve())
         self._relieving.add(task)
         task.add_done_callback(self._relieving.discard)
+        # Whatever comes of it, be it cancelled before its first step.
+        task.add_done_callback(lambda _: worker.loans.tell_relieved())
 
-    async def _relieve(self, worker: ProcessWorker) -> None:
-        try:
-            await in_thread(self.memory.give_back)
-            self._stop_timer()
-            self._tend()
-        finally:
-            worker.loans.tell_relieved()
+    async def _relieve(self) -> None:
+        await in_thread(self.memory.give_back)
+        self._stop_timer()
+        self._tend()

@@ -42,7 +42,7 @@ class Delivery:
                 return
             task = self._loop.create_task(self._decode(batch, values[0]), name="aparallel-decode")
             self._decoding[owner, first] = task
-            task.add_done_callback(lambda _: self._decoding.pop((owner, first)))
+            task.add_done_callback(lambda task: self._on_decoded(batch, task))
             return
         if failed:
             for position in failed:
@@ -52,11 +52,12 @@ class Delivery:
     async def _decode(self, batch: Batch, later: Later) -> None:
         try:
             value = await later.get()
-        except asyncio.CancelledError:
-            error = AparallelError("The event loop is shutting down; the result was not read.")
-            batch.owner.deliver(batch.first, [error], [0])
-            raise
         except Exception as reason:
             self.deliver(batch, [reason], [0])
         else:
             self.deliver(batch, [value], [])
+
+    def _on_decoded(self, batch: Batch, task: asyncio.Task[None]) -> None:
+        del self._decoding[batch.owner, batch.first]
+        if task.cancelled():  # perhaps before its first step
+            self.deliver(batch, [AparallelError("The event loop is shutting down; the result was not read.")], [0])

@@ -135,6 +135,11 @@ class Flow(Queue):
 
     def draw_in_background(self) -> None:
         self._drawer = self._scheduler.loop.create_task(self._draw_or_stop(), name="aparallel-draw")
+        self._drawer.add_done_callback(self._on_drawn)
+
+    def _on_drawn(self, drawer: asyncio.Task[None]) -> None:
+        if drawer.cancelled() and not self.cancelled:  # before its first step: else it has stopped this
+            self.stop(asyncio.CancelledError())
 
     async def _draw_or_stop(self) -> None:
         try:
