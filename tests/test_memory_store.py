@@ -159,13 +159,6 @@ async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
     assert await cached("abc") == 3
 
 
-async def test_a_file_in_a_directorys_place_is_told_from_one(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(errors.StoreError, match="Give Memory the path of a directory") as caught:
-        await Memory(tmp_path / "file").clear()
-    assert f"Not a directory: '{tmp_path / 'file'}'. Give" in str(caught.value)
-
-
 def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removed, "_LIMIT", 100 * 16)
     kept = DiskStore(os.fspath(tmp_path / "cache"))
@@ -636,8 +629,8 @@ def test_a_killed_process_leaves_nothing_half_done(location: str, moment: str) -
         assert (await memory.statistics()).entries <= 22
         for path in temporary_files(location):
             # A process in a container may have the number that the one before it had.
-            path = path.rename(path.with_name(path.name.replace(f"{pid:x}-", f"{os.getpid():x}-")))
             os.utime(path, (0, 0))
+            path.rename(path.with_name(path.name.replace(f"{pid:x}-", f"{os.getpid():x}-")))
         await memory.reduce_size()
         assert temporary_files(location) == []
         assert len(files_of(location)) == (await memory.statistics()).entries
