@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import io
 import itertools
 import os
@@ -18,21 +19,24 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+from memory_support import until
 
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import DumpOptions, dump_to_path
-from aparallel._persist.load import load_from_path
+from aparallel._persist.load import _Loading, load_from_path
 from aparallel._persist.load_options import LoadOptions
 from aparallel.errors import (
     EmptyFileError,
+    TruncatedFileError,
     UnpicklableObjectError,
     UnsupportedFormatError,
     UntrustedTypeError,
@@ -226,6 +230,69 @@ async def test_what_cannot_be_pickled_is_told_and_leaves_the_old_file(path: path
         deep = deep.pop()
     assert is_old(path)
     assert os.listdir(path.parent) == ["file"]
+
+
+class Failing(io.RawIOBase):
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+
+class AsyncFailing:
+    async def write(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+
+async def leave(obj: object) -> None:
+    async for _ in dump_chunks(obj):
+        raise OSError
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        dumps,
+        leave,
+        lambda obj: dump(obj, "no folder/file"),
+        lambda obj: dump(obj, Failing()),
+        lambda obj: dump(obj, AsyncFailing()),
+    ],
+)
+async def test_what_could_not_be_dumped_is_not_kept(use: Any) -> None:
+    class Kept(set[int]):
+        def __reduce__(self) -> Any:
+            return set, (threading.Lock() if use is dumps else [*self],)
+
+    gc.collect()
+    gc.disable()
+    try:
+        obj = [Kept(), NEW]
+        reference = weakref.ref(obj[0])
+        with contextlib.suppress(OSError, UnpicklableObjectError):
+            await use(obj)
+        del obj
+        await until(lambda: reference() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_load_that_fails_keeps_nothing(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield path.read_bytes()
+
+    async def read() -> None:
+        for source in (path, chunks()):
+            with contextlib.suppress(TruncatedFileError):
+                await load(source)
+        assert not any(isinstance(found, _Loading) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(read())
+    finally:
+        gc.enable()
 
 
 async def test_a_path_that_names_no_file_is_an_error(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,15 +84,18 @@ async def in_stoppable_thread(
     """
     running = start_apart(fn) if apart else _threads.start(fn)
     try:
-        while not running.done():
-            await asyncio.wait([running], timeout=None if meanwhile is None else _EVERY)
-            if meanwhile is not None and not running.done():
-                meanwhile()
-    except BaseException:
-        stop()
-        await ended(running)
-        raise
-    return running.result()
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=None if meanwhile is None else _EVERY)
+                if meanwhile is not None and not running.done():
+                    meanwhile()
+        except BaseException:
+            stop()
+            await ended(running)
+            raise
+        return running.result()
+    finally:
+        del running  # an error that it holds refers to this frame
 
 
 async def ended(running: asyncio.Future[Any]) -> None:

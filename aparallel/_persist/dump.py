@@ -182,6 +182,7 @@ async def _chunks(obj: object, options: DumpOptions, progress: ProgressOption) -
         stop.set()
         outflow.close()
         await ended(running)
+        del running  # an error that it holds refers to this frame
         reporter.close()
 
 
@@ -298,8 +299,11 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
         return size
     except Exception as error:
         # The pickler calls the sink, so its errors come out of the pickler.
-        if failing.failure is not None:
-            raise failing.failure from None
+        if (failure := failing.taken()) is not None:
+            try:
+                raise failure from None
+            finally:
+                del failure  # it refers to this frame
         if isinstance(error, (Stopped, MemoryError, AparallelError)):
             raise
         raise _unpicklable(obj, error) from error
@@ -312,7 +316,7 @@ class _Noting:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         self._do(self._sink.write, data)
@@ -323,11 +327,16 @@ class _Noting:
     def flush(self) -> None:
         self._do(self._sink.flush)
 
+    def taken(self) -> BaseException | None:
+        """How it failed, if it did; told once, as the error's traceback has frames that refer to this sink."""
+        failure, self._failure = self._failure, None
+        return failure
+
     def _do(self, step: Callable[..., None], *args: Any) -> None:
         try:
             step(*args)
         except BaseException as error:
-            self.failure = error
+            self._failure = error
             raise
 
 

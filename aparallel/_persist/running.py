@@ -79,4 +79,5 @@ async def serve_thread(
         stop.set()
         inflow.close()
         await ended(running)
+        del running  # an error that it holds refers to this frame
         reporter.close()
