@@ -212,6 +212,7 @@ DIFFERENT: list[Callable[[], Any]] = [
     lambda: np.dtype(">i4"),
     lambda: np.dtype([("a", "i4")]),
     lambda: np.dtype([("b", "i4")]),
+    lambda: np.dtype([(("title", "b"), "i4")]),
     lambda: np.dtype([("a", "i4")], align=True),
     lambda: np.sum,
     lambda: np.arange(6),

@@ -110,7 +110,7 @@ def _masked(value: Any, spend: Spend) -> Parts:
 def _dtype(value: np.dtype[Any], spend: Spend) -> Parts:
     content: list[Any]
     if value.names is not None and value.fields is not None:
-        fields = [(name, *value.fields[name][:2]) for name in value.names]
+        fields = [(name, *value.fields[name]) for name in value.names]
         content = [fields, value.itemsize, value.isalignedstruct]
     elif value.subdtype is not None:
         content = list(value.subdtype)
