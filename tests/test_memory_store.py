@@ -32,6 +32,7 @@ from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks, open_locks
 from aparallel._memory.disk.slots import Slots
 from aparallel._memory.disk.store import DiskStore
+from aparallel._memory.lookup import Lookup
 from aparallel.abc import Compressor
 
 
@@ -378,6 +379,33 @@ async def test_who_asks_after_a_removal_shares_no_older_computation(memory: Memo
     gated.go.set()
     assert [await old, await new, await also_new] == [(1, 0), (1, 1), (1, 1)]
     assert cached.statistics().misses == 2
+
+
+@pytest.mark.parametrize("remove", REMOVALS[:4])
+async def test_what_is_read_while_results_are_removed_is_not_kept_in_memory(
+    memory: Memory, remove: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_read, go, keep = asyncio.Event(), threading.Event(), Lookup.keep
+    loop = asyncio.get_running_loop()
+
+    def keep_later(*args: Any, **kwargs: Any) -> None:
+        loop.call_soon_threadsafe(has_read.set)
+        assert go.wait(10)
+        keep(*args, **kwargs)
+
+    gated = Gated()
+    gated.go.set()
+    cached = memory.cache(tags=["source"])(gated)
+    await cached(1)
+    memory._shelf.tier.clear()
+    monkeypatch.setattr(Lookup, "keep", keep_later)
+    old = asyncio.ensure_future(cached(1))
+    await until(has_read.is_set, old)
+    gated.source = 1
+    await remove(memory, cached)
+    go.set()
+    assert await old == (1, 0)
+    assert await cached(1) == (1, 1)
 
 
 async def test_a_removal_while_the_result_is_written_finds_it_too(

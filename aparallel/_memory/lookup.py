@@ -202,12 +202,16 @@ class Lookup:
 
     def _read(self, call: PendingCall) -> Look:
         place = call.place
+        generation = self.shelf.generation(place)
         try:
             found = self.shelf.sealed.read(place, mapped=self.options.mmap_mode is not None)
             if found is None:
                 return Look(State.MISSING)
             with found:
-                return self._use(place, found)
+                look = self._use(place, found)
+            if self.shelf.generation(place) != generation:
+                self.shelf.tier.drop(place.key)
+            return look
         except Damaged as error:
             self._tell(call, "A stored result of %s is damaged and will be replaced: %s", error)
             return Look(State.DAMAGED)

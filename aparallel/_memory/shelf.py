@@ -148,7 +148,8 @@ class Shelf:
         self._forgets[place.key[0]] += 1
         self.tier.drop(place.key)
         removed = await self.reach("forget a result", self._remove, self.store, place)
-        self.tier.drop(place.key)  # somebody may have read it in the meantime
+        self._forgets[place.key[0]] += 1  # who has read it in the meantime keeps it no more
+        self.tier.drop(place.key)
         return removed
 
     def _remove(self, store: Store, place: Place) -> bool:
@@ -161,6 +162,7 @@ class Shelf:
             return 0
         self._removals += 1  # who asks from now on shares no computation that is under way
         removed = await self.reach("clear results", self._clear, self.store, function)
+        self._removals += 1  # as in forget()
         self.tier.clear()
         return removed
 
@@ -173,10 +175,14 @@ class Shelf:
         if self.store is not None:
             self._removals += 1
             await self.reach("invalidate tags", notes.invalidate, self.store, tags)
+            self._removals += 1  # as in forget()
             self.tier.clear()
 
     def generation(self, place: Place) -> tuple[int, int]:
-        """What changes when results at *place* are removed or invalidated here: computations are shared within one."""
+        """What changes when results at *place* are removed or invalidated here, before and after.
+
+        Computations are shared within one, and what was read in one is kept in memory in no other.
+        """
         return self._removals, self._forgets[place.key[0]]
 
     async def reduce(self, limits: Limits, unused_for: float | None) -> int:
