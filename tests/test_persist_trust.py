@@ -26,7 +26,7 @@ from persisted import Point, Tagged, arrays, assert_same, plain, twice
 import aparallel
 from aparallel import dumps, inspect, loads
 from aparallel._ground.stoppable import Stop
-from aparallel._persist.arrays import array
+from aparallel._persist.arrays import array, masked_array
 from aparallel._persist.sinks import CallableSink
 from aparallel._persist.writer import ContainerWriter
 from aparallel.errors import CorruptFileError, UntrustedTypeError
@@ -500,6 +500,15 @@ async def test_a_masked_array_with_a_list_to_fill_in_is_damage() -> None:
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
+async def test_a_mask_that_does_not_fit_is_damage() -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return masked_array, (np.arange(2.0), np.array([True, False, True]), None)
+
+    with pytest.raises(CorruptFileError):
+        await loads(await dumps(Lying()), trusted=[])
+
+
 async def test_a_date_without_a_unit_is_refused() -> None:
     class Lying:
         def __reduce__(self) -> Any:
@@ -526,6 +535,8 @@ async def test_an_array_that_numpy_would_not_write_is_refused() -> None:
         (("x",), np.dtype("f8"), b""),
         ((1,), np.dtype(("f8", (3,))), bytes(24)),  # an item of it crashes
         ((1 << 31, 1 << 31, 4), np.dtype([]), b""),  # of which NumPy counts none
+        ((sys.maxsize,), np.dtype("f2"), b""),  # for which NumPy says that there is no memory
+        ((0, sys.maxsize), np.dtype("f2"), b""),
     ):
         with pytest.raises(UntrustedTypeError):
             await loads(pickle.dumps(Lying(*parts)), trusted=[])

@@ -161,7 +161,9 @@ def _is_array_state(state: Any) -> bool:
         return False
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         return False
-    if math.prod(shape) > sys.maxsize:  # of items of no size; NumPy's own count begins at 0 again
+    # Of items of no size, NumPy's own count begins at 0 again. Of the bytes of others, in a shape without its zeros, it
+    # would say that there is not enough memory.
+    if max(math.prod(shape), math.prod(filter(None, shape)) * dtype.itemsize) > sys.maxsize:
         return False
     if dtype.hasobject:
         # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.

@@ -7,6 +7,8 @@ import tempfile
 from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aparallel._ground.hop import pausing
 from aparallel._persist.pickling import PiecesReader
 from aparallel._persist.sources import FileSource
@@ -43,6 +45,20 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
         return unpickler.load()
 
 
+# RuntimeError: also of too deep a recursion. SystemError: NumPy's, of texts and of items that cannot be. MAError: of a
+# mask that does not fit.
+_OF_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+    np.ma.MAError,
+)
+
+
 @contextlib.contextmanager
 def damage_named(*, is_data: bool) -> Iterator[None]:
     """Say of an unpickler's errors that the pickle is damaged.
@@ -59,8 +75,7 @@ def damage_named(*, is_data: bool) -> Iterator[None]:
         raise
     except (UnpicklingError, EOFError) as error:
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, SystemError, TypeError, ValueError) as error:
-        # RuntimeError: also of too deep a recursion. SystemError: NumPy's, of texts and of items that cannot be.
+    except _OF_DAMAGE as error:
         if not is_data:
             raise
         raise CorruptFileError(f"its pickle is damaged: {error}") from error
