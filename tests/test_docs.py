@@ -9,6 +9,7 @@ import itertools
 import re
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
@@ -162,6 +163,22 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         target = document.parent / link["path"] if link["path"] else document
         assert target.exists(), link[0]
         assert not link["anchor"] or link["anchor"] in headings_of(target), link[0]
+
+
+def test_dependencies_tell_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = (ROOT / "docs" / "dependencies.md").read_text()
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
+    for extra, requirements in extras.items():
+        (told,) = re.findall(rf"^\|.*`{extra}`.*$", rows, re.MULTILINE) if extra else [rows]
+        names = {re.split(r"[\[><=;]", requirement)[0] for requirement in requirements}
+        if extra in names:
+            continue  # a framework, which its extra is named after
+        if "the four of them" in told:
+            names -= {"aiohttp", "fastapi", "litestar", "starlette"}
+        if extra:
+            names -= {"anyio"}  # required anyway
+        assert not {name for name in names if name.casefold() not in told.casefold()}, extra
 
 
 def test_docs_tell_every_name_for_those_who_extend() -> None:
