@@ -24,7 +24,7 @@ from aparallel._transfer.packing import Packer
 from aparallel._transfer.shipment import LazyMemory
 from aparallel._transfer.users import User
 from aparallel.abc import Sharing
-from aparallel.errors import ClosedPoolError, SharingError
+from aparallel.errors import ClosedPoolError, SharingError, UnpicklableCallError
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 
@@ -619,6 +619,11 @@ class TestShare:
             for given in (shared, shared.array):
                 assert await pool.run(by_value(write), given) == 7 * SIZE
                 assert await pool.run(total, given) == SIZE
+
+    async def test_a_share_that_nobody_awaited_says_so(self) -> None:
+        async with Pool(1) as pool:
+            with pytest.raises(UnpicklableCallError, match=r"write shared = await pool\.share\(a\)"):
+                await pool.run(np.sum, pool.share(ones()))
 
     async def test_shares_of_one_array_are_independent(self) -> None:
         array = ones()

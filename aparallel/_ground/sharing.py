@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, get_args
 
 from aparallel.errors import SharingError
 
@@ -97,6 +97,9 @@ class Opening(Generic[T]):
     def __init__(self, open_it: Callable[[], Awaitable[Shared[T]]]) -> None:
         self._open = open_it
         self._opened: Shared[T] | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("it is not shared yet: write shared = await pool.share(a), or async with pool.share(a) as shared")
 
     def __await__(self) -> Generator[Any, Any, Shared[T]]:
         return self._open().__await__()
