@@ -373,6 +373,18 @@ async def test_a_forked_copy_that_returns_from_the_call_does_not_speak_for_the_w
 
 
 @on_one_loop
+async def test_a_forked_copy_that_has_closed_its_output_ends_all_the_same(pool: Pool) -> None:
+    @by_value
+    def forks() -> int:
+        if pid := os.fork():
+            return os.waitpid(pid, 0)[1]
+        sys.stdout.close()
+        return -1
+
+    assert await pool.run(forks) == 0
+
+
+@on_one_loop
 async def test_a_forked_copy_that_fails_in_the_call_does_not_speak_for_the_worker(pool: Pool) -> None:
     @by_value
     def forks() -> int:

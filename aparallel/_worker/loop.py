@@ -360,6 +360,9 @@ class _Worker:
 def _leave_forked_copy() -> None:
     """A call forked and its copy came back to our loop: end the copy, quietly, as after ``os.fork`` in a script."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except Exception:  # it is closed, or cannot be written: the copy must not go on for that
+            continue
     os._exit(0)
