@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+from conftest import child_processes
 from traveling import by_value
 
 from aparallel import Pool, delayed
@@ -1050,3 +1052,28 @@ async def test_crashes_kills_and_ends_are_noticed_without_a_descriptor_of_the_pr
         with pytest.raises(CallTimeoutError):
             await pool.run(time.sleep, 60, timeout=0.05)
         assert await pool.run(abs, -2) == 2
+
+
+@on_one_loop
+async def test_a_worker_whose_end_nobody_would_hear_of_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, most = threading.Thread.start, 0
+
+    def start_few(thread: threading.Thread) -> None:
+        nonlocal most
+        if thread.name.startswith("aparallel-wait"):
+            if most == 0:
+                raise RuntimeError("can't start new thread")
+            most -= 1
+        start(thread)
+
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    children = child_processes()
+    async with asyncio.timeout(20), Pool(1) as pool:
+        with pytest.raises(RuntimeError, match="new thread"):
+            await pool.run(abs, -2)
+        assert child_processes() == children
+        most = 1
+        await pool.warm_up()
+        assert await pool.run(abs, -2) == 2
+        assert len(child_processes() - children) == 1  # no spare

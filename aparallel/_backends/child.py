@@ -116,7 +116,11 @@ class Child:
         return logs
 
     def watch(self, loop: asyncio.AbstractEventLoop, exited: Callable[[], object]) -> None:
-        """Call *exited* on *loop* once the process has ended, not reaped yet. A later *exited* replaces it."""
+        """Call *exited* on *loop* once the process has ended, not reaped yet. A later *exited* replaces it.
+
+        Raises:
+            RuntimeError: there is no thread for that. It has been ended.
+        """
         watched = self._exited is not None
         self._exited = exited
         if not watched:
@@ -130,9 +134,15 @@ class Child:
                 self._descriptors.append(self._pidfd)
                 loop.add_reader(self._pidfd, self._on_exit)
                 return
-        threading.Thread(
+        thread = threading.Thread(
             target=_wait_for, args=(self.pid, loop, self._on_exit), name=f"aparallel-wait-{self.pid}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            self.kill()
+            self.reap()
+            raise
 
     def _on_exit(self) -> None:
         if self._exited is not None and not self._reaped:

@@ -63,6 +63,7 @@ class ProcessWorker(Worker):
         self._records: WorkerRecords | None = None
         # The levels and filters that the worker has.
         self._log_settings: object = None
+        child.watch(loop, self._on_exit)  # before anything looks at its descriptors: it may be ended there
         if relay is not None:
             self._records = relay.attach(loop, child)
 
@@ -89,7 +90,6 @@ class ProcessWorker(Worker):
         self._channel = Channel(loop, child.socket, self._take_frame, self._on_end, child.kill)
         # The shared memory between us.
         self.loans = Loans(loop, self._channel, on_memory)
-        child.watch(loop, self._on_exit)
 
     # Out
 

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from aparallel.errors import UnsupportedPlatformError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,10 +48,11 @@ class Spare:
         self._stop_timer()
         if self._child is not None or not self._is_needed():
             return
-        with contextlib.suppress(OSError, UnsupportedPlatformError):  # the spare can wait; a worker would report it
-            self._child = child = self._new_child()
-            self._alive[child] = loop.create_future()
+        with contextlib.suppress(OSError, RuntimeError):  # the spare can wait; a worker would report it
+            child = self._new_child()
             child.watch(loop, lambda: self._on_exit(child))
+            self._alive[child] = loop.create_future()
+            self._child = child
 
     def drop(self) -> None:
         """Let go of the one that stands by, and start none."""
