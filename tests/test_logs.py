@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import marshal
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ from logged import request_id
 
 from aparallel import Pool, delayed
 from aparallel._backends import log_source, logs
+from aparallel._backends.log_records import RecordHandler
 from aparallel._backends.log_source import MOST_AHEAD
 from aparallel._ground import forks
 from aparallel._wire import records
@@ -883,3 +885,13 @@ def test_what_a_dead_writer_left_of_a_record_harms_no_other() -> None:
     whole = records.pieces_of(b"w" * 10_000, 2, 0)
     same_number = records.pieces_of(b"n", 1, 1)
     assert list(assembler.feed(b"".join([*dead, *whole, *same_number]))) == [b"w" * 10_000, b"n"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [7, (), (0, []), (0, 1, []), (0, [], 2), (1, "NoSuchWarning", "text", None, "file.py", 1, None, None, [])],
+    ids=repr,
+)
+def test_what_is_no_record_is_told_and_harms_nothing(content: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    RecordHandler({}).handle(marshal.dumps(content))
+    assert "no log record" in capsys.readouterr().err

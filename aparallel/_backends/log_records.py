@@ -38,16 +38,15 @@ class RecordHandler:
         """Handle one. Raises nothing: what user code raises is reported on stderr."""
         try:
             kind, *content, values = loads(data)  # noqa: S302 (our own worker wrote it; it may run any code anyway)
-        except (EOFError, TypeError, ValueError):
+            # Where the context variables have the values that they had where the record was made.
+            context = Context()
+            for blob, value in values:
+                variable = self._variables.get(blob)
+                if variable is not None:
+                    context.run(variable.set, _rebuilt(value))
+            context.run(self._handle_log if kind == LOG else self._handle_warning, *content)
+        except Exception:  # of any kind: the thread that handles must go on
             self._reporter.handleError(logging.makeLogRecord({"msg": "(something in the pipe that is no log record)"}))
-            return
-        # Where the context variables have the values that they had where the record was made.
-        context = Context()
-        for blob, value in values:
-            variable = self._variables.get(blob)
-            if variable is not None:
-                context.run(variable.set, _rebuilt(value))
-        context.run(self._handle_log if kind == LOG else self._handle_warning, *content)
 
     def _handle_log(self, attributes: list[Any], message: str, *rest: Any) -> None:
         record = None
