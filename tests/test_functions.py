@@ -18,6 +18,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
-from aparallel._transfer import packing, recent
+from aparallel._transfer import by_value, packing, recent
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -563,6 +564,25 @@ async def test_a_context_variable_in_a_closure_is_the_same_in_every_function() -
         return hidden.get()
 
     assert await gather_parallel(delayed(write_and_read)("set"), n_jobs=1) == ["set"]
+
+
+def test_threads_may_send_context_variables_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_value, "home_of", lambda variable: None)  # which looks at each name of each module
+    sent = {str(number): contextvars.ContextVar[int]("sent") for number in range(5000)}
+    monkeypatch.setattr(by_value, "_variables", sent)
+
+    def send_new_ones() -> None:
+        for _ in range(30):
+            by_value.dumps_by_value([contextvars.ContextVar("one"), contextvars.ContextVar("another")])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for sending in [threads.submit(send_new_ones) for _ in range(4)]:
+                sending.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # Functions of __main__, in scripts without a guard

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 _Reduced = tuple[Any, tuple[Any, ...]]
 
-# Context variables that cannot be imported by name, by a key that every process shares. A variable
-# is entered when it first travels, at both ends, and stays: context variables are never collected.
+# Context variables that cannot be imported by name, by a key that every process shares, and these keys. A variable is
+# entered when it first travels, at both ends, and stays: context variables are never collected. Threads enter some, so
+# each step is atomic.
 _variables: dict[str, ContextVar[Any]] = {}
+_keys: dict[ContextVar[Any], str] = {}
 
 
 def dumps_by_value(obj: object) -> bytes:
@@ -39,13 +41,8 @@ def _reduce_context_var(var: ContextVar[Any]) -> _Reduced:
     home = home_of(var)
     if home is not None and home[0] != "__main__":
         return _import_variable, home
-    key = f"{os.getpid()}:{id(var)}"
-    for known, registered in _variables.items():
-        if registered is var:
-            key = known
-            break
-    else:
-        _variables[key] = var
+    key = _keys.setdefault(var, f"{os.getpid()}:{id(var)}")
+    _variables[key] = var
     default: tuple[Any, ...]
     try:
         default = (Context().run(var.get),)
@@ -64,8 +61,9 @@ def _same_variable(key: str, name: str, default: tuple[Any, ...]) -> ContextVar[
     var = _variables.get(key)
     if var is None:
         # Created here and not at module level because it stands for one that lives in another process.
-        var = ContextVar(name, default=default[0]) if default else ContextVar(name)
-        _variables[key] = var
+        made: ContextVar[Any] = ContextVar(name, default=default[0]) if default else ContextVar(name)
+        var = _variables.setdefault(key, made)
+        _keys[var] = key
     return var
 
 
