@@ -122,9 +122,11 @@ async def test_a_partial_is_no_call() -> None:
         await gather_parallel([partial(add, 1)], backend="inline")  # type: ignore[list-item]
 
 
-async def test_a_function_is_no_call() -> None:
-    with pytest.raises(TypeError, match=r"Item 0 is the function .*add, not a call\. Write delayed\(.*add\)\(\.\.\.\)"):
-        await gather_parallel(add, backend="inline")  # type: ignore[call-overload]
+@pytest.mark.parametrize(("thing", "told"), [(add, "the function work.add"), (float, "the class float")])
+async def test_a_function_is_no_call(thing: Any, told: str) -> None:
+    _, _, name = told.split()
+    with pytest.raises(TypeError, match=rf"Item 0 is {told}, not a call\. Write delayed\({name}\)\(\.\.\.\)"):
+        await gather_parallel(thing, backend="inline")
 
 
 async def test_delayed_without_arguments_is_no_call() -> None:

@@ -200,9 +200,9 @@ def wrong_item(item: Any, index: int) -> TypeError:
         return TypeError(f"Item {index} is delayed({name}) without its arguments. Write delayed({name})(...).")
     if isinstance(item, tuple) and len(item) == 3 and callable(item[0]):  # joblib's
         return TypeError(f"Item {index} is a call as joblib makes it. Write from aparallel import delayed.")
-    if isinstance(item, FunctionType | BuiltinFunctionType | MethodType):
-        name = name_of(item)
-        return TypeError(f"Item {index} is the function {name}, not a call. Write delayed({name})(...).")
+    if isinstance(item, FunctionType | BuiltinFunctionType | MethodType | type):
+        name, kind = name_of(item), "class" if isinstance(item, type) else "function"
+        return TypeError(f"Item {index} is the {kind} {name}, not a call. Write delayed({name})(...).")
     return TypeError(
         f"Item {index} is {_short(item)} ({type(item).__name__}), not a call. "
         f"Write delayed(f)(x) for x in xs: f(x) would already have run."
