@@ -523,11 +523,11 @@ class TestPrograms:
                 time.sleep(delay)
                 program.kill()
                 program.wait()
-                deadline = time.monotonic() + 2
+                deadline = time.monotonic() + 10
                 while any(_is_alive(pid) for pid in pids):
                     assert time.monotonic() < deadline, "processes remain"
                     time.sleep(0.01)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 10
         while shmem() > before + 64 * MB:
             assert time.monotonic() < deadline, "memory remains"
             time.sleep(0.05)
@@ -1201,8 +1201,8 @@ class TestPieces:
 
 
 @on_one_loop
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(120.0, marks=pytest.mark.soak)])
-async def test_under_mixed_load_memory_stays_flat(seconds: float) -> None:
+@pytest.mark.parametrize("rounds", [36, pytest.param(8_000, marks=pytest.mark.soak)])
+async def test_under_mixed_load_memory_stays_flat(rounds: int) -> None:
     def resident() -> int:
         with open("/proc/self/status") as file:
             fields = dict(line.split(":", 1) for line in file)
@@ -1212,9 +1212,8 @@ async def test_under_mixed_load_memory_stays_flat(seconds: float) -> None:
     samples: list[tuple[int, int, int]] = []
     async with Pool(2, max_nbytes=10_000) as pool:
         shared = await pool.share(np.ones(500_000))
-        end, checked = time.monotonic() + seconds, time.monotonic() + seconds / 4
         kept = np.zeros(300_000)
-        while time.monotonic() < end:
+        for turn in range(rounds):
             value = choose.random()
             kept[choose.randrange(len(kept))] = value
             size = choose.choice([100, 2000, 50_000, 400_000])
@@ -1230,12 +1229,13 @@ async def test_under_mixed_load_memory_stays_flat(seconds: float) -> None:
             assert results[2] == [500_000.0] * 3
             assert all((result == value).all() for result in results[3])
             del results
-            if time.monotonic() > checked:
+            if turn >= rounds // 4:
                 samples.append((resident(), descriptors_here(), mapped_here()))
         shared.close()
-    half = len(samples) // 2
-    assert half > 5
-    for early, late in zip(zip(*samples[:half], strict=True), zip(*samples[half:], strict=True), strict=True):
+    # What grows steadily is, in the last third, well above all of the first.
+    third = len(samples) // 3
+    assert third > 5
+    for early, late in zip(zip(*samples[:third], strict=True), zip(*samples[-third:], strict=True), strict=True):
         assert min(late) <= max(early) * 1.2
 
 
