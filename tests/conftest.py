@@ -160,7 +160,8 @@ def open_descriptors() -> dict[int, str]:
     found = {}
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+            # A file that this process was started with may be removed meanwhile, by another program.
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
         except OSError:  # the listing's own
             continue
     return found
