@@ -160,6 +160,13 @@ async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
     assert await cached("abc") == 3
 
 
+async def test_a_file_in_a_directorys_place_is_told_from_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.StoreError, match="Give Memory the path of a directory") as caught:
+        await Memory(tmp_path / "file").clear()
+    assert f"Not a directory: '{tmp_path / 'file'}'. Give" in str(caught.value)
+
+
 def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removed, "_LIMIT", 100 * 16)
     kept = DiskStore(os.fspath(tmp_path / "cache"))
