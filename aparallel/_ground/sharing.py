@@ -99,7 +99,7 @@ class Opening(Generic[T]):
         self._opened: Shared[T] | None = None
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("it is not shared yet: write shared = await pool.share(a), or async with pool.share(a) as shared")
+        raise TypeError("not shared yet: write shared = await pool.share(a), or async with pool.share(a) as shared")
 
     def __await__(self) -> Generator[Any, Any, Shared[T]]:
         return self._open().__await__()
