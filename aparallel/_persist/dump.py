@@ -17,8 +17,7 @@ from aparallel._ground.stoppable import Stop, Stopped, ended
 from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import replacing
-from aparallel._persist.given import is_text, path_of
-from aparallel._persist.keys import checked_key
+from aparallel._persist.given import checked_key, is_text, path_of
 from aparallel._persist.progress import Meter, Progress
 from aparallel._persist.running import in_thread_with
 from aparallel._persist.sinks import CallableSink, FileSink

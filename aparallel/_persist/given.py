@@ -1,4 +1,4 @@
-"""What users give to read from or write to: paths, files, and what is read on the event loop."""
+"""What users give: paths and files, what is read on the event loop, and signing keys."""
 
 from __future__ import annotations
 
@@ -105,3 +105,21 @@ def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
         return b""
 
     return read
+
+
+def checked_key(key: str | bytes | None) -> bytes | None:
+    """Return a secret as bytes, text in UTF-8.
+
+    Raises:
+        ValueError: it is empty.
+        TypeError: it is neither text nor bytes.
+    """
+    if key is None:
+        return None
+    if isinstance(key, str):
+        key = key.encode()
+    if not isinstance(key, (bytes, bytearray, memoryview)):
+        raise TypeError(f"signing_key must be bytes or text, got {type(key).__name__}.")
+    if not len(key):
+        raise ValueError("signing_key is empty, so anyone could sign. Use secrets.token_bytes(32), and keep it secret.")
+    return bytes(key)

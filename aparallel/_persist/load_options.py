@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.sharing import check_mmap_mode
-from aparallel._persist.keys import checked_key
+from aparallel._persist.given import checked_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
