@@ -26,7 +26,7 @@ from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
 from aparallel._ground.store import Place
-from aparallel._memory.disk import files, recency, removed, slots, store
+from aparallel._memory.disk import directory, files, locks, recency, removed, slots, store
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks, open_locks
@@ -928,6 +928,19 @@ async def test_a_shared_group_can_write(location: str) -> None:
     await Memory(location, trust_group=True).cache(lambda x: x)(1)
     assert stat.S_IMODE(os.stat(location).st_mode) == 0o2770
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o060 == 0o060 for path in files_of(location))
+
+
+async def test_a_shared_group_can_take_the_locks_of_systems_that_have_none_of_bytes(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "HAS_BYTE_LOCKS", False)
+    monkeypatch.setattr(directory, "HAS_BYTE_LOCKS", False)
+    folder = Path(location, "locks.d")
+
+    async def fn(x: int) -> list[int]:
+        return [stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())]
+
+    assert await Memory(location, trust_group=True).cache(fn)(1) == [0o2770, 0o660]
 
 
 class Bomb:

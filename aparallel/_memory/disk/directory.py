@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from aparallel._memory.behind import behind
 from aparallel._memory.disk.counts import SLOTS
 from aparallel._memory.disk.files import names_in, remove, spread_over_disk, write_all
+from aparallel._memory.disk.locks import HAS_BYTE_LOCKS
 from aparallel._memory.disk.trust import check_directory, make_directory
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Directory:
             return
         make_directory(self.location, trust_group=self._trust_group)
         self._check()
-        for name in ("entries", "functions", "tags", "removals", "tmp"):
+        for name in ("entries", "functions", "tags", "removals", "tmp", *([] if HAS_BYTE_LOCKS else ["locks.d"])):
             self.make(self.path(name))
         for name in ("entries", "tmp"):
             spread_over_disk(self.path(name))

@@ -121,6 +121,8 @@ class FileLocks:
                 os.makedirs(self._folder, 0o700, exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
                 try:
+                    with contextlib.suppress(PermissionError):  # another member's of the group that shares the folder
+                        os.fchmod(fd, 0o660)  # whatever the umask says
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if _is_at(fd, path):
                         self._held[number] = fd
