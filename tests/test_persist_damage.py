@@ -121,6 +121,16 @@ def test_a_mapped_file_with_any_changed_byte_is_an_error_when_verified(tmp_path:
             load_from_path(str(path), options)
 
 
+def test_what_stands_between_index_and_trailer_is_an_error_for_a_map_too(tmp_path: pathlib.Path) -> None:
+    data = dumped(np.arange(9_000.0))
+    index_offset = container.unpack_trailer(data[-64:], len(data) - 64).index_offset
+    path = tmp_path / "file"
+    path.write_bytes(data[:-64] + bytes(64) + container.pack_trailer(container.Trailer(index_offset, len(data) + 64)))
+    for mode in (None, "r"):
+        with pytest.raises(BROKEN):
+            load_from_path(str(path), LoadOptions.checked(mode))  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="files are read otherwise here")
 @pytest.mark.parametrize("key", [None, "key"])
 def test_a_file_that_is_cut_while_its_map_is_verified_is_truncated_and_kills_nobody(

@@ -11,6 +11,7 @@ from xxhash import xxh3_64
 from aparallel._persist.container import (
     BUFFERS,
     CHECKSUM_SIZE,
+    INDEX,
     LINE,
     PICKLE,
     RECORD_FIXED,
@@ -83,7 +84,9 @@ def map_container(file: Any, options: LoadOptions, stop: Stop, size: int) -> Con
     last_line = read_at(fd, LINE, size - LINE)
     trailer = unpack_trailer(last_line, size - LINE)
     memory: Any = mapped_file(file, options.mmap_mode)
-    _, index, index_parts = _read_record(fd, trailer.index_offset, stop)
+    last, index, index_parts = _read_record(fd, trailer.index_offset, stop)
+    if last.kind != INDEX or trailer.index_offset + last.plain_size != size - LINE:
+        raise CorruptFileError("its trailer does not belong to it")
     # Over what is used, as it is read: at a second reading, whoever may write the file could give us something else.
     signature = new_signature(options.signing_key)
     content = Content(header)
