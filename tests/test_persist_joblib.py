@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import gzip
 import importlib.util
 import io
 import lzma
@@ -149,6 +150,13 @@ async def test_one_that_is_compressed_cannot_be_mapped(tmp_path: pathlib.Path) -
     path.write_bytes(written(CORPUS[-1][0], "gzip"))
     with pytest.raises(UnsupportedFormatError, match="compressed with gzip"):
         await load(path, mmap_mode="r")
+
+
+async def test_a_file_of_aparallel_that_somebody_compressed_is_told_from_others() -> None:
+    data = gzip.compress(await dumps([1, 2]))
+    with pytest.raises(UnsupportedFormatError, match="a file of aparallel inside gzip data: decompress that first"):
+        await loads(data)
+    assert await loads(gzip.decompress(data)) == [1, 2]
 
 
 @pytest.mark.parametrize("way", [*WAYS, *OLD])

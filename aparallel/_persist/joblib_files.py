@@ -128,6 +128,8 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
     start = content.peek(_ENOUGH)
     if not start:
         raise EmptyFileError(f"its {codec} data has nothing in it")
+    if start.startswith(MAGIC):
+        raise UnsupportedFormatError(f"it is a file of aparallel inside {codec} data: decompress that first")
     if start[0] != _PROTO and start[0] not in FIRST_OPCODES:
         raise UnsupportedFormatError(f"it is {codec} data that begins with {start!r}, as no pickle does")
     return content
