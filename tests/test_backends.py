@@ -6,13 +6,14 @@ import asyncio
 import functools
 import itertools
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from aparallel import Call, Pool
+from aparallel import Call, Pool, delayed
 from aparallel._backend_suite.driving import Told, held
 from aparallel._backends.inline import InlineBackend, InlineWorker
 from aparallel._backends.process import ProcessBackend
@@ -236,3 +237,25 @@ async def test_a_pool_that_closes_while_its_workers_prepare_on_the_loop_leaves_n
     assert asyncio.all_tasks() - before <= {waiting}
     with pytest.raises(ClosedPoolError):
         await waiting
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks never begin at once")
+@pytest.mark.parametrize("kind", ["process", "thread", "inline"])
+async def test_calls_end_as_they_must_where_tasks_begin_at_once(kind: Literal["process", "thread", "inline"]) -> None:
+    async def same(x: int) -> int:
+        if x % 2:
+            await asyncio.sleep(0)
+        return x
+
+    xs = list(range(20))
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory if sys.version_info >= (3, 12) else None)
+    try:
+        async with asyncio.timeout(60), Pool(2, kind) as pool:
+            assert await pool.gather(delayed(abs)(x) for x in xs) == xs
+            assert await pool.gather(delayed(same)(x) for x in xs) == xs
+            assert await asyncio.gather(*(asyncio.create_task(pool.run(same, x)) for x in xs)) == xs
+            async with pool.stream(delayed(same)(x) for x in xs) as results:
+                assert [result async for result in results] == xs
+    finally:
+        loop.set_task_factory(None)

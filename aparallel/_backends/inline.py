@@ -11,6 +11,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.exceptions import wrap_bare
+from aparallel._ground.loops import task_in_turn
 from aparallel.abc import Backend, Batch, DirectEncoder, Exit, Timings, Worker, WorkerEvents
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ class InlineBackend(Backend):
             return
         if self._initializing is None:
             loop = asyncio.get_running_loop()
-            self._initializing = loop.create_task(_settle(_call(self._initialize), loop))
+            initializing = _settle(_call(self._initialize), loop)
+            self._initializing = task_in_turn(loop, initializing, "aparallel-inline-initializer")
         # A worker that is ended meanwhile leaves it to the others, and to aclose().
-        initializing = self._initializing
-        value, failed = await asyncio.shield(initializing)
-        if self._initializing is initializing:
+        task = self._initializing
+        value, failed = await asyncio.shield(task)
+        if self._initializing is task:
             self._initializing = None
         if failed:
             raise value
@@ -136,7 +138,7 @@ class InlineWorker(Worker):
         self._error: BaseException | None = None
         self._initialized = initialized
         # Told by callbacks, because a task that is cancelled before its first step runs no ``finally``.
-        self._starting = loop.create_task(self._start(), name="aparallel-inline-start")
+        self._starting = task_in_turn(loop, self._start(), "aparallel-inline-start")
         self._starting.add_done_callback(self._on_started)
 
     def send(self, batches: Sequence[Batch]) -> None:
@@ -147,7 +149,7 @@ class InlineWorker(Worker):
 
     def _wake(self) -> None:
         if self._task is None and self._ready and self._calls:
-            self._task = self._loop.create_task(self._serve(), name="aparallel-inline")
+            self._task = task_in_turn(self._loop, self._serve(), "aparallel-inline")
             self._task.add_done_callback(self._on_served)
 
     def recall(self) -> None:

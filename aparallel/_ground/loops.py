@@ -1,16 +1,18 @@
-"""Event loops: which one runs here, and when one has ended, in whichever way."""
+"""Event loops: which one runs here, tasks that begin there in their turn, and when one has ended, in whichever way."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel.errors import WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
 
 _YEAR = 365 * 86400.0
 
@@ -38,6 +40,16 @@ def running_loop() -> asyncio.AbstractEventLoop:
                 f"Start the program with asyncio.run() or anyio.run(..., backend='asyncio')."
             )
     raise WrongLoopError("No asyncio event loop is running here. Await this inside asyncio.run(main()).")
+
+
+def task_in_turn(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Return a task that takes its first step in the loop's next turn, also where tasks begin at once.
+
+    With ``asyncio.eager_task_factory`` that step would come in the middle of what its maker does.
+    """
+    if loop.get_task_factory() is None:
+        return loop.create_task(coroutine, name=name)
+    return asyncio.Task(coroutine, loop=loop, name=name)
 
 
 class LoopEnd:
