@@ -1056,6 +1056,8 @@ async def test_crashes_kills_and_ends_are_noticed_without_a_descriptor_of_the_pr
 
 @on_one_loop
 async def test_a_worker_whose_end_nobody_would_hear_of_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import child_processes  # not above: workers load this module for its classes
+
     start, most = threading.Thread.start, 0
 
     def start_few(thread: threading.Thread) -> None:
