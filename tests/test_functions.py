@@ -460,6 +460,32 @@ async def test_a_module_registered_by_value_is_seen_as_it_is_now(
         sys.modules.pop("goes_by_value")
 
 
+BY_VALUE_TOO = """
+import contextvars, functools
+level = contextvars.ContextVar("level", default=1)
+@functools.lru_cache
+def double(x):
+    return 2 * x
+def read(x):
+    return level.get() + double(x)
+"""
+
+
+async def test_all_of_a_module_registered_by_value_goes_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text(BY_VALUE_TOO)
+    with monkeypatch.context() as here:
+        here.syspath_prepend(str(tmp_path))
+        module = importlib.import_module("only_here")
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        async with Pool(1) as pool:
+            assert await pool.run(module.double, 2) == 4
+            assert await pool.run(module.read, 2) == 5
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+        sys.modules.pop("only_here")
+
+
 async def test_a_function_is_pickled_anew_once_a_module_that_it_uses_goes_by_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

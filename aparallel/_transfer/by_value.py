@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import cloudpickle
 
 from aparallel._transfer import enums, rebuilding, typing_forms
+from aparallel._transfer.by_name import can_be_imported, is_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def dumps_by_value(obj: object) -> bytes:
 
 def _reduce_context_var(var: ContextVar[Any]) -> _Reduced:
     home = home_of(var)
-    if home is not None and home[0] != "__main__":
+    if home is not None and is_by_name(home[0]):
         return _import_variable, home
     key = _keys.setdefault(var, f"{os.getpid()}:{id(var)}")
     _variables[key] = var
@@ -106,8 +107,7 @@ class _Late:
 
 def _reduce_cached(cached: Any) -> Any:
     name: str = cached.__qualname__
-    module = sys.modules.get(cached.__module__)
-    if cached.__module__ != "__main__" and getattr(module, name, None) is cached:
+    if can_be_imported(cached, name):
         return name
     parameters = cached.cache_parameters()
     return _late_cached, (parameters["maxsize"], parameters["typed"]), cached.__wrapped__, None, None, _complete_cached
@@ -119,8 +119,7 @@ def _late_cached(maxsize: int | None, typed: bool) -> Any:
 
 def _complete_cached(cached: Any, function: Any) -> None:
     cached.__wrapped__.function = function
-    functools.update_wrapper(cached, function)
-    cached.__wrapped__ = function
+    functools.update_wrapper(cached, function)  # and has it as what is wrapped
 
 
 def _reduce_cached_property(cached: Any) -> Any:

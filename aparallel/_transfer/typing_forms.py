@@ -12,7 +12,7 @@ import typing
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
+from aparallel._transfer.by_name import can_be_imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,22 +29,15 @@ def with_bases_of_typed_dict(kind: type, reduced: Any) -> Any:
     return builder, (constructor, name, tuple(base for base in bases if base is not dict), *more), *rest
 
 
-def _can_be_imported(form: Any) -> bool:
-    module = form.__module__
-    if module == "__main__" or getattr(sys.modules.get(module), form.__name__, None) is not form:
-        return False
-    return not any(f"{module}.".startswith(f"{name}.") for name in cloudpickle.list_registry_pickle_by_value())
-
-
 def _reduce_new_type(form: Any) -> Any:
-    if _can_be_imported(form):
+    if can_be_imported(form, form.__name__):
         return form.__name__
     return typing.NewType, (form.__name__, form.__supertype__), {"__module__": form.__module__}
 
 
 def _reduce_parameters(form: Any) -> Any:
     """Of a ParamSpec or a TypeVarTuple."""
-    return form.__name__ if _can_be_imported(form) else (type(form), (form.__name__,))
+    return form.__name__ if can_be_imported(form, form.__name__) else (type(form), (form.__name__,))
 
 
 REDUCERS: Mapping[type, Callable[[Any], Any]] = {
@@ -67,7 +60,7 @@ if sys.version_info >= (3, 12):
         _ = alias.__value__  # takes it, for good
 
     def _reduce_alias(form: typing.TypeAliasType) -> Any:
-        if _can_be_imported(form):
+        if can_be_imported(form, form.__name__):
             return form.__name__
         if form.__type_params__:
             make = functools.partial(typing.TypeAliasType, type_params=form.__type_params__)
