@@ -151,18 +151,11 @@ def _unreadable(error: BaseException) -> UnpicklableResultError:
 
 
 def _later(data: bytes | memoryview, buffers: Buffers) -> Later:
-    return Later(lambda: _read_in_thread(data, buffers))
+    return Later(lambda: in_thread(_read_in_thread, data, buffers))
 
 
-async def _read_in_thread(data: bytes | memoryview, buffers: Buffers) -> Any:
-    try:
-        return await in_thread(_read_guarded, data, buffers)
-    except Exception as error:
-        raise _unreadable(error.__cause__ or error) from error.__cause__
-
-
-def _read_guarded(data: bytes | memoryview, buffers: Buffers) -> Any:
+def _read_in_thread(data: bytes | memoryview, buffers: Buffers) -> Any:
     try:
         return unpickle_in_slices(data, Pauses().when_due, buffers and buffers())
-    except BaseException as error:  # as above; a bare SystemExit would also end the thread
-        raise RuntimeError from error
+    except BaseException as error:  # as above
+        raise _unreadable(error) from error
