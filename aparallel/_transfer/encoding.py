@@ -41,16 +41,6 @@ _CLOCK_EVERY = 64
 _MAPPED_EVERY = 512
 
 
-def _explained(
-    call: Call[Any], index: int | None, reason: Exception, variables: Sequence[tuple[bytes, ContextVar[Any]]]
-) -> Exception:
-    """Return the error for a call that cannot be encoded."""
-    if isinstance(reason, SharingError | SharedMemoryError):  # they tell it all
-        return reason
-    traveling = [variable for _, variable in variables]
-    return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason, traveling)
-
-
 class _Heavy(Exception):
     """A call has been drawn, and that took a while."""
 
@@ -162,7 +152,7 @@ class ProcessEncoder(Encoder):
                     drawn.large = call
                     break
                 except Exception as reason:
-                    drawn.failed = _explained(call, index, reason, self._variables)
+                    drawn.failed = self._explained(call, index, reason)
                     break
                 index += 1
             else:
@@ -249,11 +239,7 @@ class ProcessEncoder(Encoder):
         except TooLarge:
             return None
         except Exception as reason:
-            error = _explained(call, None, reason, self._variables)
-            try:
-                raise error from error.__cause__
-            finally:
-                del error  # it refers to this frame
+            raise self._explained(call, None, reason)  # noqa: B904 (it has its cause)
 
     async def encode_large(self, call: Call[Any], index: int | None) -> tuple[PickledFunction, Any, int]:
         try:
@@ -272,12 +258,15 @@ class ProcessEncoder(Encoder):
             content = (args, call.keywords, self._values())
             payload, written = await in_thread(self._packer.pack_large, content)
         except Exception as reason:
-            error = _explained(call, index, reason, self._variables)
-            try:
-                raise error from error.__cause__
-            finally:
-                del error  # it refers to this frame
+            raise self._explained(call, index, reason)  # noqa: B904 (it has its cause)
         return function, payload, size + written
+
+    def _explained(self, call: Call[Any], index: int | None, reason: Exception) -> Exception:
+        """Return the error for a call that cannot be encoded."""
+        if isinstance(reason, SharingError | SharedMemoryError):  # they tell it all
+            return reason
+        traveling = [variable for _, variable in self._variables]
+        return unpicklable_call(call.func, call.args, call.keywords, name_of(call.func), index, reason, traveling)
 
     def _end_single(self) -> None:
         """Keep no functions for the next single calls: what they refer to may be large, and has changed by then."""
