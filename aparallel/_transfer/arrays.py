@@ -342,8 +342,8 @@ def open_in_file(
                 f"Keep the file until the calls are done."
             )
         whole = np.memmap(file, np.uint8, mode, offset, (size,))
-    array = np.ndarray.__new__(np.memmap, shape, dtype, whole, start, strides) if as_memmap else None
-    if array is None:
+    if not as_memmap:
         return np.ndarray(shape, dtype, whole, start, strides)
+    array = np.ndarray.__new__(np.memmap, shape, dtype, whole, start, strides)
     array.__array_finalize__(whole)
     return array

@@ -106,10 +106,9 @@ def cut(offsets: Iterable[int], sources: Sequence[Source], hashers: Sequence[Has
     for position, (offset, source) in enumerate(zip(offsets, sources, strict=True)):
         hasher = None if hashers is None else hashers[position]
         for number, block in enumerate(source.blocks()):
-            if block is source:
-                feed = None if hasher is None else hasher.stream()
-            else:
-                feed = None if hasher is None else hasher.block(number)
+            feed = None
+            if hasher is not None:
+                feed = hasher.stream() if block is source else hasher.block(number)
             writes.append(Write(offset + number * BLOCK, block, feed))
     return writes
 
