@@ -143,19 +143,21 @@ class ThreadWorker(Worker):
             self._in_loop(self._on_ready)
         except BaseException as error:
             self._error = wrap_bare(error)
-            self._wakes = queue.SimpleQueue()
-            self._wakes.put(False)
-        while self._wakes.get():
-            while self._calls:
-                try:
-                    context, call = self._calls.popleft()
-                except IndexError:  # taken back in between
-                    break
-                self._run(context.copy(), call)
-                del context, call
+        else:
+            while self._wakes.get():
+                self._run_all()
         if self._runner is not None:
             self._runner.close()
         self._in_loop(self._on_end)
+
+    def _run_all(self) -> None:
+        while self._calls:
+            try:
+                context, call = self._calls.popleft()
+            except IndexError:  # taken back in between
+                return
+            self._run(context.copy(), call)
+            del context, call
 
     def _run(self, context: Context, call: Call[Any]) -> None:
         started = self._since = time.monotonic()
