@@ -12,12 +12,38 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from failures import (
+    Custom,
+    HostileText,
+    Missing,
+    Needed,
+    Needy,
+    OfData,
+    OfFrozenData,
+    OwnReduce,
+    Plain,
+    Slotted,
+    Stop,
+    deep,
+    deep_later,
+    raise_custom,
+    raise_from,
+    raise_from_module_only_there,
+    raise_group_of_customs,
+    raise_hostile,
+    raise_in_a_circle,
+    raise_made,
+    raise_needy,
+    raise_not_an_error,
+    raise_noted,
+    raise_unbuildable,
+    raise_with_lock,
+)
 from traveling import by_value
 from work import Broken, double, fail, fail_later, same, thread_of, touch_and_wait, wait_for_file
 
@@ -164,94 +190,6 @@ async def test_what_the_source_raises_is_raised(backend: Any, kind: type[BaseExc
 # Failures
 
 
-class Plain(Exception):
-    pass
-
-
-class Custom(Exception):
-    """Its __init__ does not take its args."""
-
-    def __init__(self, code: int, *, detail: str) -> None:
-        super().__init__(f"code {code}: {detail}")
-        self.code = code
-        self.detail = detail
-
-
-class Needy(Exception):
-    def __init__(self, a: int, b: int) -> None:
-        super().__init__(f"{a} and {b}")
-
-
-class OwnReduce(Exception):
-    def __init__(self, code: int) -> None:
-        super().__init__("message")
-        self.code = code
-
-    def __reduce__(self) -> Any:
-        return OwnReduce, (self.code,)
-
-
-class Missing(FileNotFoundError):
-    """An OSError reduces itself in its own way."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(2, "no settings", path)
-        self.path = path
-
-
-class Needed(ImportError):
-    def __init__(self, module: str, *, why: str) -> None:
-        super().__init__(f"{module} is needed: {why}", name=module)
-        self.why = why
-
-
-class Slotted(Exception):
-    __slots__ = ("__hidden", "code")
-
-    def __init__(self, code: int) -> None:
-        super().__init__("message")
-        self.code = code
-        self.__hidden = code + 1
-
-    def hidden(self) -> int:
-        return self.__hidden
-
-
-@dataclass(slots=True)
-class OfData(Exception):
-    code: int
-    detail: str = "none"
-
-
-@dataclass(frozen=True)
-class OfFrozenData(Exception):
-    code: int
-
-
-class Stop(BaseException):
-    pass
-
-
-def raise_made(make: Callable[..., Exception], *args: Any, **keywords: Any) -> None:
-    raise make(*args, **keywords)
-
-
-def raise_noted() -> None:
-    error = Plain("text", 3)
-    error.extra = {"key": [1, 2]}  # type: ignore[attr-defined]
-    error.add_note("first note")
-    error.add_note("second note")
-    raise error
-
-
-def raise_custom() -> None:
-    raise Custom(7, detail="broken")
-
-
-def raise_needy() -> None:
-    raise Needy(1, 2)
-
-
 @each_backend
 async def test_the_first_failure_itself_is_raised_with_all_that_it_carries(backend: Any) -> None:
     with pytest.raises(Plain) as caught:
@@ -313,10 +251,6 @@ async def test_builtin_errors_keep_what_c_code_knows_of_them() -> None:
     assert (syntax.lineno, syntax.offset) == (3, 4)
 
 
-def deep() -> None:
-    raise_needy()
-
-
 async def test_the_remote_traceback_shows_code_of_which_only_the_caller_knows_the_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -342,11 +276,6 @@ async def test_the_remote_traceback_ends_the_cause_chain() -> None:
     assert "Needy: 1 and 2" in str(last)
 
 
-async def deep_later() -> None:
-    await asyncio.sleep(0)
-    deep()
-
-
 @pytest.mark.parametrize("function", [deep, deep_later])
 async def test_the_remote_traceback_begins_with_the_function(function: Any) -> None:
     with pytest.raises(Needy) as caught:
@@ -370,17 +299,6 @@ async def test_a_function_that_travels_by_value_is_shown_with_its_file_and_line(
     assert "raise LookupError(word)" in text
 
 
-def raise_from() -> None:
-    try:
-        try:
-            raise KeyError("root")
-        except KeyError as error:
-            raise Custom(1, detail="middle") from error
-    except Custom as error:
-        error.add_note("noted")
-        raise Plain("top") from error
-
-
 @each_backend
 async def test_explicit_causes_arrive_in_their_order(backend: Any) -> None:
     with pytest.raises(Plain) as caught:
@@ -391,12 +309,6 @@ async def test_explicit_causes_arrive_in_their_order(backend: Any) -> None:
     if backend == "process":
         assert type(chain[-1]) is errors.RemoteTraceback
         assert len(chain) == 4
-
-
-def raise_in_a_circle() -> None:
-    first, second = Plain("first"), Plain("second")
-    first.__cause__, second.__cause__ = second, first
-    raise first
 
 
 async def test_a_circle_of_causes_arrives_as_an_error() -> None:
@@ -412,10 +324,6 @@ async def test_an_exception_group_that_a_call_raised_arrives_as_one(backend: Any
         await gather_parallel([delayed(fail)(group)], backend=backend)
     assert caught.group_contains(KeyError, match="two")
     assert caught.value.message == "several"
-
-
-def raise_group_of_customs() -> None:
-    raise ExceptionGroup("several", [Custom(1, detail="a"), Needy(1, 2)])
 
 
 @each_backend
@@ -469,55 +377,6 @@ async def test_pool_run_wraps_them_too(backend: Any) -> None:
             with pytest.raises(errors.RemoteCallError, match=type(error).__name__):
                 await pool.run(fail, error)
         assert await pool.run(double, 2) == 4
-
-
-class Hostile(Exception):
-    def __reduce__(self) -> Any:
-        raise RuntimeError("refuses")
-
-
-class HostileText(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-
-def raise_with_lock() -> None:
-    error = Plain("holds a lock")
-    error.lock = threading.Lock()  # type: ignore[attr-defined]
-    raise error
-
-
-def raise_hostile() -> None:
-    raise Hostile("cannot travel")
-
-
-def raise_unbuildable() -> None:
-    class Unbuildable(Exception):
-        def __reduce__(self) -> Any:
-            return int, ("no number",)
-
-    raise Unbuildable("cannot be rebuilt")
-
-
-def raise_not_an_error() -> None:
-    class Liar(Exception):
-        def __reduce__(self) -> Any:
-            return int, ("7",)
-
-    raise Liar("not an exception when rebuilt")
-
-
-def raise_from_module_only_there(folder: str) -> None:
-    import importlib
-    import sys
-
-    Path(folder, "only_in_the_worker.py").write_text("class Foreign(Exception):\n    pass\n")
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module("only_in_the_worker")
-    finally:
-        sys.path.remove(folder)
-    raise module.Foreign("unknown here")
 
 
 async def test_errors_that_cannot_travel_tell_their_story_and_harm_nothing_else(tmp_path: Path) -> None:

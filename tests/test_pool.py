@@ -20,15 +20,23 @@ from typing import Any
 
 import pytest
 from traveling import by_value
+from variables import (
+    look_then_set,
+    never_set_here,
+    read_request_id,
+    read_request_id_later,
+    remember,
+    remember_later,
+    remembered,
+    request_id,
+    state,
+)
 from work import add, add_later, double, many_dicts, spin
 
 from aparallel import Pool, PoolStatistics, cpu_count, delayed, errors
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
-state: list[Any] = []
 
 
 @by_value
@@ -194,19 +202,6 @@ async def test_a_pool_that_may_queue_nothing_takes_what_it_can_start() -> None:
         assert await pool.run(double, 2) == 4
 
 
-def remember(*items: Any) -> None:
-    state.append((threading.get_ident(), *items))
-
-
-async def remember_later(*items: Any) -> None:
-    await asyncio.sleep(0)
-    remember(*items)
-
-
-def remembered() -> list[Any]:
-    return [items for ident, *items in state if ident == threading.get_ident()]
-
-
 @each_backend
 @pytest.mark.parametrize("initializer", [remember, remember_later])
 async def test_the_initializer_ran_once_in_each_worker_before_its_calls(backend: Any, initializer: Any) -> None:
@@ -316,24 +311,6 @@ async def test_a_pool_closes_after_its_spare_has_become_a_worker(
 
 
 # What workers are given
-
-
-def read_request_id() -> str:
-    return request_id.get()
-
-
-async def read_request_id_later() -> str:
-    await asyncio.sleep(0)
-    return request_id.get()
-
-
-never_set_here: contextvars.ContextVar[str] = contextvars.ContextVar("never_set_here")
-
-
-def look_then_set() -> str:
-    seen = never_set_here.get("none")
-    never_set_here.set("set by a call")
-    return seen
 
 
 @each_backend

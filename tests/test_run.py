@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import gc
 import inspect
@@ -20,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+from variables import read_request_id, request_id
 from waiting import started
 from work import double, leave_and_wait
 
@@ -33,15 +33,9 @@ from aparallel.errors import (
     WrongLoopError,
 )
 
-tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
-
 
 def fail(text: str) -> None:
     raise LookupError(text)
-
-
-def who() -> str:
-    return tenant.get()
 
 
 def touch(path: str) -> None:
@@ -476,21 +470,21 @@ async def test_many_of_a_key_keep_its_limit() -> None:
 
 
 async def test_calls_that_were_asked_for_in_other_tasks_see_their_own_context() -> None:
-    async with Pool(1, context_vars=[tenant]) as pool:
+    async with Pool(1, context_vars=[request_id]) as pool:
 
         async def ask(name: str) -> list[str]:
-            tenant.set(name)
-            return await asyncio.gather(*(pool.run(who) for _ in range(3)))
+            request_id.set(name)
+            return await asyncio.gather(*(pool.run(read_request_id) for _ in range(3)))
 
         assert [*await asyncio.gather(ask("ann"), ask("bob"))] == [["ann"] * 3, ["bob"] * 3]
 
 
 async def test_calls_that_were_asked_for_see_the_context_of_that_moment(backend: Any) -> None:
-    async with Pool(1, backend, context_vars=[tenant]) as pool:
-        tenant.set("ann")
-        first = asyncio.gather(*(pool.run(who) for _ in range(3)))
-        tenant.set("bob")  # they have not begun
-        second = asyncio.gather(*(pool.run(who) for _ in range(3)))
+    async with Pool(1, backend, context_vars=[request_id]) as pool:
+        request_id.set("ann")
+        first = asyncio.gather(*(pool.run(read_request_id) for _ in range(3)))
+        request_id.set("bob")  # they have not begun
+        second = asyncio.gather(*(pool.run(read_request_id) for _ in range(3)))
         assert await first == ["ann"] * 3
         assert await second == ["bob"] * 3
 
