@@ -171,17 +171,13 @@ async def test_leaving_it_closes_what_is_awaited() -> None:
     assert closed.times == 1
 
 
-def add(numbers: list[int]) -> int:
-    return sum(numbers)
-
-
 async def changing(count: int, every: int) -> AsyncIterator[Any]:
     numbers = [0]
     for number in range(count):
         if number % every == every - 1:
             await asyncio.sleep(0)
         numbers[0] = number
-        yield delayed(add)(numbers)
+        yield delayed(sum)(numbers)
 
 
 @pytest.mark.parametrize("every", [1, 7, 10_000])

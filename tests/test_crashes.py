@@ -957,6 +957,7 @@ async def test_a_worker_that_kills_itself_just_after_its_outcome_loses_no_outcom
         assert await pool.run(abs, -2) == 2
 
 
+@by_value
 def scribble(position: int, value: int) -> None:
     """Do what a wild pointer may have done before its segfault: write to the memory that outcomes wait in."""
     outbox = next(found for found in gc.get_objects() if type(found) is Outbox)

@@ -212,6 +212,7 @@ async def test_the_initializer_ran_once_in_each_worker_before_its_calls(backend:
             assert seen == [[1, "two"]]
 
 
+@by_value
 def refuse() -> None:
     raise LookupError("no licence")
 
