@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
-from conftest import child_processes
 from traveling import by_value
 
 from aparallel import Pool, delayed
