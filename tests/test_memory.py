@@ -636,6 +636,42 @@ def test_a_loop_that_ends_hands_its_computation_on(location: str) -> None:
     assert calls == ["first", "MainThread"]
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_loop_that_is_left_with_its_tasks_hands_its_computation_on(
+    is_closed: bool, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_flight, "_LOOK_AT_LOOP_EVERY", 0.01)
+    gated: dict[str, Any] = {"calls": 0}
+
+    async def fn(x: int) -> int:
+        gated["calls"] += 1
+        if gated["calls"] == 1:
+            await asyncio.Event().wait()
+        return x
+
+    cached = memory.cache(fn)
+
+    async def begin() -> asyncio.Task[int]:
+        task = asyncio.ensure_future(cached(1))
+        await until(lambda: gated["calls"], task)
+        return task
+
+    async def again() -> int:
+        async with asyncio.timeout(10):
+            return await cached(1)
+
+    left = asyncio.new_event_loop()
+    left.set_exception_handler(lambda *_: None)  # of tasks that are destroyed
+    task = left.run_until_complete(begin())
+    if is_closed:
+        left.close()
+    assert asyncio.run(again()) == 1
+    if not is_closed:  # it goes on with what the other one has computed
+        assert left.run_until_complete(task) == 1
+        left.close()
+    assert gated["calls"] == 2
+
+
 def test_a_loop_that_ends_hands_on_what_waits_for_a_thread(location: str, one_thread: None) -> None:
     memory = Memory(location)
     events: dict[str, Any] = {"go": threading.Event(), "waiting": threading.Event()}

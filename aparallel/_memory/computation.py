@@ -154,6 +154,8 @@ class Computation:
     # A computation, led by one task for all who wait
 
     async def _lead(self, flight: Flight, call: PendingCall) -> None:
+        if call.is_abandoned:  # with an earlier flight, of which a thread may still have it
+            call = call.again()
         wait = _FIRST_WAIT
         while not await self._try(flight, call):
             await asyncio.sleep(wait)
@@ -196,6 +198,7 @@ class Computation:
 
     async def _compute_on_loop(self, flight: Flight, call: PendingCall) -> bool:
         """Do the same on the loop, but for what touches the disk."""
+        flight.give_up = functools.partial(self._abandon, call)
         try:
             begun = await in_thread(self._begin, call)
             if begun is _Begun.BUSY:
@@ -291,7 +294,7 @@ class Computation:
             self._lookup.store.unlock(call.place.key)
 
     def _abandon(self, call: PendingCall) -> None:
-        """Give the lock back from the loop, also if a thread is about to take it."""
+        """Give the lock back without waiting, also if a thread is about to take it."""
         with call.mutex:
             call.is_abandoned = True
             is_locked = call.is_locked

@@ -111,6 +111,12 @@ class PendingCall:
         self.is_locked = False
         self.is_abandoned = False
 
+    def again(self) -> PendingCall:
+        """Return the same call, which nobody has begun to look for."""
+        anew = PendingCall(self.place, self.key, self.args, self.kwargs, is_refresh=self.is_refresh)
+        anew.deadline = self.deadline
+        return anew
+
 
 class Lookup:
     """Finds the stored results of one function.

@@ -2,7 +2,8 @@
 
 A computation is a *flight*. The first who asks starts it, as a task of its own on the loop of that first one; all, the
 first included, wait for it. Who is cancelled leaves; when the last one has left, the flight is cancelled too, unless a
-thread has it, which cannot be stopped. When the task or its loop ends before the flight does, the others start anew.
+thread has it, which cannot be stopped. When the task ends before the flight does, or its loop runs no more, the others
+start anew.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Outcome(NamedTuple):
 _GONE = Outcome(End.ABANDONED)
 
 
+def _hold_nothing() -> None:
+    pass
+
+
 class Flight:
     """A computation under way. Its attributes are guarded by the module's mutex."""
 
@@ -56,6 +61,8 @@ class Flight:
         self.waits_for: list[Flight] = []
         # A thread has it, and will end it whatever happens to the task.
         self.in_thread = False
+        # Lets go of what the task holds, if its loop runs no more. Called in any thread.
+        self.give_up: Callable[[], object] = _hold_nothing
 
     @property
     def is_wanted(self) -> bool:
@@ -85,7 +92,8 @@ class Flight:
         """Note that the thread gives it back unfinished; if there is nobody to take it, it ends."""
         with _mutex:
             self.in_thread = False
-            is_lost = self.task is None or self.task.done() or not self.is_wanted
+            task = self.task
+            is_lost = task is None or task.done() or not self.is_wanted
         if is_lost:
             self.end(_GONE)
 
@@ -98,9 +106,20 @@ class Flight:
             stop = not self.waiters and self.outcome is None and not self.in_thread
             if stop and _flights.get(self.key) is self:
                 del _flights[self.key]
-        if stop and self.task is not None:
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self.task.cancel)
+        if stop:
+            self._cancel()
+
+    def abandon(self) -> None:
+        """End it, in any thread, as its loop runs no more. Should that go on, the task is cancelled."""
+        self.end(_GONE)
+        self.give_up()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        task = self.task  # which another thread may be about to take away
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop has closed
+                self.loop.call_soon_threadsafe(task.cancel)
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -178,10 +197,10 @@ async def _wait(flight: Flight, future: asyncio.Future[None], loop: asyncio.Abst
     if flight.loop is loop:
         await future
         return
-    while not future.done():  # that loop may have been closed without a word
+    while not future.done():  # that loop may have been closed, or left, without a word
         await asyncio.wait([future], timeout=_LOOK_AT_LOOP_EVERY)
-        if flight.loop.is_closed() and not flight.in_thread:
-            flight.end(_GONE)
+        if not flight.loop.is_running() and not flight.in_thread:
+            flight.abandon()
             return
 
 
