@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
+import gc
 import json
 import logging
 import math
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -301,6 +303,44 @@ async def test_closing_a_body_cancels_the_calls_that_run_for_it(make: Callable[.
         await until(lambda: pool.statistics().running)
         await chunks.aclose()
         assert pool.statistics().running == pool.statistics().queued == 0
+
+
+@pytest.mark.parametrize("make", [ndjson, server_sent_events])
+async def test_no_result_is_kept_beyond_its_chunk_nor_by_a_failure(
+    make: Callable[..., Chunks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Result(dict[str, int]):
+        pass
+
+    monkeypatch.setattr(logging.getLogger("aparallel.web"), "disabled", True)  # pytest keeps records, and so errors
+    references: list[weakref.ref[Result]] = []
+    go = asyncio.Event()
+
+    async def results() -> AsyncIterator[Result]:
+        result = Result()
+        references.append(weakref.ref(result))
+        yield result
+        del result
+        await go.wait()
+        last = Result()
+        references.append(weakref.ref(last))
+        raise ValueError
+
+    gc.collect()
+    gc.disable()
+    try:
+        chunks = make(results())
+        while not await anext(chunks):
+            pass
+        waiting = asyncio.ensure_future(anext(chunks))
+        await until(lambda: references[0]() is None)
+        go.set()
+        await waiting
+        async for _ in chunks:
+            pass
+        await until(lambda: references[1]() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("make", [ndjson, server_sent_events])

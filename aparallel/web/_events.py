@@ -149,7 +149,10 @@ async def _events(
                     continue
                 except StopAsyncIteration:
                     break
-                yield await event(item)
+                chunk = await event(item)
+                del item  # as in ndjson
+                yield chunk
+                del chunk
         except Exception as error:
             yield failure(error)
         else:
@@ -213,6 +216,7 @@ class _Drawer:
         await outlast([self._task])
         if not self._task.cancelled():
             self._task.exception()  # was raised where the items were asked for, or nobody asks any more
+        del self._task  # an error that it has refers to us
 
     async def _draw(self, results: Results) -> None:
         async with opened(results) as items:

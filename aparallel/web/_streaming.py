@@ -114,7 +114,10 @@ async def _lines(
         yield b""
         try:
             async for item in items:
-                yield await line(item)
+                chunk = await line(item)
+                del item  # it may be large, and the client, or the next one, long in coming
+                yield chunk
+                del chunk
         except Exception as error:
             yield failure(error)
 
