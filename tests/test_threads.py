@@ -17,7 +17,7 @@ import uvloop
 from memory_support import until
 
 from aparallel._ground.hop import in_thread
-from aparallel._ground.threads import Threads
+from aparallel._ground.threads import Threads, start_apart
 
 NEW_LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
 
@@ -212,6 +212,27 @@ task = loop.run_until_complete(main())
 print("end")
 """
     assert run_script(script) == "end\n"
+
+
+def test_a_loop_that_had_threads_serves_what_runs_last_at_the_interpreters_exit() -> None:
+    script = """
+import asyncio, atexit
+
+loop = asyncio.new_event_loop()
+atexit.register(lambda: print(loop.run_until_complete(in_thread(str, "at exit"))))  # runs after those of later imports
+
+from aparallel._ground.hop import in_thread
+
+print(loop.run_until_complete(in_thread(str, "before")))
+"""
+    assert run_script(script) == "before\nat exit\n"
+
+
+async def test_no_thread_is_waited_for_that_cannot_begin_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    for start in (Threads(1).start, start_apart):
+        with pytest.raises(RuntimeError, match="the interpreter is ending"):
+            start(int)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

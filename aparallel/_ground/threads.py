@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import sys
 import threading
 import weakref
 from _queue import SimpleQueue
@@ -35,6 +36,7 @@ class Threads:
         self._idle = limit if idle is None else idle
         self._crews: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Crew] = weakref.WeakKeyDictionary()
         renew_after_fork(self)
+        _all.add(self)
 
     def start(self, fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Have a thread run ``fn(*args)``, in a copy of this context, and return the future of its result.
@@ -54,9 +56,12 @@ class Threads:
         crew = self._crews.get(running_loop())
         return crew is None or crew.has_free()
 
-    def after_fork(self) -> None:
-        """Begin anew in a forked child, which has no threads."""
+    def forget(self) -> None:
+        """Begin anew: there are no threads any more."""
         self._crews.clear()
+
+    def after_fork(self) -> None:
+        self.forget()
 
 
 def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
@@ -67,8 +72,19 @@ def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
     loop = running_loop()
     future: asyncio.Future[T] = loop.create_future()
     job = _Job(loop, _deliver, future, copy_context(), fn, args)
-    Context().run(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True).start)
+    _start_thread(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True))
     return future
+
+
+def _start_thread(thread: threading.Thread) -> None:
+    """Start a thread, which outlives this context.
+
+    Raises:
+        RuntimeError: no more can be had.
+    """
+    if sys.is_finalizing():  # Python 3.11 would wait for it to begin, which it cannot any more
+        raise RuntimeError("no thread can be started any more: the interpreter is ending")
+    Context().run(thread.start)
 
 
 class _Job(NamedTuple):
@@ -151,7 +167,7 @@ class _Crew:
         thread = threading.Thread(target=_serve, args=[self.jobs], name="aparallel-thread", daemon=True)
         _serving[thread] = self.jobs
         try:
-            Context().run(thread.start)  # it outlives this context
+            _start_thread(thread)
         except RuntimeError:
             del _serving[thread]
             if not self._threads:  # otherwise those that are there will do
@@ -172,6 +188,7 @@ def _serve(jobs: SimpleQueue[_Job | _End]) -> None:
 # Threads that have not ended, and what they take jobs from. They are daemons, so that one of a loop that was never
 # closed does not keep the interpreter from exiting, but what they are doing then is done to its end.
 _serving: dict[threading.Thread, SimpleQueue[_Job | _End]] = {}
+_all: weakref.WeakSet[Threads] = weakref.WeakSet()
 
 
 @atexit.register
@@ -181,6 +198,9 @@ def _end_all() -> None:
         jobs.put(_End.ALL)
     for thread in serving:
         thread.join()
+    # A function that was registered with atexit before us runs after this one, and may use a loop that had threads.
+    for threads in list(_all):
+        threads.forget()
 
 
 if hasattr(os, "register_at_fork"):
