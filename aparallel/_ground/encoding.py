@@ -56,8 +56,8 @@ class Drawn:
         count: how many calls that is.
         size: bytes of arguments held by the payloads, where they are pickled.
         exhausted: the iterator has ended.
-        large: a call that must be encoded off the loop before more are drawn.
-        failed: a call, the next in order, that cannot be encoded, and why.
+        large: a call, the next in order and not counted, that must be encoded off the loop before more are drawn.
+        failed: the error of a call, the next in order and not counted, that cannot be encoded.
     """
 
     __slots__ = ("count", "exhausted", "failed", "groups", "large", "size")
