@@ -1057,6 +1057,42 @@ def test_dataclasses_of_main_can_be_derived_from_where_they_travel_to(tmp_path: 
     assert run_script(tmp_path, body) == "('derived.<locals>.Named(x=1, y=[], name=3)', [True, True])\n"
 
 
+def test_classes_of_main_travel_though_their_bases_want_keywords(tmp_path: Path) -> None:
+    body = """
+    from typing import Generic, TypeVar
+
+    T = TypeVar("T")
+
+    class Plugin(Generic[T]):
+        known = {}
+
+        def __init_subclass__(cls, *, suffix, **more):
+            super().__init_subclass__(**more)
+            cls.suffix = suffix
+            Plugin.known[suffix] = cls
+
+    class Png(Plugin[int], suffix=".png"):
+        pass
+
+    def look():
+        try:
+            class Bare(Plugin):
+                pass
+        except TypeError:
+            return Png.suffix, list(Plugin.known.items()) == [(".png", Png)], Png.__orig_bases__ == (Plugin[int],)
+
+    def same(x):
+        return x
+
+    async def main():
+        found, same_class, made = await gather_parallel(delayed(look)(), delayed(same)(Png), delayed(same)(Png()))
+        print(*found, same_class is Png, type(made) is Png)
+
+    asyncio.run(main())
+    """
+    assert run_script(tmp_path, body) == ".png True True True True\n"
+
+
 def test_enums_of_main_travel_with_all_that_their_members_have(tmp_path: Path) -> None:
     body = """
     import enum

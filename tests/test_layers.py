@@ -225,6 +225,7 @@ OF_OTHER_PACKAGES = {
         "_make_skeleton_class",
     },
     "aparallel._transfer.enums": {"_member_type_"},
+    "aparallel._transfer.subclasses": {"_make_skeleton_class"},
 }
 
 
