@@ -20,6 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -522,6 +523,19 @@ class TestWriting:
         for thread in threads:
             thread.join(60)
         assert not failures
+
+    def test_threads_may_forget_at_the_same_time(self) -> None:
+        memory = ArgumentMemory(lambda: None)
+        memory._forgotten.update(dict.fromkeys((number,) for number in range(30_000)))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as threads:
+                for forgetting in [threads.submit(memory._forget_oldest) for _ in range(4)]:
+                    forgetting.result()
+        finally:
+            sys.setswitchinterval(interval)
+        assert len(memory._forgotten) == 4096
 
     def test_what_changes_while_it_is_written_is_found_changed(
         self, tiny: None, monkeypatch: pytest.MonkeyPatch

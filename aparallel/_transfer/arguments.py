@@ -267,8 +267,9 @@ class ArgumentMemory:
             if not (is_latest or is_within or known.pinned):
                 self._forget(known)
                 self._forgotten[key] = None
-        while len(self._forgotten) > _FORGOTTEN_COUNT:
-            self._forgotten.pop(next(iter(self._forgotten)), None)
+        if len(self._forgotten) > _FORGOTTEN_COUNT:
+            for key in list(self._forgotten)[:-_FORGOTTEN_COUNT]:
+                self._forgotten.pop(key, None)
 
     def _budget(self) -> int:
         if self._limit is None:
