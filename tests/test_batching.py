@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_a_result_in_itself_is_told_roughly_too() -> None:
     circle: list[Any] = []
     circle.append(circle)
     assert rough_bytes(circle) < 1000
+
+
+def test_a_result_that_a_thread_changes_meanwhile_has_some_size() -> None:
+    live: dict[int, bytes] = {}
+    full = dict.fromkeys(range(3), b"x")
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            live.clear()
+            live.update(full)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert all(rough_bytes(live) < 1000 for _ in range(50_000))
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        thread.join()
 
 
 def test_a_result_that_comes_while_numpy_is_being_imported_has_some_size(monkeypatch: pytest.MonkeyPatch) -> None:

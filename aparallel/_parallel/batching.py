@@ -110,10 +110,12 @@ def rough_bytes(value: Any, depth: int = 0) -> int:
         return len(value)
     if kind is memoryview:
         return int(value.nbytes)
-    if kind in (list, tuple) and value and depth < _DEEPEST:
-        return len(value) * (8 + rough_bytes(value[0], depth + 1))
-    if kind is dict and value and depth < _DEEPEST:
-        return len(value) * (64 + rough_bytes(next(iter(value.values())), depth + 1))
+    if kind in (list, tuple, dict) and value and depth < _DEEPEST:
+        try:
+            one, of_item = (next(iter(value.values())), 64) if kind is dict else (value[0], 8)
+        except (IndexError, RuntimeError, StopIteration):  # another thread has just changed it
+            return 0
+        return len(value) * (of_item + rough_bytes(one, depth + 1))
     # While another thread imports NumPy, it is there and has nothing in it.
     ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
     return int(value.nbytes) if ndarray is not None and isinstance(value, ndarray) else 0
