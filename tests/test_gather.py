@@ -481,6 +481,10 @@ class Refusing:
         raise TypeError("refused")
 
 
+async def read_later(text: str) -> int:
+    return int(text)
+
+
 async def then_fail() -> AsyncIterator[Any]:
     yield delayed(same)(1)
     raise LookupError
@@ -504,6 +508,7 @@ async def outlasted() -> None:
 FAILING: list[Any] = [
     ("thread", lambda pool: pool.run(int, "x")),
     ("thread", lambda pool: pool.gather([delayed(int)("x")])),
+    ("thread", lambda pool: pool.run(read_later, "x")),
     ("inline", lambda pool: pool.gather(then_fail())),
     ("inline", lambda pool: pool.gather([delayed(same)(1)], progress=refuse_to_go_on)),
     ("inline", lambda pool: outlasted()),

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.exceptions import wrap_bare
+from aparallel._ground.outcomes import await_on
 from aparallel.abc import Backend, Batch, DirectEncoder, Exit, Timings, Worker, WorkerEvents
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class ThreadWorker(Worker):
             finally:
                 self._awaited = None
 
-        return self._runner.run(wait(), context=context)
+        return await_on(self._runner, wait(), context)
 
     def _in_loop(self, callback: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is there to be told

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.exceptions import wrap_bare
 
 if TYPE_CHECKING:
+    import asyncio
     from contextvars import Context
 
     from aparallel._ground.call import Call
@@ -36,8 +37,33 @@ def run_call(call: Call[Any], context: Context | None = None) -> tuple[Any, bool
 def _await(awaitable: Any, context: Context | None) -> Any:
     import asyncio
 
-    async def wait() -> Any:
-        return await awaitable
-
     with asyncio.Runner() as runner:
-        return runner.run(wait(), context=context)
+        return await_on(runner, awaitable, context)
+
+
+def await_on(runner: asyncio.Runner, awaitable: Any, context: Context | None) -> Any:
+    """Return what *awaitable* gives, or raise it.
+
+    Its task has no error: in a cycle with the frames in its traceback, of which one of asyncio's has the task, that
+    would wait for the garbage collector, with all that its callers have.
+    """
+    from asyncio import CancelledError
+
+    ended: list[tuple[Any, BaseException | None]] = []
+
+    async def wait() -> None:
+        try:
+            ended.append((await awaitable, None))
+        except CancelledError:  # perhaps by the runner: that turns it into Ctrl-C's KeyboardInterrupt
+            raise
+        except BaseException as error:
+            ended.append((None, error))
+
+    runner.run(wait(), context=context)
+    value, error = ended.pop()
+    try:
+        if error is not None:
+            raise error
+        return value
+    finally:
+        del error
