@@ -648,6 +648,31 @@ async def test_filters_by_message_module_and_category_hold_in_workers() -> None:
         assert [str(warning.message) for warning in caught] == ["but this"]
 
 
+class Own:
+    """A pattern as far as warnings asks: it has nothing else of a regular expression."""
+
+    def match(self, text: str) -> bool:
+        return text == "this one"
+
+
+async def test_filters_of_several_categories_and_with_patterns_of_ones_own_hold() -> None:
+    kinds: Any = (DeprecationWarning, (logged.Odd, ImportWarning))
+    async with asyncio.timeout(20), Pool(1) as pool:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.simplefilter("ignore", kinds)
+            warnings.filters.insert(0, ("ignore", Own(), Warning, None, 0))  # type: ignore[attr-defined]
+            await pool.run(logged.warn_odd)
+            await pool.run(logged.warn, "old", DeprecationWarning)
+            await pool.run(logged.warn, "this one")
+            await pool.run(logged.warn, "but this")
+        assert [str(warning.message) for warning in caught] == ["but this"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", kinds)
+            with pytest.raises(logged.Odd):
+                await pool.run(logged.warn_odd)
+
+
 async def test_warnings_caught_or_ignored_in_a_worker_stay_there() -> None:
     async with Pool(1) as pool:
         with warnings.catch_warnings(record=True) as caught:

@@ -127,8 +127,8 @@ class _Filters:
             known = set(map(id, self._applied))
             own = [entry for entry in warnings.filters if id(entry) not in known]
         self._applied = [
-            (action, _pattern(message), _category(*category), _pattern(module), lineno)
-            for action, message, category, module, lineno in filters
+            (action, _pattern(message), _categories(named), _pattern(module), lineno)
+            for action, message, named, module, lineno in filters
         ]
         # This also makes every "once per location" begin anew, as any change of filters does.
         warnings.resetwarnings()
@@ -165,6 +165,11 @@ class _ByName(type):
 
     def __subclasscheck__(cls, kind: type) -> bool:
         return any((base.__module__, base.__qualname__) == cls.named for base in kind.__mro__)
+
+
+def _categories(named: list[tuple[str, str]]) -> type | tuple[type, ...]:
+    kinds = tuple(_category(*name) for name in named)
+    return kinds[0] if len(kinds) == 1 else kinds
 
 
 def _category(module: str, qualname: str) -> type:
