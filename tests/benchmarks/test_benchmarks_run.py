@@ -435,10 +435,10 @@ def test_lag_counts_a_hold_for_every_tick_that_it_swallowed() -> None:
 
 def test_peak_memory_counts_what_is_gone_again() -> None:
     memory = PeakMemory()
-    block = bytearray(50_000_000)
+    block = bytearray(200_000_000)  # the kernel may take back some of what was there, which counts against it
     block[::4096] = b"x" * len(block[::4096])
     del block
-    assert 40 <= memory.growth <= 80
+    assert 150 <= memory.growth <= 230
 
 
 @pytest.mark.parametrize(("seconds_per_call", "calls"), [(0.0, 1_000), (0.004, 100)])
