@@ -86,7 +86,7 @@ async def endless(backend: Any, gate: threading.Event) -> tuple[Pool, list[async
 
 async def assert_ended(pool: Pool, tasks: list[asyncio.Future[Any]], gate: threading.Event | None = None) -> None:
     """Assert that the pool is closed and those who waited know it, and let go what could not be stopped."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, ClosedPoolError) for result in results), results
     now = pool.statistics()

@@ -284,7 +284,7 @@ async def test_each_call_ends_as_it_must_whatever_others_do(seed: int, rounds: i
     log = tmp_path / "runs"
     log.touch()
     load = Load(pool, seed, log)
-    async with asyncio.timeout(60), pool:
+    async with asyncio.timeout(60 * rounds), pool:
         for _ in range(rounds):
             await asyncio.gather(*(load.act() for _ in range(20)))
             await until_idle(pool)
