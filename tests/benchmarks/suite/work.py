@@ -56,7 +56,7 @@ SCALES: Mapping[str, Scale] = {
             "quick", share=0.1, patience=1.5, slice=0.3, max_rounds=2, seconds=45.0, web_seconds=35.0, hung_after=20.0
         ),
         Scale(
-            "tiny", share=0.002, patience=0.5, slice=0.05, max_rounds=1, seconds=60.0, web_seconds=60.0, hung_after=20.0
+            "tiny", share=0.002, patience=0.5, slice=0.05, max_rounds=1, seconds=60.0, web_seconds=60.0, hung_after=60.0
         ),
     )
 }
