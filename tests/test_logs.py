@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import errno
 import logging
 import marshal
@@ -646,6 +647,24 @@ async def test_filters_by_message_module_and_category_hold_in_workers() -> None:
             warnings.filterwarnings("ignore", module="logg.d$")
             await pool.run(logged.warn, "nor this")
         assert [str(warning.message) for warning in caught] == ["but this"]
+
+
+class Level(enum.IntEnum):
+    LOW = 15
+
+
+async def test_levels_may_be_members_of_an_enum_that_workers_do_not_have(collector: Collector) -> None:
+    def say_so() -> None:
+        for level in (Level.LOW, Level.LOW - 1):
+            logging.getLogger("logged.ours").log(level, "told")
+
+    logging.getLogger("logged.ours").setLevel(Level.LOW)
+    collector.setLevel(Level.LOW)
+    Level.__module__ = say_so.__module__ = "__main__"
+    async with asyncio.timeout(20), Pool(1) as pool:
+        await pool.run(say_so)
+    logging.getLogger("logged.ours").setLevel(logging.NOTSET)
+    assert [(record.levelno, record.getMessage()) for record in collector.records] == [(15, "told")]
 
 
 class Own:

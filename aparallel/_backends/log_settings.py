@@ -40,12 +40,15 @@ def current() -> tuple[Any, list[Any]]:
 
 
 def _levels() -> tuple[dict[str, int], int, list[str]]:
-    """Levels by logger, "" for the root; what ``logging.disable`` was given; the loggers that are disabled."""
+    """Levels by logger, "" for the root; what ``logging.disable`` was given; the loggers that are disabled.
+
+    Plain numbers: a member of somebody's enum would have workers import that, or fail to.
+    """
     manager = logging.root.manager
     loggers = [logger for logger in list(manager.loggerDict.values()) if isinstance(logger, logging.Logger)]
-    levels = {logger.name: logger.level for logger in loggers if logger.level != logging.NOTSET}
-    levels[""] = logging.root.level
-    return levels, manager.disable, [logger.name for logger in loggers if logger.disabled]
+    levels = {logger.name: int(logger.level) for logger in loggers if logger.level != logging.NOTSET}
+    levels[""] = int(logging.root.level)
+    return levels, int(manager.disable), [logger.name for logger in loggers if logger.disabled]
 
 
 def _plain_filters(filters: list[Any]) -> Iterator[tuple[Any, ...]]:

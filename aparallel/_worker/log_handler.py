@@ -58,7 +58,9 @@ def _describe(record: logging.LogRecord) -> tuple[Any, ...]:
 
 
 def _plain(value: object) -> object:
-    return value if type(value) in PLAIN else str(value)
+    if type(value) in PLAIN:
+        return value
+    return int(value) if isinstance(value, int) else str(value)  # a level may be a member of an enum
 
 
 class _Follower:
