@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.stoppable import Stop
 from aparallel._persist.load_options import LoadOptions
-from aparallel._persist.opening import Opened, named, read_given, read_path
+from aparallel._persist.opening import Naming, Opened, read_given, read_path
 from aparallel._persist.progress import Meter
 from aparallel._persist.running import in_thread_with
 
@@ -126,7 +126,7 @@ def load_from_bytes(
 
     stop = stop or Stop()
     view = memoryview(data)
-    with named("the data"):
+    with Naming("the data"):
         opened = Opened(MemorySource(view, stop), whole=True, again=lambda: MemorySource(view, stop))
         return _Loading(options, opened, stop, meter or Meter()).load()
 
@@ -203,7 +203,7 @@ class _Loading:
         # It is read more than once: checked, then built.
         with contextlib.ExitStack() as stack:
             from aparallel._persist.checking import Found, check
-            from aparallel._persist.unpickling import damage_named, spooled
+            from aparallel._persist.unpickling import NamingDamage, spooled
 
             start = again if again is not None else stack.enter_context(spooled(source, stop))
 
@@ -215,7 +215,7 @@ class _Loading:
 
             found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
             last = from_start()
-            with damage_named(is_data=found is Found.DATA or trust.is_of_data_only):
+            with NamingDamage(is_data=found is Found.DATA or trust.is_of_data_only):
                 result = load_pickle(last, stop, trust, mapped, threads=self._options.threads)
             if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
                 source.give_back(source.position - last.position)

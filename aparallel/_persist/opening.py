@@ -78,7 +78,7 @@ async def read_given(
 
 def read_path(path: str, work: Work[T], stop: Stop, meter: Meter, *, mmap_mode: MmapMode | None = None) -> T:
     """Run *work* with a file, or a pipe, in this thread."""
-    with named(path), _open_regular(path, mmap_mode) as file:
+    with Naming(path), _open_regular(path, mmap_mode) as file:
         if file is None:
             from aparallel._persist.pipes import reading_pipe
 
@@ -105,7 +105,7 @@ def _read_stream(
 ) -> T:
     from aparallel._persist.sources import StreamSource
 
-    with named(name):
+    with Naming(name):
         source = StreamSource(read, stop, exact=exact, goes_back=goes_back)
         return work(Opened(source, whole=not exact), stop, meter)
 
@@ -129,30 +129,34 @@ def _open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
         yield file
 
 
-@contextlib.contextmanager
-def named(source: str) -> Iterator[None]:
-    """Say in errors which file it was, and what to do."""
-    try:
-        yield
-    except (CorruptFileError, UnsupportedFormatError) as error:
-        if error.source:
-            raise
-        advice = (
-            "Take a copy that is whole, or dump it again."
-            if isinstance(error, CorruptFileError)
-            else "Check that it is the file that you meant."
-        )
-        raise type(error)(f"{source} cannot be loaded: {error}. {advice}", source=source) from error.__cause__
-    except UntrustedTypeError as error:
-        if error.source:
-            raise
-        raise UntrustedTypeError(
-            f"{source} was not loaded: {error}. Nothing of it has run. If you trust what it asks for, "
-            f"pass it in trusted=[...]; inspect() lists all that a file would build.",
-            names=error.names,
-            source=source,
-        ) from None
-    except Exception as error:
-        if not isinstance(error, OSError):
+class Naming:
+    """Says in the errors of its block which file *source* it was, and what to do.
+
+    No generator: from Python 3.12 on, one that raises another error leaves both, and their frames, in a cycle.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        source = self._source
+        if isinstance(error, CorruptFileError | UnsupportedFormatError) and not error.source:
+            advice = (
+                "Take a copy that is whole, or dump it again."
+                if isinstance(error, CorruptFileError)
+                else "Check that it is the file that you meant."
+            )
+            raise type(error)(f"{source} cannot be loaded: {error}. {advice}", source=source) from error.__cause__
+        if isinstance(error, UntrustedTypeError) and not error.source:
+            raise UntrustedTypeError(
+                f"{source} was not loaded: {error}. Nothing of it has run. If you trust what it asks for, "
+                f"pass it in trusted=[...]; inspect() lists all that a file would build.",
+                names=error.names,
+                source=source,
+            ) from None
+        says_it = isinstance(error, OSError | CorruptFileError | UnsupportedFormatError | UntrustedTypeError)
+        if isinstance(error, Exception) and not says_it:
             error.add_note(f"while loading {source}")
-        raise

@@ -41,7 +41,7 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
     reader = PiecesReader(content.pieces(), stop)
     buffers = pausing(content.taken())
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
-    with damage_named(is_data=is_data):
+    with NamingDamage(is_data=is_data):
         return unpickler.load()
 
 
@@ -59,26 +59,22 @@ _OF_DAMAGE = (
 )
 
 
-@contextlib.contextmanager
-def damage_named(*, is_data: bool) -> Iterator[None]:
-    """Say of an unpickler's errors that the pickle is damaged.
+class NamingDamage:
+    """Says of an unpickler's errors that the pickle is damaged: CorruptFileError. No generator, see ``opening.Naming``.
 
     Args:
         is_data: nothing but plain data was built, so nothing of the user's can have raised them.
-
-    Raises:
-        CorruptFileError: so it is.
     """
-    try:
-        yield
-    except CorruptFileError:  # said already; it is a ValueError, too
-        raise
-    except (UnpicklingError, EOFError) as error:
-        raise CorruptFileError(f"its pickle is damaged: {error}") from error
-    except _OF_DAMAGE as error:
-        if not is_data:
-            raise
-        raise CorruptFileError(f"its pickle is damaged: {error}") from error
+
+    def __init__(self, *, is_data: bool) -> None:
+        self._kinds = (UnpicklingError, EOFError, *(_OF_DAMAGE if is_data else ()))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, self._kinds) and not isinstance(error, CorruptFileError):  # said already; a ValueError
+            raise CorruptFileError(f"its pickle is damaged: {error}") from error
 
 
 class _Restricted(Unpickler):
