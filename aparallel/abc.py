@@ -312,7 +312,10 @@ class Compressor(ABC):
 
     @abstractmethod
     def compress(self, data: memoryview, itemsize: int) -> bytes:
-        """Compress a chunk of up to 4 MiB, to no more than 5 MiB. *itemsize* is its numbers' size, or 1."""
+        """Compress a chunk of up to 4 MiB. *itemsize* is its numbers' size, or 1.
+
+        What it returns has at least 1 byte and at most 5 MiB. What it raises, the dump raises.
+        """
 
     @abstractmethod
     def decompress(self, data: memoryview, size: int) -> bytes:

@@ -212,6 +212,44 @@ async def test_a_compressor_of_the_users_own_serves_both_ways() -> None:
         await loads(data)
 
 
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        (lambda: b"", ValueError),
+        (lambda: bytes(6 << 20), ValueError),
+        (lambda: None, TypeError),
+        ([].pop, IndexError),
+    ],
+    ids=["nothing", "too much", "no bytes", "an error"],
+)
+async def test_a_compressor_that_fails_is_told_and_leaves_the_old_file(
+    tmp_path: pathlib.Path, made: Any, error: type[Exception]
+) -> None:
+    class Failing(Reversing):
+        def compress(self, data: memoryview, itemsize: int) -> bytes:
+            found: bytes = made()
+            return found
+
+    path = tmp_path / "file"
+    await dump("old", path)
+    with pytest.raises(error) as raised:
+        await dump([1, np.arange(200_000)], path, compress=Failing())
+    assert type(raised.value) is error
+    assert await load(path) == "old"
+
+
+async def test_what_a_compressor_makes_is_stored_as_bytes() -> None:
+    class Viewed(Reversing):
+        def compress(self, data: memoryview, itemsize: int) -> Any:
+            items: Any = np.frombuffer(super().compress(data, itemsize) + bytes(-len(data) % 4), np.uint32)
+            return memoryview(items)
+
+        def decompress(self, data: memoryview, size: int) -> bytes:
+            return super().decompress(data[:size], size)
+
+    assert await loads(await dumps("text", compress=Viewed()), compressors=[Viewed()]) == "text"
+
+
 # Targets and sources
 
 

@@ -82,6 +82,8 @@ MAX_COUNT = 1 << 20
 MAX_SIZE = (1 << 63) - 1
 MAX_PICKLE_RECORD = 16 << 20
 MAX_CHUNK = 4 << 20
+# Nothing that a codec makes of a chunk is much larger than the chunk.
+MAX_STORED = MAX_CHUNK + MAX_CHUNK // 4
 
 _HEADER = struct.Struct("<8sHHI16s24sQ")
 _RECORD = struct.Struct("<4sIQQ")
@@ -253,8 +255,7 @@ def unpack_chunk(header: bytes, offset: int) -> tuple[int, int, int]:
         CorruptFileError: the sizes cannot be.
     """
     size, stored, check = _CHUNK.unpack(header)
-    # Nothing that a codec makes of a chunk is much larger than the chunk.
-    if size > MAX_CHUNK or stored > MAX_CHUNK + MAX_CHUNK // 4 or bool(size) != bool(stored):
+    if size > MAX_CHUNK or stored > MAX_STORED or bool(size) != bool(stored):
         raise CorruptFileError(f"the chunk at byte {offset} has sizes that cannot be")
     return size, stored, check
 

@@ -110,6 +110,7 @@ async def dump(
         OSError: the target cannot be written, such as ENOSPC for a full disk.
         ModuleNotFoundError: the codec is not installed.
         ValueError, TypeError: an argument cannot be, said before anything is written.
+        Exception: what a compressor of your own raises.
     """
     path = path_of(target)
     options = DumpOptions.checked(compress, path=path, durable=durable, signing_key=signing_key, n_jobs=n_jobs)
@@ -297,8 +298,8 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
         meter.of = lambda: size
         return size
     except Exception as error:
-        # The pickler calls the sink, so its errors come out of the pickler.
-        if (failure := failing.taken()) is not None:
+        # The pickler calls the sink and waits for the compressor, so their errors come out of the pickler.
+        if (failure := failing.taken() or writer.taken_failure()) is not None:
             try:
                 raise failure from None
             finally:

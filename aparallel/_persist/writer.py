@@ -14,6 +14,7 @@ from aparallel._persist.container import (
     CHECKSUM_SIZE,
     INDEX,
     LINE,
+    MAX_STORED,
     PICKLE,
     RECORD_FIXED,
     SIGNED_OF_TRAILER,
@@ -91,6 +92,13 @@ class ContainerWriter:
     def position(self) -> int:
         """Bytes written so far."""
         return self._position
+
+    def taken_failure(self) -> Exception | None:
+        """What the compressor failed with, if it did; told once, as the error's traceback may refer to this."""
+        if self._compressing is None:
+            return None
+        failure, self._compressing.failure = self._compressing.failure, None
+        return failure
 
     def write_pickle(self, pieces: Sequence[Bytes]) -> None:
         """Write a piece of the pickle, given in parts. Not more than a record may hold."""
@@ -202,12 +210,17 @@ class ContainerWriter:
 
 
 class _Compressing:
-    """Threads that compress chunks. Begun with the first chunk."""
+    """Threads that compress chunks. Begun with the first chunk.
+
+    Attributes:
+        failure: what the compressor failed with, if it did.
+    """
 
     def __init__(self, compressor: Compressor, threads: int) -> None:
         self._compressor = compressor
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self.failure: Exception | None = None
         # Chunks under way, at most: enough that no thread waits for the writer.
         self.most = 2 * threads + 2
 
@@ -217,7 +230,20 @@ class _Compressing:
 
             self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="aparallel-compress")
         pause()
-        return self._executor.submit(self._compressor.compress, chunk, itemsize)
+        return self._executor.submit(self._compress, chunk, itemsize)
+
+    def _compress(self, chunk: memoryview, itemsize: int) -> memoryview:
+        try:
+            stored = memoryview(self._compressor.compress(chunk, itemsize)).cast("B")
+            if not 0 < len(stored) <= MAX_STORED:  # no reader would take it
+                raise ValueError(
+                    f"The compressor {self._compressor.name!r} made {len(stored):,} bytes of a chunk of "
+                    f"{len(chunk):,}. Make it at least one and at most {MAX_STORED:,}."
+                )
+            return stored
+        except Exception as error:
+            self.failure = error
+            raise
 
     def close(self) -> None:
         if self._executor is not None:
