@@ -160,6 +160,18 @@ async def test_what_a_read_only_directory_cannot_do_says_so_and_what_to_do(
     assert await cached("abc") == 3
 
 
+async def test_what_others_put_beside_the_entries_is_left_alone(memory: Memory, location: str) -> None:
+    def length(text: str) -> int:
+        return len(text)
+
+    assert await memory.cache(length)("abc") == 3
+    (Path(location) / "entries" / "zz").mkdir()
+    assert (await memory.statistics()).entries == 1
+    await memory.clear()
+    assert (await memory.statistics()).entries == 0
+    assert (Path(location) / "entries" / "zz").is_dir()
+
+
 async def test_a_file_in_a_directorys_place_is_told_from_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(errors.StoreError, match="Give Memory the path of a directory") as caught:

@@ -62,7 +62,8 @@ class Slots:
 
     def numbers(self) -> list[int]:
         """The slots that there are."""
-        return [int(name, 16) for name in names_in(self._directory.path("entries")) if len(name) == 2]
+        names = set(names_in(self._directory.path("entries")))  # others may have put something there, too
+        return [slot for slot in range(SLOTS) if f"{slot:02x}" in names]
 
     def scan(self, slot: int, function: str | None = None) -> Iterator[Candidate]:
         """Yield the entries of a slot, or those of one function."""
