@@ -1140,6 +1140,17 @@ class TestPieces:
         with pytest.raises(OSError, match="No such file"):
             create_in_file(10, str(tmp_path / "missing"))
 
+    def test_a_file_that_cannot_lose_its_name_is_closed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def refuse(path: str) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+        monkeypatch.setattr(os, "unlink", refuse)
+        before = os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+        with pytest.raises(PermissionError):
+            create_in_file(10, str(tmp_path))
+        assert os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd") == before
+
     def test_what_the_disk_has_no_room_for_fails_before_the_disk_is_full(self, tmp_path: Path) -> None:
         disk = os.statvfs(tmp_path)
         with pytest.raises(OSError, match=str(tmp_path)) as caught:

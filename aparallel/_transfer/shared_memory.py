@@ -85,7 +85,11 @@ def create_in_file(size: int, folder: str | None) -> int:
                 raise
     name = os.path.join(folder, f"aparallel-{os.urandom(16).hex()}")
     fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    os.unlink(name)
+    try:
+        os.unlink(name)
+    except BaseException:
+        os.close(fd)
+        raise
     return _sized(fd, size, folder)
 
 
