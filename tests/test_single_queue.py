@@ -188,12 +188,12 @@ async def test_a_call_cancelled_while_its_large_result_is_read_leaves_the_pool_w
 ) -> None:
     reading, may_read = asyncio.Event(), asyncio.Event()
 
-    async def read_late(data: memoryview, buffers: object) -> str:
+    async def read_late(read: object, data: memoryview, buffers: object) -> str:
         reading.set()
         await may_read.wait()
         return "read"
 
-    monkeypatch.setattr("aparallel._backends.reading._read_in_thread", read_late)
+    monkeypatch.setattr("aparallel._backends.reading.in_thread", read_late)
     async with Pool(1) as pool:
         cancelled, kept = (asyncio.ensure_future(pool.run(as_list, 100_000)) for _ in range(2))
         await reading.wait()
