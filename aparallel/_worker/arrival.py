@@ -9,12 +9,13 @@ TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from _socket import socket
 
-# Who makes one call after the other sends the next one some 80 µs after an outcome. A worker that sleeps by then costs
-# 30 to 50 µs, until a core has woken up and for the parent that wakes it: as long as the rest of such a call.
-_AWAKE_NS = 150_000
+# Who makes one call after the other sends the next one some 80 µs after an outcome, or 200 on a slow machine. A worker
+# that sleeps by then costs 30 to 150 µs, until a core has woken up and for the parent that wakes it: as long as the
+# rest of such a call.
+_AWAKE_NS = 250_000
 
 # A sleeper that was woken so soon would have seen the frame within that time, had it stayed awake.
-_SOON_NS = 200_000
+_SOON_NS = 300_000
 
 
 class Arrival:
