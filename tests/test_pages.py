@@ -357,7 +357,7 @@ class TestWatch:
             try:
                 assert not watched.is_untouched()
                 watched.stop()
-                assert len(open_descriptors()) == len(before)
+                assert len(open_descriptors()) <= len(before)  # others may close theirs in a fork, too
                 own = watch(array)
                 assert own.is_untouched()
                 array[3 * PAGE] ^= 1
