@@ -45,6 +45,7 @@ from failures import (
     raise_with_lock,
 )
 from traveling import by_value
+from waiting import without_collection
 from work import Broken, double, fail, fail_later, same, thread_of, touch_and_wait, wait_for_file
 
 from aparallel import Pool, cpu_count, delayed, errors, gather_parallel, parallel_config, stream_parallel
@@ -516,16 +517,6 @@ FAILING: list[Any] = [
     ("process", lambda pool: asyncio.gather(*[pool.run(same, Refusing())])),
     ("process", lambda pool: pool.run(Broken, 1_000_000)),
 ]
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 async def assert_nothing_is_kept_by(attempt: Callable[[], Any]) -> None:

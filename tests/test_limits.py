@@ -7,13 +7,13 @@ import contextvars
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import without_collection
 from work import same
 
 from aparallel import LimitedPool, LimitStatistics, Pool, delayed, gather_parallel, stream_parallel
@@ -437,16 +437,6 @@ async def test_long_keys_are_cut_short_for_people() -> None:
 
 
 # What is left of a key
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 async def keys_leave_nothing(count: int) -> None:
