@@ -25,7 +25,7 @@ needs_two = pytest.mark.skipif(
 def helped() -> set[int]:
     """The cores that a helper may run on."""
     found: list[set[int]] = []
-    helper = Helper(lambda: found.append(os.sched_getaffinity(0)))
+    helper = Helper(lambda give_way: found.append(os.sched_getaffinity(0)))
     assert helper.is_there
     helper.wait()
     return found[0]
@@ -44,6 +44,28 @@ def test_a_helper_may_run_on_any_core_but_its_callers(mine: int) -> None:
     usable = os.sched_getaffinity(0)
     assert helped() == usable - {mine}
     assert os.sched_getaffinity(0) == usable  # of the caller
+
+
+@needs_two
+def test_a_helper_makes_room_for_its_caller_wherever_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = os.sched_getaffinity(0)
+    first, last = min(usable), max(usable)
+    here = [first]
+    monkeypatch.setattr(cores, "current_core", lambda: here[0])
+    moved, seen = threading.Event(), list[set[int]]()
+
+    def help_on(give_way: Callable[[], None]) -> None:
+        seen.append(os.sched_getaffinity(0))
+        moved.wait(10)
+        give_way()
+        seen.append(os.sched_getaffinity(0))
+
+    helper = Helper(help_on)
+    here[0] = last
+    helper.give_way()
+    moved.set()
+    helper.wait()
+    assert seen == [usable - {first}, usable - {last}]
 
 
 def test_where_there_is_one_core_both_run_on_it() -> None:
@@ -84,11 +106,9 @@ async def test_threads_that_help_to_load_leave_the_reading_threads_core(
         seen[threading.get_ident()] = os.sched_getaffinity(0)
         offering()
 
-    from aparallel._persist import filling
-
     usable = os.sched_getaffinity(0)
-    monkeypatch.setattr(filling, "offer_core", offer)
-    monkeypatch.setattr(filling, "current_core", lambda: mine)
+    monkeypatch.setattr(cores, "offer_core", offer)
+    monkeypatch.setattr(cores, "current_core", lambda: mine)
     array = np.arange(5_000_000)
     await dump(array, tmp_path / "array", durable=False)
     for _ in range(100):  # one of the threads may be too late to take part

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from aparallel import dump, dumps, load, loads
+from aparallel._ground import cores
 from aparallel._ground.stoppable import Stop, Stopped
 from aparallel._persist import filling, sources
 from aparallel._persist.filling import Filling
@@ -206,7 +207,7 @@ def test_one_thread_or_little_to_read_starts_no_other() -> None:
 
 def test_every_thread_offers_its_core_to_the_loop_after_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     offers: list[None] = []
-    monkeypatch.setattr(filling, "offer_core", lambda: offers.append(None))
+    monkeypatch.setattr(cores, "offer_core", lambda: offers.append(None))
     _, taken = filled(Scripted(content()))
     assert len(offers) == len(taken)
 

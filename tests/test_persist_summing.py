@@ -15,6 +15,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from aparallel import dump, load
+from aparallel._ground import cores
 from aparallel._persist import dump as dumping
 from aparallel._persist import summing
 from aparallel._persist.summing import Checksum
@@ -101,15 +102,15 @@ def test_a_helper_that_gets_no_core_leaves_it_to_the_writer(monkeypatch: pytest.
     helping = Checksum._help
     workers: set[int] = set()
 
-    def late(check: Checksum) -> None:
+    def late(check: Checksum, give_way: Callable[[], None]) -> None:
         may_begin.wait(10)
-        helping(check)
+        helping(check, give_way)
 
     def offer() -> None:
         workers.add(_thread.get_ident())
 
     monkeypatch.setattr(Checksum, "_help", late)
-    monkeypatch.setattr(summing, "offer_core", offer)
+    monkeypatch.setattr(cores, "offer_core", offer)
     with Checksum(HEAD, SEED, len(data), 2) as check:
         write(check, data)
         assert sum(map(len, check._due)) <= summing._MOST_BEHIND
@@ -185,7 +186,7 @@ def test_after_an_error_nothing_more_is_summed_up(monkeypatch: pytest.MonkeyPatc
         begun.set()
         assert due.cleared.wait(10)
 
-    monkeypatch.setattr(summing, "offer_core", offer)
+    monkeypatch.setattr(cores, "offer_core", offer)
     check = Checksum(HEAD, SEED, SIZE, 2)
     check._due = due
 
@@ -208,7 +209,7 @@ def test_both_threads_offer_their_core_to_the_loop(monkeypatch: pytest.MonkeyPat
         me = _thread.get_ident()
         offers[me] = offers.get(me, 0) + 1
 
-    monkeypatch.setattr(summing, "offer_core", offer)
+    monkeypatch.setattr(cores, "offer_core", offer)
     monkeypatch.setattr(summing, "_MOST_BEHIND", SIZE)
     with Checksum(HEAD, SEED, SIZE, 2) as check:
         write(check, content())
@@ -221,9 +222,9 @@ async def test_a_large_array_is_summed_up_so_and_loads(tmp_path: pathlib.Path, m
     helped: list[int] = []
     helping = Checksum._help
 
-    def noted(check: Checksum) -> None:
+    def noted(check: Checksum, give_way: Callable[[], None]) -> None:
         helped.append(_thread.get_ident())
-        helping(check)
+        helping(check, give_way)
 
     monkeypatch.setattr(Checksum, "_help", noted)
     array: Any = np.random.default_rng(1).random((1000, 500))

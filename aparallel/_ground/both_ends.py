@@ -27,12 +27,10 @@ def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[
     Raises:
         BaseException: the first one that *fn* raised. What had not begun by then is left undone.
     """
-    from aparallel._ground.cores import offer_core  # and ctypes with it, which a worker loads only for arrays
-
     failures: list[BaseException] = []
-    helper = Helper(_work, fn, jobs, jobs.pop, offer_core, failures)
+    helper = Helper(_work, fn, jobs, jobs.pop, failures)
     try:
-        _work(fn, jobs, jobs.popleft, offer_core, failures)
+        _work(helper.give_way, fn, jobs, jobs.popleft, failures)
     finally:
         jobs.clear()
         helper.wait()  # what it works with is the caller's
@@ -44,10 +42,10 @@ def from_both_ends(fn: Callable[[J, Callable[[], object]], object], jobs: deque[
 
 
 def _work(
+    give_way: Callable[[], object],
     fn: Callable[[J, Callable[[], object]], object],
     jobs: deque[J],
     take: Callable[[], J],
-    give_way: Callable[[], object],
     failures: list[BaseException],
 ) -> None:
     try:

@@ -45,15 +45,40 @@ def current_core() -> int | None:
     return core if core >= 0 else None
 
 
-def leave_core(core: int | None) -> None:
-    """Keep this thread off *core*, for good, if it may use another one. None: it stays as it is.
+class Helped:
+    """A thread that others help, which keep off its core, wherever it goes. To be made in that thread.
 
-    For a thread that works beside the one that started it. The kernel often has it begin on the same core, though
-    another one is idle, and leaves both there for 10 ms: as long as the work would take.
+    The kernel often has a helper begin on the core of the thread that it helps, though another one is idle, or moves
+    that thread to the helper's, and leaves both there for 10 ms: as long as the work would take.
     """
-    if core is None or sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError):  # we may not, or the cores that we may use have just changed
-        others = os.sched_getaffinity(0) - {core}
-        if others:
-            os.sched_setaffinity(0, others)  # of this thread alone
+
+    __slots__ = ("_core", "_usable")
+
+    def __init__(self) -> None:
+        self._core = current_core()
+        self._usable = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+
+    def give_way(self) -> None:
+        """Offer the core, as the thread that is helped should every 0.1 ms or so, and tell the helpers of it."""
+        offer_core()
+        self._core = current_core()
+
+    def by_this_thread(self) -> Callable[[], None]:
+        """Leave the core of the thread that is helped, and return what this one, which helps, calls as often."""
+        left = self._leave(None)
+
+        def give_way() -> None:
+            nonlocal left
+            offer_core()
+            left = self._leave(left)
+
+        return give_way
+
+    def _leave(self, left: int | None) -> int | None:
+        """Leave the core of the thread that is helped, unless it is the one that we *left*; return which that is."""
+        core = self._core
+        others = self._usable - {core}
+        if core != left and others:
+            with contextlib.suppress(OSError):  # we may not, or the cores that we may use have just changed
+                os.sched_setaffinity(0, others)  # of this thread alone
+        return core

@@ -16,29 +16,35 @@ TYPE_CHECKING = False  # loaded in workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aparallel._ground.cores import Helped
+
 
 class Helper:
-    """Runs ``fn(*args)``, which must not raise, in a thread that ends with it. :meth:`wait` must follow.
+    """Runs ``fn(give_way, *args)``, which must not raise, in a thread that ends with it. :meth:`wait` must follow.
 
     A bare thread: a ``threading.Thread`` takes three times as long to start, and everybody would see it in their lists.
     Its priority is no lower: preempted with the GIL in its hands, it would keep an event loop waiting for longer. It
-    runs on any core but its caller's, if there are several.
+    runs on any core but its caller's, if there are several. Both give way to other threads every 0.1 ms or so, by the
+    function that *fn* is given and by :meth:`give_way`: two threads that are busy may leave an event loop no core.
 
     Attributes:
         is_there: whether a thread could be had. Without one, the caller does it all.
+        give_way: to be called by the caller.
     """
 
-    __slots__ = ("_gone", "is_there")
+    __slots__ = ("_gone", "give_way", "is_there")
 
     def __init__(self, fn: Callable[..., object], *args: object) -> None:
-        from aparallel._ground.cores import current_core  # and ctypes with it, which a worker loads only for arrays
+        from aparallel._ground.cores import Helped  # and ctypes with it, which a worker loads only for arrays
 
+        helped = Helped()
+        self.give_way = helped.give_way
         self._gone = _thread.allocate_lock()
         self._gone.acquire()
         self.is_there = True
         try:
             # In a list, to be emptied: a thread refers to its arguments until its very end.
-            _thread.start_new_thread(_run, ([fn, args], self._gone, current_core()))
+            _thread.start_new_thread(_run, ([fn, args], self._gone, helped))
         except RuntimeError:  # no more threads, or the interpreter is ending
             self.is_there = False
             self._gone.release()
@@ -48,19 +54,16 @@ class Helper:
         self._gone.acquire()
 
 
-def _run(work: list[object], gone: _thread.LockType, core_of_caller: int | None) -> None:
-    from aparallel._ground.cores import leave_core
-
+def _run(work: list[object], gone: _thread.LockType, helped: Helped) -> None:
     try:
-        leave_core(core_of_caller)
-        _do(work)
+        _do(work, helped.by_this_thread())
     finally:
         gone.release()
 
 
-def _do(work: list[object]) -> None:
+def _do(work: list[object], give_way: Callable[[], None]) -> None:
     fn: Callable[..., object]
     args: tuple[object, ...]
     fn, args = work  # type: ignore[assignment]
     work.clear()
-    fn(*args)
+    fn(give_way, *args)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aparallel._ground.cores import current_core, leave_core, offer_core
+from aparallel._ground.cores import Helped
 from aparallel._ground.hop import pause
 from aparallel._persist.sources import Source
 
@@ -96,9 +96,10 @@ class Filling:
 
     def _fill_together(self, view: memoryview, take: Callable[[memoryview], object] | None) -> None:
         pieces = _Pieces(self._source, view, take)
-        helpers = list(self._start(pieces.read))
+        helped = Helped()
+        helpers = list(self._start(lambda: pieces.read(helped.by_this_thread())))
         try:
-            pieces.read()
+            pieces.read(helped.give_way)
         finally:
             pieces.drop()
             for helper in helpers:
@@ -111,7 +112,7 @@ class Filling:
         if self._executor is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            self._executor = ThreadPoolExecutor(self._others, "aparallel-read", leave_core, (current_core(),))
+            self._executor = ThreadPoolExecutor(self._others, "aparallel-read")
         with contextlib.suppress(RuntimeError):  # no more threads can be had, so those that are there do it
             for _ in range(self._others):
                 yield self._executor.submit(read)
@@ -141,8 +142,8 @@ class _Pieces:
         self._taking = threading.Lock()
         self._failures: list[tuple[int, BaseException]] = []
 
-    def read(self) -> None:
-        """Read pieces, in a thread, until there are no more or one has failed."""
+    def read(self, give_way: Callable[[], object]) -> None:
+        """Read pieces, in a thread, until there are no more or one has failed, giving way to other threads between."""
         while True:
             try:
                 piece = self._unread.popleft()
@@ -152,7 +153,7 @@ class _Pieces:
                 self._read(piece)
                 self._is_read[piece] = True
                 self._take_due()
-                offer_core()
+                give_way()
             except BaseException as error:
                 self._failures.append((piece, error))
                 self.drop()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 from xxhash import xxh3_64
 
-from aparallel._ground.cores import offer_core
 from aparallel._ground.helping import Helper
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 # Less is summed up as soon by the thread that writes it.
@@ -91,7 +91,7 @@ class Checksum:
         self._give()
         while self._written - self._summed > _MOST_BEHIND and self._sum_up_next(wait=False):
             pass
-        offer_core()
+        self._helper.give_way()
 
     def _give(self) -> None:
         """Give the helper what is not too far ahead any more."""
@@ -105,8 +105,9 @@ class Checksum:
 
     def value(self) -> int:
         """The checksum of all that was announced. Nothing can be added after that."""
-        while self._sum_up_next():
-            offer_core()
+        helper = self._helper
+        while helper is not None and self._sum_up_next():
+            helper.give_way()
         self._end_helper()
         return self._hash.intdigest()
 
@@ -116,11 +117,11 @@ class Checksum:
             self._told.put(False)
             helper.wait()
 
-    def _help(self) -> None:
+    def _help(self, give_way: Callable[[], None]) -> None:
         # It does not wait to be told that all is done: to be woken for that takes 0.4 ms.
         while self._summed < self._size and self._told.get():
             while self._sum_up_next():
-                offer_core()
+                give_way()
 
     def _sum_up_next(self, *, wait: bool = True) -> bool:
         """Sum up the next slice; return False if none is due or, unless we *wait*, the other thread is at one.
