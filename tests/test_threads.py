@@ -17,7 +17,7 @@ import uvloop
 from memory_support import until
 
 from aparallel._ground.hop import in_thread
-from aparallel._ground.threads import Threads, start_apart
+from aparallel._ground.threads import Threads, afterwards, start_apart
 
 NEW_LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
 
@@ -292,3 +292,39 @@ async def main():
 asyncio.run(main())
 """
     assert run_script(script) == "in time\n"
+
+
+async def test_what_a_job_leaves_for_afterwards_is_done_when_its_loop_has_the_result() -> None:
+    threads, has_result, done = Threads(1), threading.Event(), threading.Event()
+
+    def left() -> None:
+        if has_result.wait(10):
+            done.set()
+
+    def job() -> str:
+        afterwards(left)
+        return "result"
+
+    assert await threads.start(job) == "result"
+    assert not done.is_set()
+    has_result.set()
+    await threads.start(int)  # the thread's next job waits for it
+    assert done.is_set()
+
+
+async def test_it_is_done_after_a_job_that_fails_too() -> None:
+    done = threading.Event()
+
+    def job() -> None:
+        afterwards(done.set)
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="space"):
+        await start_apart(job)
+    await reached(done)
+
+
+def test_in_a_thread_without_a_job_it_is_done_at_once() -> None:
+    done: list[int] = []
+    afterwards(lambda: done.append(1))
+    assert done == [1]

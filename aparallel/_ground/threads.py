@@ -87,6 +87,33 @@ def _start_thread(thread: threading.Thread) -> None:
     Context().run(thread.start)
 
 
+def afterwards(fn: Callable[[], object]) -> None:
+    """Call *fn*, which must not raise, when this thread has told its loop of its job's result; else at once.
+
+    For what the job leaves to be done and nobody waits for. The thread's next job does.
+    """
+    if _leftovers.has_job:
+        _leftovers.due.append(fn)
+    else:
+        fn()
+
+
+class _Leftovers(threading.local):
+    """What this thread does after its job."""
+
+    def __init__(self) -> None:
+        self.has_job = False
+        self.due: list[Callable[[], object]] = []
+
+    def clear_away(self) -> None:
+        self.has_job = False
+        while self.due:
+            self.due.pop()()
+
+
+_leftovers = _Leftovers()
+
+
 class _Job(NamedTuple):
     loop: asyncio.AbstractEventLoop
     deliver: Callable[[asyncio.Future[Any], Any, BaseException | None], None]
@@ -99,6 +126,7 @@ class _Job(NamedTuple):
         """Run in a thread, and tell the loop."""
         value: object = None
         error: BaseException | None = None
+        _leftovers.has_job = True
         if not self.future.cancelled():
             try:
                 value = self.context.run(self.fn, *self.args)
@@ -111,6 +139,7 @@ class _Job(NamedTuple):
             self.loop.call_soon_threadsafe(self.deliver, self.future, value, error)
         error = None  # its traceback has this frame,
         del self  # and the future has the error
+        _leftovers.clear_away()
 
 
 def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:

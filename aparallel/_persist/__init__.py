@@ -16,6 +16,7 @@ What happens to an object, and back::
     writer, compressors, summing      records, compressed and summed up
     container                         what is where in a file
     files, sinks, sources, pipes      what it is written to and read from
+    freeing                           what it takes the place of
     reader, filling, mapping          read and verified, or mapped
     unpickling                        the pickle into the object
     joblib_files, old_pickles         files of others

@@ -18,6 +18,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
+from aparallel._persist.freeing import Freeing
 from aparallel._persist.pipes import writing_to_pipe
 from aparallel._persist.sinks import FileSink
 
@@ -35,6 +36,7 @@ _SUFFIX = ".aparallel"
 _NAMES = 4
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 _NAME_LIMIT = 255
+_freeing = Freeing()
 
 
 @contextlib.contextmanager
@@ -67,6 +69,7 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
         raise PermissionError(errno.EACCES, "The file exists and may not be written", path)
     folder, name = os.path.split(target)
     remove_litter(folder, name)
+    _freeing.wait()
     # Nobody may read what takes the place of a file that not everybody may read, until it has that one's rights.
     aside, fd = _create_aside(folder, name, 0o666 if existing is None else 0o600)
     try:
@@ -83,7 +86,8 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
             if fcntl is None:  # Windows renames no file that is open
                 os.close(fd)
                 fd = -1
-            os.replace(aside, target)
+            with _freeing.after(target, existing):
+                os.replace(aside, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
