@@ -54,10 +54,6 @@ async def gather_parallel(
     calls: Iterable[Call[T]] | AsyncIterable[Call[T]], /, *, return_exceptions: bool, **options: Unpack[GatherOptions]
 ) -> list[T | BaseException]: ...
 @overload
-async def gather_parallel(
-    call: Call[T], /, *, return_exceptions: Literal[False] = False, **options: Unpack[GatherOptions]
-) -> list[T]: ...
-@overload
 async def gather_parallel(  # type: ignore[overload-overlap]
     call1: Call[T1], call2: Call[T2], /, *, return_exceptions: Literal[False] = False, **options: Unpack[GatherOptions]
 ) -> tuple[T1, T2]: ...
@@ -98,10 +94,6 @@ async def gather_parallel(  # type: ignore[overload-overlap]
 async def gather_parallel(  # type: ignore[overload-overlap]
     *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[GatherOptions]
 ) -> list[T]: ...
-@overload
-async def gather_parallel(
-    call: Call[T], /, *, return_exceptions: bool, **options: Unpack[GatherOptions]
-) -> list[T | BaseException]: ...
 @overload
 async def gather_parallel(
     call1: Call[T1], call2: Call[T2], /, *, return_exceptions: bool, **options: Unpack[GatherOptions]

@@ -48,10 +48,6 @@ class ManyCalls:
         **options: Unpack[PoolOptions],
     ) -> list[T | BaseException]: ...
     @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
-    ) -> list[T]: ...
-    @overload
     async def gather(  # type: ignore[overload-overlap]
         self,
         call1: Call[T1],
@@ -101,10 +97,6 @@ class ManyCalls:
     async def gather(  # type: ignore[overload-overlap]
         self, *calls: Call[T], return_exceptions: Literal[False] = False, **options: Unpack[PoolOptions]
     ) -> list[T]: ...
-    @overload
-    async def gather(
-        self, call: Call[T], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]
-    ) -> list[T | BaseException]: ...
     @overload
     async def gather(
         self, call1: Call[T1], call2: Call[T2], /, *, return_exceptions: bool, **options: Unpack[PoolOptions]

@@ -50,6 +50,9 @@ async def single_calls_give_a_tuple_of_their_types() -> None:
 
 
 async def many_single_calls_of_one_type_give_a_list(calls: list[Call[int]]) -> None:
+    assert_type(await gather_parallel(delayed(square)(1)), list[int])
+    assert_type(await gather_parallel(delayed(square)(1), n_jobs=2), list[int])
+    assert_type(await gather_parallel(delayed(square)(1), return_exceptions=True), list[int | BaseException])
     assert_type(await gather_parallel(*calls), list[int])
 
 

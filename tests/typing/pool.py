@@ -84,6 +84,8 @@ async def map_gives_a_list(pool: Pool) -> None:
 async def gather_is_typed_as_gather_parallel_is(pool: Pool) -> None:
     calls = [delayed(area)(1, 2)]
     assert_type(await pool.gather(calls), list[float])
+    assert_type(await pool.gather(delayed(area)(2, 3)), list[float])
+    assert_type(await pool.gather(delayed(area)(2, 3), return_exceptions=True), list[float | BaseException])
     assert_type(await pool.gather(arriving(), timeout=1), list[float])
     assert_type(await pool.gather(*calls), list[float])
     assert_type(await pool.gather(delayed(area)(1, 2), delayed(shout)("x")), tuple[float, str])
