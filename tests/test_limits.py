@@ -17,7 +17,7 @@ from waiting import without_collection
 from work import same
 
 from aparallel import LimitedPool, LimitStatistics, Pool, delayed, gather_parallel, stream_parallel
-from aparallel._parallel.turns import Turns
+from aparallel._parallel.queues import Turns
 from aparallel.errors import ClosedPoolError, PoolSaturatedError
 from aparallel.testing import FakeBackend, FakeWorker
 

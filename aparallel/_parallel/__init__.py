@@ -14,7 +14,7 @@ From what users write down to what workers are given; each uses only those below
     watch, patience, stopping, pulse  calls taken back, given up and stopped; a loop that sees interrupts
     workforce, delivery, backlog      workers, outcomes and calls that wait
     failures                          what is said of calls that ended badly
-    single_queue, queues, turns       where calls wait, and whose turn it is
+    single_queue, queues              where calls wait, and whose turn it is
     slots, accounts, statistics       what a worker has been given; how calls ended; what users are told of both
     options, settings, policy     what was asked of a gather, of a pool and of a call that is to stop, checked
     typed                         what may be asked, as type checkers see it

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aparallel._parallel.queues import Tallies, still_wanted
-from aparallel._parallel.turns import Turns
+from aparallel._parallel.queues import Tallies, Turns, still_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +26,7 @@ class Backlog:
     """
 
     def __init__(self, tallies: Tallies) -> None:
-        self.turns: Turns[Queue] = Turns()
+        self.turns: Turns = Turns()
         self.tallies = tallies
 
     @property
@@ -83,7 +82,7 @@ class Backlog:
 
     def give_up(self, error: BaseException) -> None:
         """End every call with *error*: no worker can be had."""
-        for queue in [queue for waiter in self.turns for queue in waiter.queues()]:
+        for queue in self.turns.queues():
             while (batch := queue.head()) is not None:
                 queue.take(len(batch))
                 for index in range(batch.first, batch.first + len(batch)):

@@ -1,12 +1,12 @@
-"""Calls that wait for a worker, and how many workers they may occupy at a time: those of one queue, and of one key."""
+"""Calls that wait for a worker: in queues, some of which share a key, and whose turn it is."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aparallel._parallel.turns import Turns
 from aparallel.abc import Batch
 from aparallel.abc import Owner as OwnerToWorkers
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from aparallel._parallel.slots import Slot
     from aparallel.abc import OnCancel
 
-
 # Keys come from strangers, and errors quote them.
 _LONG_KEY = 80
+
+# The heap of turns is cleared of entries that nobody has any more when there are this many more of them than of others.
+_MANY_DEAD = 64
 
 
 class Owner(OwnerToWorkers, Protocol):
@@ -130,6 +132,8 @@ class Queue(Bounded):
         self.tally = tally
         self.quota = quota
 
+    # As those have turns who wait for workers
+
     def has_calls(self) -> bool:
         return self.head() is not None
 
@@ -137,7 +141,10 @@ class Queue(Bounded):
         return [self]
 
     def queue_for(self, slot: Slot | None) -> Queue | None:
+        """Return the queue to give *slot* calls from (None: a worker that has none), if it may have any."""
         return self if self.may_use(slot) else None
+
+    # Its calls
 
     def most_workers(self, there: int) -> int:
         """Of so many workers, how many may serve this queue at a time."""
@@ -206,7 +213,7 @@ class Quota(Bounded):
         self.key = key
         self.max_queued: int | None = None
         self.nested = 0
-        self.turns: Turns[Queue] = Turns()
+        self.turns: Turns = Turns()
         self.spent = 0.0
 
     def allow(self, workers: int, max_queued: int | None) -> bool:
@@ -224,7 +231,7 @@ class Quota(Bounded):
     @property
     def count(self) -> int:
         """Its calls that wait."""
-        return sum(queue.count for queue in self.turns)
+        return sum(waiter.count for waiter in self.turns.entries)
 
     @property
     def running(self) -> int:
@@ -242,10 +249,97 @@ class Quota(Bounded):
         return self.turns.has_calls()
 
     def queues(self) -> list[Queue]:
-        return [queue for waiter in self.turns for queue in waiter.queues()]
+        return self.turns.queues()
 
     def queue_for(self, slot: Slot | None) -> Queue | None:
         return self.turns.queue_for(slot) if self.may_use(slot) else None
+
+
+class Turns:
+    """Who waits for workers: of a pool, queues without a key, and keys; of a key, its queues.
+
+    The one that was given the least work goes next; among equals, who has waited longest. Who has no calls loses its
+    place. A million may wait: a heap finds the next. Invariants: each waiter has one entry in the heap, ``[spent,
+    number, waiter]``, at most as high as what it was given (work is only ever added; an entry is put right when it
+    comes to the top); an entry whose waiter was removed holds None.
+
+    Attributes:
+        entries: who has a place, with its entry.
+        clock: what the waiter served last had been given before: one that comes back starts from there.
+    """
+
+    __slots__ = ("_heap", "_number", "clock", "entries")
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self._heap: list[list[Any]] = []
+        self.entries: dict[Queue | Quota, list[Any]] = {}
+        self._number = 0
+
+    def add(self, waiter: Queue | Quota) -> None:
+        """Give *waiter* a place, if it has none."""
+        if waiter not in self.entries:
+            waiter.spent = max(waiter.spent, self.clock)
+            self.entries[waiter] = entry = self._entry(waiter)
+            heapq.heappush(self._heap, entry)
+
+    def remove(self, waiter: Queue | Quota) -> None:
+        """Take its place from *waiter*, if it has one."""
+        entry = self.entries.pop(waiter, None)
+        if entry is not None:
+            entry[2] = None
+            if len(self._heap) > 2 * len(self.entries) + _MANY_DEAD:
+                self._heap = [entry for entry in self._heap if entry[2] is not None]
+                heapq.heapify(self._heap)
+
+    def charge(self, waiter: Queue | Quota, seconds: float) -> None:
+        """Count work that *waiter*, whose turn it was, was given."""
+        self.clock = waiter.spent
+        waiter.spent += seconds
+
+    def queue_for(self, slot: Slot | None) -> Queue | None:
+        """Return the queue whose turn it is, of those that may use *slot*; None for a worker that has no calls."""
+        # Who may not use this worker is passed over. They are few: whoever is at its limit has calls in a worker.
+        passed = []
+        queue: Queue | None = None
+        while (first := self._first()) is not None:
+            queue = first.queue_for(slot)
+            if queue is not None:
+                break
+            passed.append(heapq.heappop(self._heap))
+        for entry in passed:
+            heapq.heappush(self._heap, entry)
+        return queue
+
+    def has_calls(self) -> bool:
+        """Whether anyone here still has calls."""
+        return self._first() is not None
+
+    def queues(self) -> list[Queue]:
+        """Where all calls here wait."""
+        return [queue for waiter in self.entries for queue in waiter.queues()]
+
+    def _first(self) -> Queue | Quota | None:
+        """Return who is first of those that still have calls, whether it may use a worker or not."""
+        heap = self._heap
+        while heap:
+            spent, _, waiter = heap[0]
+            if waiter is None:
+                heapq.heappop(heap)
+            elif not waiter.has_calls():
+                heapq.heappop(heap)
+                del self.entries[waiter]
+            elif spent < waiter.spent:
+                self.entries[waiter] = entry = self._entry(waiter)
+                heapq.heapreplace(heap, entry)
+            else:
+                found: Queue | Quota = waiter
+                return found
+        return None
+
+    def _entry(self, waiter: Queue | Quota) -> list[Any]:
+        self._number += 1
+        return [waiter.spent, self._number, waiter]
 
 
 def still_wanted(batch: Batch) -> list[Batch]:
