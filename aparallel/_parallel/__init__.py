@@ -7,11 +7,11 @@ From what users write down to what workers are given; each uses only those below
     runner                        one call through a pool, or a gather, or a stream
     singles                       begins single calls
     engine                        a pool but for its front: its settings, its loop, its life
-    admission, admitted           which calls may wait; which are still owed an outcome
+    admitted                      the calls that are still owed an outcome
     futures                       what stands for a single call that is on its way, or is to begin
     stream, flow, progress        the calls of one gather or stream: drawn as workers free up, delivered as they end
     scheduler                     which call goes to which worker, when. It wires these:
-    watch, patience, stopping, pulse  calls taken back, given up and stopped; a loop that sees interrupts
+    watch, refusing, stopping, pulse  calls taken back, refused and stopped; a loop that sees interrupts
     workforce, delivery, backlog      workers, outcomes and calls that wait
     failures                          what is said of calls that ended badly
     single_queue, queues              where calls wait, and whose turn it is

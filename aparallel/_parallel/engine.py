@@ -15,7 +15,6 @@ from aparallel._ground.cpus import cpu_count
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import whole_number
-from aparallel._parallel.admission import Admission
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase
 from aparallel._parallel.parsing import parse_count, parse_patience
@@ -78,7 +77,7 @@ class Engine:
         patience: seconds that a single call may wait to be started, unless it says otherwise; None for ever.
         single_queue: what its single calls without a key wait in.
         quotas: what the calls of each key have together, for as long as anyone refers to it.
-        admission: which calls may wait.
+        max_queued: how many single calls may wait in the whole pool; None for any number.
         admitted: the calls that it still owes an outcome.
         phase: how far its life has come.
         on_closed: called once when it has ended, in whichever way, so that who keeps it forgets it.
@@ -95,9 +94,9 @@ class Engine:
         self.runs_on_loop = self.backend.runs_on_loop
         self.needs_context = self.shares_context or bool(settings.context_vars)
         self.patience = settings.queue_timeout
+        self.max_queued = settings.max_queued
         # How many calls wait; the scheduler's queues keep it.
         self._waiting = Tallies()
-        self.admission = Admission(settings.max_queued, self._waiting)
         self.admitted = Admitted(self.backend)
         self.single_queue = SingleQueue(self.n_jobs, self.sharing, self.admitted.tell, self._waiting)
         self.quotas: weakref.WeakValueDictionary[Hashable, Quota] = weakref.WeakValueDictionary()

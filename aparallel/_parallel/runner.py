@@ -84,8 +84,8 @@ class Runner:
         engine, queue = self.engine, self._queue
         scheduler = engine.use().scheduler
         policy = engine.policy.of_call(options.on_cancel, options.timeout)
-        if engine.admission.max_queued is not None or queue.quota is not None:
-            engine.admission.check_room(scheduler, queue, None)
+        if engine.max_queued is not None or queue.quota is not None:
+            scheduler.refusing.check_room(queue, engine.max_queued, None)
         if workers is None:
             workers = engine.n_jobs if options.n_jobs is None else min(options.workers(), engine.n_jobs)
         sharing = options.sharing(engine.sharing)

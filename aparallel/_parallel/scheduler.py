@@ -8,7 +8,7 @@ what stands above it here::
     Delivery     outcomes on their way to the owners of calls
     Workforce    the workers, each in its Slot with the calls that it has
     Stopping     calls taken back, cancelled and timed out
-    Patience     single calls withdrawn because they waited too long
+    Refusing     calls refused for want of room, and withdrawn because they waited too long
     Watch        calls taken back from behind a slow one
     Pulse        a notebook's loop kept awake, for interrupts
     Scheduler    sends what waits to who is free, and takes in what workers tell
@@ -42,8 +42,8 @@ from aparallel._parallel.batching import (
 )
 from aparallel._parallel.delivery import Delivery
 from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
-from aparallel._parallel.patience import Patience
 from aparallel._parallel.pulse import Pulse, in_notebook
+from aparallel._parallel.refusing import Refusing
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
 from aparallel._parallel.watch import Watch
@@ -71,7 +71,7 @@ class Scheduler:
 
     Attributes:
         loop, backend: whose workers they are.
-        backlog, accounts, workforce, patience: the parts of which the pool may ask what is theirs alone. What takes
+        backlog, workforce, refusing: the parts of which the pool may ask what is theirs alone. What takes
             several is a method here.
     """
 
@@ -87,7 +87,7 @@ class Scheduler:
         self.loop = loop
         self.backend = backend
         self.backlog = backlog = Backlog(tallies)
-        self.accounts = accounts = Accounts()
+        self._accounts = accounts = Accounts()
         self._delivery = delivery = Delivery(loop)
         self.workforce = workforce = Workforce(
             loop,
@@ -100,7 +100,7 @@ class Scheduler:
             on_room=self.dispatch,
         )
         self._stopping = stopping = Stopping(loop, workforce, backlog, delivery, accounts, dispatch=self.dispatch)
-        self.patience = Patience(loop, workforce, backlog, delivery, accounts, stopping)
+        self.refusing = Refusing(loop, workforce, backlog, delivery, accounts, stopping)
         self._watch = Watch(loop, workforce, stopping)
         self._pulse = Pulse(loop, workforce.running) if in_notebook() else None
         # A dispatch at the end of this tick.
@@ -111,7 +111,7 @@ class Scheduler:
     def statistics(self) -> PoolStatistics:
         from aparallel._parallel.statistics import PoolStatistics
 
-        accounts, present = self.accounts, self.workforce.present()
+        accounts, present = self._accounts, self.workforce.present()
         return PoolStatistics(
             n_jobs=self.workforce.limit,
             workers=len(present),
@@ -264,7 +264,7 @@ class Scheduler:
             errors = [position - start for position in failed if start <= position < end]
             told.append((batch, values[start:end] if len(values) > end - start else values, errors))
             start = end
-        accounts = self.accounts
+        accounts = self._accounts
         if each:
             accounts.learn(each, len(values))
         slot.progress_at = monotonic()
@@ -280,14 +280,14 @@ class Scheduler:
 
     def on_recalled(self, slot: Slot, count: int) -> None:
         self._stopping.take_back(slot, count)
-        self.patience.refuse_overstayed(slot)
+        self.refusing.refuse_overstayed(slot)
         self._stopping.hold(slot)
         self.dispatch()
 
     def on_exit(self, slot: Slot, exit: Exit) -> None:
         self.workforce.remove(slot)
         self.backlog.put_back(self._without_deadly(slot, slot.take_back(exit.unstarted), exit))
-        self.patience.refuse_overstayed(slot)
+        self.refusing.refuse_overstayed(slot)
         for batch in slot.take_all():
             for index in range(batch.first, batch.first + len(batch)):
                 self._lose(batch, index, slot, exit)
@@ -311,8 +311,8 @@ class Scheduler:
             return unstarted
         deadly, others = unstarted.pop().split(1)
         if deadly.owner.wants(deadly.first):
-            self.accounts.broken += 1
-            self.accounts.failed += 1
+            self._accounts.broken += 1
+            self._accounts.failed += 1
             error = never_begun(call_name(deadly, deadly.first), self._barren, exit)
             deadly.owner.deliver(deadly.first, [error], [0])
         self._barren = 0
@@ -329,10 +329,10 @@ class Scheduler:
         elif owner.may_retry(index):
             position = index - batch.first
             self.backlog.put_back([batch.part(position, position + 1)])
-            self.accounts.broken += 1
+            self._accounts.broken += 1
             return
         else:
-            self.accounts.broken += 1
+            self._accounts.broken += 1
             error = worker_died(call_name(batch, index), exit, owner.retries)
-        self.accounts.failed += 1
+        self._accounts.failed += 1
         owner.deliver(index, [error], [0])

@@ -101,8 +101,8 @@ class Singles:
             policy, timeout, patience, retries = engine.policy.usual, None, engine.patience, 0
             if options is not USUAL:
                 policy, timeout, patience, retries = self._parse(options)
-            if engine.admission.max_queued is not None or patience == 0 or queue.quota is not None:
-                engine.admission.check_room(bound.scheduler, queue, patience)
+            if engine.max_queued is not None or patience == 0 or queue.quota is not None:
+                bound.scheduler.refusing.check_room(queue, engine.max_queued, patience)
             encoded = None
             if when is _SOON:
                 encoded = bound.encoder.encode_soon(call)
@@ -249,8 +249,8 @@ class Singles:
 
     def _takes_all(self) -> bool:
         """Whether each call is taken that asks for nothing, in whichever context."""
-        engine, admission = self._engine, self._engine.admission
-        if engine.needs_context or admission.max_queued is not None:
+        engine = self._engine
+        if engine.needs_context or engine.max_queued is not None:
             return False
         if engine.patience is not None or self._queue.quota is not None:
             return False
@@ -278,7 +278,7 @@ class Singles:
         future.place = queue.enter(function, [payload], [future], context, timeout, policy, retries, size)
         scheduler.dispatch_soon()
         if patience is not None:
-            expiry = scheduler.patience.withdraw_after(patience, *future.place)
+            expiry = scheduler.refusing.withdraw_after(patience, *future.place)
             future.add_done_callback(lambda _: expiry.cancel())
 
     async def _enter_large(

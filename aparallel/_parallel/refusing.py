@@ -1,10 +1,10 @@
-"""Single calls that wait for no longer than they may: withdrawn in time, and told when to come again."""
+"""Calls that find no room to wait in, or wait for longer than they may: told when to come again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aparallel._parallel.failures import waited_too_long
+from aparallel._parallel.failures import queue_is_full, waited_too_long
 from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
@@ -14,20 +14,17 @@ if TYPE_CHECKING:
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Delivery
     from aparallel._parallel.queues import Quota
-    from aparallel._parallel.single_queue import JointOwner
+    from aparallel._parallel.single_queue import JointOwner, SingleQueue
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.stopping import Stopping
     from aparallel._parallel.workforce import Workforce
     from aparallel.errors import PoolSaturatedError
 
 
-def _seconds_for(calls: int, workers: int, each: float | None) -> float | None:
-    """Return how long *workers* take for *calls* that take *each* seconds; None if nobody knows."""
-    return None if each is None else calls * each / workers
+class Refusing:
+    """Refuses calls that find no room, and withdraws single calls that no worker has started in time.
 
-
-class Patience:
-    """Withdraws single calls that no worker has started in time. A call that was sent to one is taken back first.
+    A call that was sent to a worker is taken back first.
 
     Invariant: slots in ``_overstayed`` are being recalled, or are on their way out since; the calls there, each with
     its time in seconds, are refused when they come back.
@@ -50,22 +47,22 @@ class Patience:
         self._stopping = stopping
         self._overstayed: dict[Slot, list[tuple[JointOwner, int, float]]] = {}
 
-    def seconds_left(self, quota: Quota | None) -> float | None:
-        """In how many seconds all that waits and runs will be done, of a key or of the whole pool."""
-        workers, mean_seconds = self._workforce.limit, self._accounts.mean_seconds
-        if quota is not None:
-            return _seconds_for(quota.count + quota.running, min(quota.limit, workers), mean_seconds)
-        calls = self._backlog.calls + self._backlog.tallies.coming.calls + self._workforce.running()
-        return _seconds_for(calls, workers, mean_seconds)
+    def check_room(self, queue: SingleQueue, max_queued: int | None, patience: float | None) -> None:
+        """Refuse a call if as many wait as may, in the pool or of its key, or if it has no *patience* and must wait.
 
-    def refusal(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
-        """Count a call that cannot wait any longer, and build its error."""
-        self._accounts.refused += 1
-        if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
-            quota = None
-        waiting = self._backlog.calls if quota is None else quota.count
-        workers = self._workforce.limit if quota is None else min(self._workforce.limit, quota.limit)
-        return waited_too_long(seconds, waiting, workers, quota, self.seconds_left(quota))
+        A call that a free worker will take does not wait. What waits for its key's limit alone leaves workers free.
+
+        Raises:
+            PoolSaturatedError: so it is.
+        """
+        quota, tallies = queue.quota, self._backlog.tallies
+        free = self._workforce.free_places()
+        if quota is not None:
+            free = min(free, quota.free_places())
+            self._check_queue(queue.count + queue.coming, quota.max_queued, free, quota)
+        self._check_queue(tallies.singles.calls + tallies.coming.calls, max_queued, free, None)
+        if patience == 0 and not free:
+            raise self._refusal(quota, 0)
 
     def withdraw_after(self, seconds: float, owner: JointOwner, index: int) -> asyncio.Handle:
         """Withdraw a single call unless a worker has started it in so many seconds, be it one that then died.
@@ -100,7 +97,34 @@ class Patience:
     def _refuse(self, owner: JointOwner, index: int, seconds: float) -> None:
         future = owner.futures[index]
         self._backlog.drop(owner, index)
-        owner.queue.tell([future], [self.refusal(owner.queue.quota, seconds)], [0])
+        owner.queue.tell([future], [self._refusal(owner.queue.quota, seconds)], [0])
+
+    def _check_queue(self, waiting: int, most: int | None, free: int, quota: Quota | None) -> None:
+        if most is not None and waiting >= most + free:
+            self._accounts.refused += 1
+            raise queue_is_full(waiting, most, quota, self._seconds_left(quota))
+
+    def _refusal(self, quota: Quota | None, seconds: float) -> PoolSaturatedError:
+        """Count a call that cannot wait any longer, and build its error."""
+        self._accounts.refused += 1
+        if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
+            quota = None
+        waiting = self._backlog.calls if quota is None else quota.count
+        return waited_too_long(seconds, waiting, self._workers_for(quota), quota, self._seconds_left(quota))
+
+    def _seconds_left(self, quota: Quota | None) -> float | None:
+        """In how many seconds all that waits and runs will be done, of a key or of the whole pool; None: not known."""
+        each = self._accounts.mean_seconds
+        if each is None:
+            return None
+        if quota is not None:
+            calls = quota.count + quota.running
+        else:
+            calls = self._backlog.calls + self._backlog.tallies.coming.calls + self._workforce.running()
+        return calls * each / self._workers_for(quota)
+
+    def _workers_for(self, quota: Quota | None) -> int:
+        return self._workforce.limit if quota is None else min(self._workforce.limit, quota.limit)
 
 
 def _slot_with(owner: JointOwner, index: int) -> Slot | None:
