@@ -11,11 +11,11 @@ From what users write down to what workers are given; each uses only those below
     futures                       what stands for a single call that is on its way, or is to begin
     stream, flow, progress        the calls of one gather or stream: drawn as workers free up, delivered as they end
     scheduler                     which call goes to which worker, when. It wires these:
-    watch, refusing, stopping, pulse  calls taken back, refused and stopped; a loop that sees interrupts
-    workforce, delivery, backlog      workers, outcomes and calls that wait
+    watch, refusing, stopping     calls taken back, refused and stopped; a loop that sees interrupts
+    workforce, delivery, backlog  workers, outcomes and how many there were, calls that wait
     failures                          what is said of calls that ended badly
     single_queue, queues              where calls wait, and whose turn it is
-    slots, accounts, statistics       what a worker has been given; how calls ended; what users are told of both
+    slots, statistics                 what a worker has been given; what users are told of a pool
     options, settings, policy     what was asked of a gather, of a pool and of a call that is to stop, checked
     typed                         what may be asked, as type checkers see it
     parsing, kinds, batching, lifetime    single rules that they share

@@ -10,9 +10,8 @@ from aparallel._parallel.slots import State
 if TYPE_CHECKING:
     import asyncio
 
-    from aparallel._parallel.accounts import Accounts
     from aparallel._parallel.backlog import Backlog
-    from aparallel._parallel.delivery import Delivery
+    from aparallel._parallel.delivery import Accounts, Delivery
     from aparallel._parallel.queues import Quota
     from aparallel._parallel.single_queue import JointOwner, SingleQueue
     from aparallel._parallel.slots import Slot

@@ -30,7 +30,6 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from aparallel._parallel.accounts import Accounts
 from aparallel._parallel.backlog import Backlog
 from aparallel._parallel.batching import (
     MESSAGE_BYTES,
@@ -40,13 +39,12 @@ from aparallel._parallel.batching import (
     calls_within,
     fair_share,
 )
-from aparallel._parallel.delivery import Delivery
+from aparallel._parallel.delivery import Accounts, Delivery
 from aparallel._parallel.failures import call_name, never_begun, ran_too_long, worker_died
-from aparallel._parallel.pulse import Pulse, in_notebook
 from aparallel._parallel.refusing import Refusing
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
-from aparallel._parallel.watch import Watch
+from aparallel._parallel.watch import Pulse, Watch, in_notebook
 from aparallel._parallel.workforce import Workforce
 from aparallel.abc import Batch
 

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from aparallel._parallel.accounts import Accounts
     from aparallel._parallel.backlog import Backlog
-    from aparallel._parallel.delivery import Delivery
+    from aparallel._parallel.delivery import Accounts, Delivery
     from aparallel._parallel.queues import Cancellable, Owner
     from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.slots import Slot
