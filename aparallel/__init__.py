@@ -54,11 +54,10 @@ if TYPE_CHECKING:
     )
     from aparallel._parallel.config import GatherOptions, parallel_config
     from aparallel._parallel.gather import gather_parallel, stream_parallel
-    from aparallel._parallel.kinds import BackendName
     from aparallel._parallel.pool import LimitedPool, Pool
     from aparallel._parallel.statistics import LimitStatistics, PoolStatistics
     from aparallel._parallel.stream import ResultStream
-    from aparallel._parallel.typed import PoolSettings
+    from aparallel._parallel.typed import BackendName, PoolSettings
     from aparallel._persist.dump import dump, dump_chunks, dumps
     from aparallel._persist.inspection import FileInfo, inspect
     from aparallel._persist.load import load, loads
@@ -102,7 +101,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BackendName": "aparallel._parallel.kinds",
+    "BackendName": "aparallel._parallel.typed",
     "Call": "aparallel._ground.call",
     "Explanation": "aparallel._memory.results",
     "FileInfo": "aparallel._persist.inspection",

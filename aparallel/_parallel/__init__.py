@@ -18,6 +18,6 @@ From what users write down to what workers are given; each uses only those below
     slots, statistics                 what a worker has been given; what users are told of a pool
     options, settings, policy     what was asked of a gather, of a pool and of a call that is to stop, checked
     typed                         what may be asked, as type checkers see it
-    parsing, kinds, batching, lifetime    single rules that they share
+    parsing, batching, lifetime           single rules that they share
     expressions                           arithmetic in one of them
 """

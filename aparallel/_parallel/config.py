@@ -6,12 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING, Unpack
 
 from aparallel._parallel.options import configure, unconfigure
-from aparallel._parallel.typed import PoolOptions
+from aparallel._parallel.typed import BackendName, PoolOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aparallel._parallel.kinds import BackendName
     from aparallel._parallel.pool import LimitedPool, Pool
     from aparallel.abc import Backend
 

@@ -13,13 +13,31 @@ from aparallel._ground.cpus import effective_n_jobs
 from aparallel._ground.sharing import MmapMode, check_mmap_mode
 from aparallel._ground.units import parse_bytes, whole_number
 from aparallel._parallel.batching import parse_batch_size, parse_pre_dispatch
-from aparallel._parallel.kinds import kind_of
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
     from aparallel.abc import OnCancel
 
+KINDS = ("process", "thread", "inline")
+_ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
+
 _ON_CANCEL = ("kill", "wait", "abandon")
+
+
+def kind_of(backend: str | Backend) -> str:
+    """Return the kind of workers that a backend's name or alias means; a Backend instance's own name.
+
+    Raises:
+        ValueError: no such backend.
+    """
+    if isinstance(backend, Backend):
+        return backend.name
+    kind = _ALIASES.get(backend, backend) if isinstance(backend, str) else None
+    if kind not in KINDS:
+        raise ValueError(
+            f"backend={backend!r} is not one of {', '.join(map(repr, (*KINDS, *_ALIASES)))}, nor a Backend instance."
+        )
+    return kind
 
 
 def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder: Any) -> Sharing:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
     from types import TracebackType
 
-    from aparallel._parallel.kinds import BackendName
     from aparallel._parallel.queues import Quota
     from aparallel._parallel.statistics import PoolStatistics
+    from aparallel._parallel.typed import BackendName
     from aparallel.abc import Backend, OnCancel
 
 T = TypeVar("T")

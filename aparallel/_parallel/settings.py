@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
+from aparallel._ground.nesting import nesting_level
 from aparallel._ground.units import whole_number
-from aparallel._parallel.kinds import KINDS, kind_of, nested_kind
 from aparallel._parallel.parsing import (
+    KINDS,
+    kind_of,
     make_sharing,
     parse_count,
     parse_idle_timeout,
@@ -144,7 +146,11 @@ class Settings(_Given):
         return not isinstance(self.backend, Backend) and kind_of(self.backend) == "process" != self._kind()
 
     def _kind(self) -> str:
-        return nested_kind(kind_of(self.backend))
+        """The kind of its workers here. Inside a worker threads stand in for processes, deeper in the loop for both."""
+        kind, level = kind_of(self.backend), nesting_level()
+        if level >= 1 and kind == "process":
+            kind = "thread"
+        return "inline" if level >= 2 and kind == "thread" else kind
 
     def workers(self) -> int:
         """The most workers that the pool may have."""

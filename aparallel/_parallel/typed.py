@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from aparallel._parallel.batching import BatchSize, PreDispatch
-from aparallel._parallel.kinds import BackendName
 from aparallel.abc import Backend
 
 if TYPE_CHECKING:
     from aparallel._ground.sharing import MmapMode
     from aparallel.abc import OnCancel
+
+BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", "threading", "sequential"]
 
 
 class PoolOptions(TypedDict, total=False):
