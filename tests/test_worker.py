@@ -11,8 +11,8 @@ import pytest
 
 from aparallel._wire import frames
 from aparallel._wire.outbox import RECALLS, SIZE, Outbox
-from aparallel._worker import arrival
-from aparallel._worker.arrival import Arrival
+from aparallel._worker import incoming
+from aparallel._worker.incoming import Arrival
 from aparallel._worker.loop import _Worker
 
 ran: list[int] = []
@@ -143,7 +143,7 @@ class Arriving:
 
 def test_a_worker_stays_awake_only_where_frames_follow_each_other_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     line, frame_after = Arriving(), {"rare": 5_000_000, "soon": 100_000, "at once": 0}
-    monkeypatch.setattr(arrival, "monotonic_ns", lambda: line.now)
+    monkeypatch.setattr(incoming, "monotonic_ns", lambda: line.now)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         waiting = Arrival(ours)
