@@ -28,7 +28,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
-from aparallel._transfer import by_value, packing, recent
+from aparallel._transfer import by_value, packing
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -233,7 +233,7 @@ async def test_functions_with_state_travel_as_they_are_at_each_draw() -> None:
 async def test_functions_travel_once_per_gather_however_many_with_state_are_drawn_among_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recent, "_MANY_BYTES", 2_000)
+    monkeypatch.setattr("aparallel._transfer.functions._MANY_BYTES", 2_000)
     scale, one, two = Scale(2), Counted(), Counted()
     Counted.pickled = 0
     functions = (lambda x: (x, type(one).__name__)), (lambda x: (x, type(two).__name__)), scale

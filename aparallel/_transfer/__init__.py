@@ -15,7 +15,7 @@ For the parent alone::
 
     encoding, holding                 calls are drawn; some wait for a large one of their moment
     packing                           what they carry becomes payloads
-    recent, functions, unchanged      functions that an encoder has pickled, and a pool; whether they are what they were
+    functions, unchanged              the functions of a pool and of an encoder; whether they are what they were
     shipment, arguments               payloads that are large; what there is of arguments in shared memory
     known, contents, pages, users     a buffer that was written; its bytes; whether it was changed since; for whom
     stillness                         whether anything can have changed from one call to the next

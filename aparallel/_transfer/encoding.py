@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.call import Call, MappedCalls, name_of, wrong_item
 from aparallel._ground.hop import in_thread
 from aparallel._transfer.diagnosis import unpicklable_call
-from aparallel._transfer.functions import CALLED, Functions, PickledFunction
+from aparallel._transfer.functions import CALLED, Functions, PickledFunction, RecentFunctions
 from aparallel._transfer.holding import Held, Holding
 from aparallel._transfer.out_of_band import Awaited, TooLarge
 from aparallel._transfer.packing import (
@@ -23,7 +23,6 @@ from aparallel._transfer.packing import (
     plain_payload_with_names,
 )
 from aparallel._transfer.pickling import NotLoaded, load_by_value
-from aparallel._transfer.recent import RecentFunctions
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
 from aparallel.abc import Drawn, Encoder, Moments

@@ -1,32 +1,32 @@
-"""What a pool knows of the functions that it runs. Not loaded in a child."""
+"""What a pool knows of the functions that it runs, and an encoder of those it has pickled. Not loaded in a child."""
 
 from __future__ import annotations
 
 import operator
-import sys
 from _blake2 import blake2b  # hashlib, whose it is, would delay a script's first result by 2 ms
 from pickle import dumps
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from aparallel._ground.call import name_of
 from aparallel._ground.timings import Timings
 from aparallel._transfer.pickling import PROTOCOL, is_by_value_registered, pickle
-from aparallel._transfer.unchanged import Witness
+from aparallel._transfer.unchanged import NAMED, Witness, is_importable
 from aparallel.abc import Function
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aparallel.abc import Timing
 
 # A function that calls its first argument.
 CALLED = dumps(operator.call, PROTOCOL)
 
-# What may be imported by its name.
-NAMED = (FunctionType, BuiltinFunctionType, type)
-
-# Functions that travel by value are remembered up to this number.
-MANY_FUNCTIONS = 64
+# Functions that travel by value are remembered up to this number. The pickles of an encoder take at most so many bytes
+# together, unless there is only one.
+_MANY_FUNCTIONS = 64
+_MANY_BYTES = 32 * 1024 * 1024
 
 
 class PickledFunction(Function):
@@ -63,11 +63,7 @@ class Functions:
         return None if is_by_value_registered() else self._by_name(fn)
 
     def _by_name(self, fn: Any) -> PickledFunction | None:
-        if not isinstance(fn, NAMED):
-            return None
-        module_name = fn.__module__
-        module = sys.modules.get(module_name) if module_name != "__main__" else None
-        if module is None or module.__dict__.get(fn.__qualname__) is not fn:
+        if not isinstance(fn, NAMED) or not is_importable(fn):
             return None
         known = self._importable.get(fn)
         if known is None:
@@ -96,7 +92,7 @@ class Functions:
                 self._met.add(fn)
             elif (witness := Witness.of(fn)) is not None:
                 self._witnessed[fn] = witness, function
-                if len(self._witnessed) > MANY_FUNCTIONS:
+                if len(self._witnessed) > _MANY_FUNCTIONS:
                     del self._witnessed[next(iter(self._witnessed))]
         return function
 
@@ -106,3 +102,54 @@ class Functions:
         So arrays that it refers to are shared, and compared at each draw, as those of arguments are.
         """
         return PickledFunction(CALLED, name_of(fn), self._timings.of(fn), CALLED)
+
+
+class RecentFunctions:
+    """The functions of one encoder: it pickles a plain one once, when first asked for, whatever changes in it then.
+
+    Args:
+        functions: what the pool knows.
+        pickled: pickles a function by value, as it is now.
+    """
+
+    def __init__(self, functions: Functions, pickled: Callable[[Callable[..., Any]], bytes]) -> None:
+        self._functions = functions
+        self._pickled = pickled
+        # Plain functions, newest last, and the bytes of their pickles.
+        self._recent: dict[FunctionType, PickledFunction] = {}
+        self._bytes = 0
+
+    def of(self, fn: Callable[..., Any]) -> PickledFunction:
+        """Return *fn* as a worker is to have it.
+
+        Raises:
+            Exception: it cannot be pickled, or not so.
+        """
+        function = self._functions.known(fn)
+        if function is not None:
+            return function
+        if type(fn) is FunctionType and (known := self._recent.get(fn)) is not None:
+            return known
+        function = self._functions.by_content(fn, self._pickled(fn))
+        self.remember(fn, function)
+        return function
+
+    def remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
+        """Keep the pickle of *fn* if it is a plain function: the state of others may change from call to call."""
+        if type(fn) is not FunctionType:
+            return
+        self._recent[fn] = function
+        self._bytes += len(function.blob)
+        while len(self._recent) > (_MANY_FUNCTIONS if self._bytes <= _MANY_BYTES else 1):
+            self._bytes -= len(self._recent.pop(next(iter(self._recent))).blob)
+
+    def forget(self) -> None:
+        """Pickle each anew when it is asked for next."""
+        self._recent.clear()
+        self._bytes = 0
+
+    def has(self, fn: Callable[..., Any]) -> bool:
+        """Whether :meth:`of` need not pickle *fn* by value, which may run the code of what it refers to."""
+        if type(fn) not in NAMED:
+            return False
+        return (type(fn) is FunctionType and fn in self._recent) or self._functions.known(fn) is not None

@@ -17,6 +17,9 @@ _IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None), range
 _MISSING = object()
 _MANY = 200
 
+# What may be imported by its name.
+NAMED = (FunctionType, BuiltinFunctionType, type)
+
 
 class Witness:
     """Remembers what a function referred to. :meth:`still_holds` says whether that is so now.
@@ -90,8 +93,8 @@ class Witness:
             return True
         if isinstance(value, ModuleType):
             return sys.modules.get(value.__name__) is value and value.__spec__ is not None
-        if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-            if _is_importable(value):
+        if isinstance(value, NAMED):
+            if is_importable(value):
                 return True
             return isinstance(value, FunctionType) and self._include(value, seen)
         return False
@@ -111,7 +114,7 @@ def _annotations_of(fn: FunctionType) -> Any:
 
 
 def _is_plain_annotation(value: Any) -> bool:
-    return type(value) is str or value is None or (isinstance(value, type) and _is_importable(value))
+    return type(value) is str or value is None or (isinstance(value, type) and is_importable(value))
 
 
 def _names_of(fn: FunctionType) -> tuple[Any, ...]:
@@ -125,7 +128,8 @@ def _is_immutable(value: Any) -> bool:
     return type(value) in _IMMUTABLE
 
 
-def _is_importable(value: Any) -> bool:
+def is_importable(value: Any) -> bool:
+    """Whether a worker finds *value*, of what is :data:`NAMED`, in its module by its name."""
     name = value.__module__
     module = sys.modules.get(name) if isinstance(name, str) and name != "__main__" else None
     return module is not None and module.__dict__.get(value.__qualname__) is value
