@@ -11,7 +11,7 @@ What happens to an object, and back::
     dump, load, inspection            the public functions, and what they are for the inside of the house
     given, opening                    what users give them: files, which are opened, and keys
     load_options                      what is said of a load
-    running, progress                 their thread, and what they tell meanwhile
+    running                           their thread, and what they tell meanwhile
     pickling, trees, arrays           an object into a pickle and buffers; arrays out of these
     writer, compressors, summing      records, compressed and summed up
     container                         what is where in a file

@@ -18,8 +18,7 @@ from aparallel._ground.threads import start_apart
 from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import replacing
 from aparallel._persist.given import checked_key, is_text, path_of
-from aparallel._persist.progress import Meter, Progress
-from aparallel._persist.running import in_thread_with
+from aparallel._persist.running import Meter, Progress, in_thread_with
 from aparallel._persist.sinks import CallableSink, FileSink
 from aparallel.errors import AparallelError, UnpicklableObjectError
 
@@ -291,11 +290,11 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
     failing = _Noting(sink)
     compressor = None if options.choice is None else options.choice.create()
     writer = ContainerWriter(failing, compressor, options.threads, options.signing_key)
-    meter.of = lambda: writer.position
+    meter.done = lambda: writer.position
     try:
         write_object(obj, writer, stop, compressed=compressor is not None)
         size = writer.finish()
-        meter.of = lambda: size
+        meter.done = lambda: size
         return size
     except Exception as error:
         # The pickler calls the sink and waits for the compressor, so their errors come out of the pickler.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.stoppable import Stop
 from aparallel._persist.load_options import LoadOptions
 from aparallel._persist.opening import Naming, Opened, read_given, read_path
-from aparallel._persist.progress import Meter
-from aparallel._persist.running import in_thread_with
+from aparallel._persist.running import Meter, in_thread_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -149,7 +148,7 @@ class _Loading:
 
         source = self._opened.source
         self._meter.total = source.size
-        self._meter.of = lambda: source.position
+        self._meter.done = lambda: source.position
         codec = pickle_codec(source, self._stop)
         if codec is None:
             return self._load_container()
@@ -177,7 +176,7 @@ class _Loading:
 
             size = source.size or 0  # a file's is known
             content = map_container(self._opened.file, options, self._stop, size)
-            self._meter.of = lambda: size
+            self._meter.done = lambda: size
         else:
             content = read_container(source, options, whole=self._opened.whole)
         with contextlib.closing(content):
@@ -210,7 +209,7 @@ class _Loading:
             def from_start() -> Source:
                 source = start()
                 # Who watches is told of the pass that is farthest.
-                self._meter.of = lambda: source.position
+                self._meter.done = lambda: source.position
                 return opened(source)
 
             found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)

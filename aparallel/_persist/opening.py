@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.progress import Meter
+    from aparallel._persist.running import Meter
     from aparallel._persist.sources import Source
 
 T = TypeVar("T")
