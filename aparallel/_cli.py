@@ -24,7 +24,7 @@ from aparallel._memory.notes import about_function, function_of_note
 from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.shelf import stored_call
-from aparallel._persist.given import checked_key
+from aparallel._persist.options import checked_key
 from aparallel.errors import AparallelError
 
 

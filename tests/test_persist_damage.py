@@ -22,9 +22,9 @@ from xxhash import xxh3_64_intdigest
 
 from aparallel import dump_chunks, dumps, errors, inspect, load, loads
 from aparallel._persist import container
-from aparallel._persist.dump import DumpOptions, dump_to_bytes
+from aparallel._persist.dump import dump_to_bytes
 from aparallel._persist.load import load_from_bytes, load_from_path
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.errors import (
     ChecksumError,
     CorruptFileError,

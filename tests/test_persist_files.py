@@ -31,9 +31,9 @@ from memory_support import until
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
-from aparallel._persist.dump import DumpOptions, dump_to_path
+from aparallel._persist.dump import dump_to_path
 from aparallel._persist.load import _Loading, load_from_path
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.errors import (
     EmptyFileError,
     TruncatedFileError,
@@ -512,7 +512,8 @@ KILLED = """
 import os, signal, sys, fcntl
 import numpy as np
 from aparallel._persist import files
-from aparallel._persist.dump import DumpOptions, dump_to_path
+from aparallel._persist.dump import dump_to_path
+from aparallel._persist.options import DumpOptions
 path, step = sys.argv[1:]
 dump_to_path(0, path + "-warm", DumpOptions())
 module, name = step.removeprefix("after ").split(".")

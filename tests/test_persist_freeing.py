@@ -15,10 +15,10 @@ from memory_support import until
 
 from aparallel import dump, load
 from aparallel._persist import files, freeing
-from aparallel._persist.dump import DumpOptions, dump_to_path
+from aparallel._persist.dump import dump_to_path
 from aparallel._persist.freeing import Freeing
 from aparallel._persist.load import load_from_path
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are held so on Linux alone")
 

@@ -27,9 +27,9 @@ from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._persist.compressors import NAMES, Zlib
-from aparallel._persist.dump import DumpOptions, dump_to_bytes
+from aparallel._persist.dump import dump_to_bytes
 from aparallel._persist.load import load_from_bytes
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.abc import Compressor
 from aparallel.testing import CompressorSuite
 

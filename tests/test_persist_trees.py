@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from aparallel import dumps, loads
 from aparallel._ground.stoppable import Stop, Stopped
 from aparallel._persist import trees
-from aparallel._persist.dump import DumpOptions, dump_to_bytes
+from aparallel._persist.dump import dump_to_bytes
 from aparallel._persist.load import load_from_bytes
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel._persist.pickling import write_object
 from aparallel._persist.trees import shared_leaves
 

@@ -11,13 +11,13 @@ from aparallel._memory.disk.files import write_all
 from aparallel._memory.entry import TAIL_SIZE, Damaged, ending
 from aparallel._persist.dump import dump_to_bytes, dump_to_descriptor
 from aparallel._persist.load import load_from_bytes, load_from_file
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import LoadOptions
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aparallel._persist.dump import DumpOptions
+    from aparallel._persist.options import DumpOptions
 
     Seal = Callable[[bytes], bytes]
 

@@ -23,7 +23,7 @@ from aparallel._memory.options import (
 )
 from aparallel._memory.results import MemoryStatistics, StoredCall
 from aparallel._memory.shelf import Home, Shelf, stored_call
-from aparallel._persist.given import checked_key
+from aparallel._persist.options import checked_key
 
 if TYPE_CHECKING:
     from datetime import timedelta

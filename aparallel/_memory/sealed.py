@@ -9,8 +9,7 @@ from aparallel._ground.cpus import cpu_count
 from aparallel._memory.entry import Body, Damaged, Entry, pack, secret_of, split, unpack
 from aparallel._memory.large import read_value, verify_value, write_to_bytes, write_to_file
 from aparallel._memory.values import unpickle
-from aparallel._persist.dump import DumpOptions
-from aparallel._persist.load_options import LoadOptions
+from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.abc import Compressor
 
 if TYPE_CHECKING:

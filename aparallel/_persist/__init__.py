@@ -9,8 +9,7 @@ to a thread already, as a cache has, calls these; the public ``dump`` and ``load
 What happens to an object, and back::
 
     dump, load, inspection            the public functions, and what they are for the inside of the house
-    given, opening                    what users give them: files, which are opened, and keys
-    load_options                      what is said of a load
+    opening, options                  what users give them: files, which are opened, and what is to be done
     running                           their thread, and what they tell meanwhile
     pickling, trees, arrays           an object into a pickle and buffers; arrays out of these
     writer, compressors, summing      records, compressed and summed up

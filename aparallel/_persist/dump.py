@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import inspect
 import io
 import sys
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._ground.bars import checked_progress
-from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.handover import Outflow
 from aparallel._ground.stoppable import Stop, Stopped, ended
 from aparallel._ground.threads import start_apart
-from aparallel._persist.compressors import Choice, Compress, chosen
 from aparallel._persist.files import replacing
-from aparallel._persist.given import checked_key, is_text, path_of
+from aparallel._persist.opening import is_text, path_of
+from aparallel._persist.options import DumpOptions
 from aparallel._persist.running import Meter, Progress, in_thread_with
 from aparallel._persist.sinks import CallableSink, FileSink
 from aparallel.errors import AparallelError, UnpicklableObjectError
@@ -26,46 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from aparallel._ground.bars import ProgressOption
+    from aparallel._persist.compressors import Compress
     from aparallel._persist.writer import Sink
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DumpOptions:
-    """What the keyword arguments of dump mean, checked.
-
-    Attributes:
-        choice: the codec, or None.
-        durable: survive a crash of the machine, too.
-        signing_key: the secret, or None.
-        threads: that compress at a time.
-    """
-
-    choice: Choice | None = None
-    durable: bool = True
-    signing_key: bytes | None = None
-    threads: int = 1
-
-    @classmethod
-    def checked(
-        cls,
-        compress: Compress = None,
-        *,
-        path: str | None = None,
-        durable: bool = True,
-        signing_key: str | bytes | None = None,
-        n_jobs: int = -1,
-    ) -> DumpOptions:
-        """Check what a user gave.
-
-        Raises:
-            ValueError: a codec, level or key that cannot be.
-            TypeError: something of another type.
-        """
-        choice = chosen(compress, path)
-        threads = effective_n_jobs(n_jobs, cpu_count())
-        return cls(choice, durable, checked_key(signing_key), threads)
 
 
 async def dump(

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.load_options import LoadOptions
 from aparallel._persist.opening import read_given
+from aparallel._persist.options import LoadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.stoppable import Stop
-from aparallel._persist.load_options import LoadOptions
 from aparallel._persist.opening import Naming, Opened, read_given, read_path
+from aparallel._persist.options import LoadOptions
 from aparallel._persist.running import Meter, in_thread_with
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.load_options import LoadOptions
+    from aparallel._persist.options import LoadOptions
     from aparallel._persist.sources import Digest
 
     Bytes = bytes | memoryview

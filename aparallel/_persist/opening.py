@@ -1,19 +1,21 @@
-"""What is loaded or inspected: opened, whatever a user gave, and handed to the work in a thread."""
+"""What users give in the place of a file: told apart, opened, and handed to the work in a thread."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
+import io
 import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from aparallel._persist.given import OnLoop, path_of, reader_back, reader_of
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel._persist.running import in_thread_with, serve_thread
 from aparallel.errors import CorruptFileError, UnsupportedFormatError, UntrustedTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
@@ -60,17 +62,17 @@ async def read_given(
         )
     if mmap_mode is not None:
         raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
-    read = reader_of(given, what)
-    if isinstance(read, OnLoop):
+    read = _reader_of(given, what)
+    if isinstance(read, _OnLoop):
         exact, goes_back = read.exact, await read.goes_back()
         return await serve_thread(
-            read,
+            read.give,
             lambda ask, stop, meter: _read_stream(ask, work, stop, meter, exact=exact, goes_back=goes_back),
             progress,
         )
 
     def read_users(stop: Stop, meter: Meter) -> T:
-        back = reader_back(given)
+        back = _reader_back(given)
         return _read_stream(back or read, work, stop, meter, exact=True, goes_back=back is not None)
 
     return await in_thread_with(read_users, progress, what, file=given)
@@ -127,6 +129,100 @@ def _open_regular(path: str, mmap_mode: MmapMode | None) -> Iterator[Any]:
         return
     with open(path, "r+b" if mmap_mode == "r+" else "rb", buffering=0) as file:
         yield file
+
+
+def path_of(target: object) -> str | None:
+    """Return *target* as a path if it is one: text or an ``os.PathLike``, but not bytes, which may be content."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, os.PathLike):
+        return os.fsdecode(os.fspath(target))
+    return None
+
+
+class _OnLoop:
+    """A source that is read on the event loop.
+
+    Attributes:
+        read: returns about as many bytes as asked for, none at the end.
+        file: the file that is read, if it is one: others may read what follows.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[Any]], file: Any = None) -> None:
+        self.read = read
+        self.file = file
+
+    @property
+    def exact(self) -> bool:
+        return self.file is not None
+
+    async def goes_back(self) -> bool:
+        """Whether it can go back to where it was before."""
+        seekable = getattr(self.file, "seekable", None)
+        if not (callable(seekable) and is_coroutine_function(getattr(self.file, "seek", None))):
+            return False
+        found = seekable()
+        return bool(await found if inspect.isawaitable(found) else found)
+
+    async def give(self, size: int) -> Any:
+        """Answer a request of :class:`~aparallel._persist.sources.StreamSource`'s."""
+        if size >= 0:
+            return await self.read(size)
+        await self.file.seek(size, os.SEEK_CUR)
+        return b""
+
+
+def is_text(file: Any) -> bool:
+    """Whether a file is open for text, whatever reads or writes it."""
+    # Asynchronous files pass on what the file in them has.
+    return isinstance(file, io.TextIOBase) or isinstance(getattr(file, "encoding", None), str)
+
+
+def _reader_back(file: Any) -> Callable[[int], Any] | None:
+    """A reader of *file* that goes back when it is asked for fewer bytes than none, if that is cheap."""
+    if not (isinstance(file, (io.BytesIO, io.BufferedReader, io.BufferedRandom, io.FileIO)) and file.seekable()):
+        return None
+
+    def read(size: int) -> Any:
+        if size >= 0:
+            return file.read(size)
+        file.seek(size, os.SEEK_CUR)
+        return b""
+
+    return read
+
+
+def _reader_of(source: Any, what: str) -> _OnLoop | Callable[[int], Any]:
+    """How to read from something that is no path.
+
+    Raises:
+        TypeError: nobody can.
+    """
+    read = getattr(source, "read", None)
+    if callable(read) and not is_text(source):
+        if is_coroutine_function(read):
+            return _OnLoop(read, source)
+        return read  # type: ignore[no-any-return]
+    if hasattr(source, "__aiter__") and not callable(read):
+        return _OnLoop(_next_chunk(source.__aiter__()))
+    hint = ""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        hint = " For bytes there is loads()." if what == "load" else " Put bytes into an io.BytesIO."
+    raise TypeError(
+        f"{what} reads a path, a binary file, an asynchronous file or an asynchronous iterator of bytes, "
+        f"not {type(source).__name__}. Open text files in binary mode.{hint}"
+    )
+
+
+def _next_chunk(chunks: AsyncIterator[Any]) -> Callable[[int], Awaitable[Any]]:
+    async def read(size: int) -> Any:
+        async for chunk in chunks:
+            # An empty one is not the end: servers send some. What is no chunk, the reader refuses.
+            if not hasattr(chunk, "__len__") or len(chunk):
+                return chunk
+        return b""
+
+    return read
 
 
 class Naming:

@@ -42,7 +42,7 @@ from aparallel.errors import ChecksumError, CorruptFileError, SignatureError, Tr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from aparallel._persist.load_options import LoadOptions
+    from aparallel._persist.options import LoadOptions
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
 

@@ -14,10 +14,9 @@ from aparallel._ground.stoppable import Stop, Stopped, WaitsLong, ended, in_stop
 from aparallel._ground.threads import start_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from aparallel._ground.bars import Bar, ProgressOption
-    from aparallel._persist.given import OnLoop
 
 T = TypeVar("T")
 
@@ -62,14 +61,16 @@ async def in_thread_with(
 
 
 async def serve_thread(
-    source: OnLoop, work: Callable[[Callable[[int], Any], Stop, Meter], T], progress: ProgressOption
+    give: Callable[[int], Awaitable[Any]],
+    work: Callable[[Callable[[int], Any], Stop, Meter], T],
+    progress: ProgressOption,
 ) -> T:
-    """Run *work* in a thread that reads a source of the loop's through us, in the caller's task."""
+    """Run *work* in a thread that is given what it asks for by *give*, which runs here, in the caller's task."""
     reporter = await Progress.opened(progress, "load")
     inflow, stop, meter = Inflow(), Stop(), Meter()
 
     async def read(size: int) -> Any:
-        chunk = await source.give(size)
+        chunk = await give(size)
         reporter.advance(meter.done(), meter.total)
         return chunk
 

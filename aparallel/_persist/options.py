@@ -1,4 +1,4 @@
-"""What the keyword arguments of load mean, checked."""
+"""What the keyword arguments of dump and load mean, checked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,51 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.sharing import check_mmap_mode
-from aparallel._persist.given import checked_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aparallel._ground.sharing import MmapMode
+    from aparallel._persist.compressors import Choice, Compress
     from aparallel.abc import Compressor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """What the keyword arguments of dump mean, checked.
+
+    Attributes:
+        choice: the codec, or None.
+        durable: survive a crash of the machine, too.
+        signing_key: the secret, or None.
+        threads: that compress at a time.
+    """
+
+    choice: Choice | None = None
+    durable: bool = True
+    signing_key: bytes | None = None
+    threads: int = 1
+
+    @classmethod
+    def checked(
+        cls,
+        compress: Compress = None,
+        *,
+        path: str | None = None,
+        durable: bool = True,
+        signing_key: str | bytes | None = None,
+        n_jobs: int = -1,
+    ) -> DumpOptions:
+        """Check what a user gave.
+
+        Raises:
+            ValueError: a codec, level or key that cannot be.
+            TypeError: something of another type.
+        """
+        from aparallel._persist.compressors import chosen  # loads the standard library's
+
+        threads = effective_n_jobs(n_jobs, cpu_count())
+        return cls(chosen(compress, path), durable, checked_key(signing_key), threads)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,3 +106,21 @@ class LoadOptions:
             effective_n_jobs(n_jobs, cpu_count()),
             tuple(compressors),
         )
+
+
+def checked_key(key: str | bytes | None) -> bytes | None:
+    """Return a secret as bytes, text in UTF-8.
+
+    Raises:
+        ValueError: it is empty.
+        TypeError: it is neither text nor bytes.
+    """
+    if key is None:
+        return None
+    if isinstance(key, str):
+        key = key.encode()
+    if not isinstance(key, (bytes, bytearray, memoryview)):
+        raise TypeError(f"signing_key must be bytes or text, got {type(key).__name__}.")
+    if not len(key):
+        raise ValueError("signing_key is empty, so anyone could sign. Use secrets.token_bytes(32), and keep it secret.")
+    return bytes(key)
