@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from aparallel._ground.scopes import has_anyio, shielded
+from aparallel._ground.shield import has_anyio, shielded
 from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:

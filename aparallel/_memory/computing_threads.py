@@ -12,7 +12,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from aparallel._ground.scopes import has_anyio, import_anyio
+from aparallel._ground.shield import has_anyio, import_anyio
 from aparallel._ground.threads import Threads
 from aparallel._memory.bytecode import imports_made
 from aparallel._memory.callables import unbind
