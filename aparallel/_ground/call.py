@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sized
+from collections.abc import Coroutine, Sized
 from itertools import chain, islice
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _partial = functools.partial  # a lookup less, for what runs once per call
 
@@ -162,8 +162,6 @@ def _is_half_a_call(thing: Any) -> bool:
 
 def not_a_function(fn: Any, instead: str) -> TypeError:
     """Build the error for what was given where a function belongs; *instead* is how to write it."""
-    from collections.abc import Coroutine
-
     if _is_half_a_call(fn):
         return TypeError(f"delayed({name_of(fn.args[0])}) is without its arguments. Write {instead}.")
     error = TypeError(f"{_short(fn)} ({type(fn).__name__}) is not a function. Write {instead}.")
@@ -174,8 +172,6 @@ def not_a_function(fn: Any, instead: str) -> TypeError:
 
 def close_coroutines(source: object) -> None:
     """Close the coroutines in a list of calls that is refused: Python need not warn that nobody awaits them."""
-    from collections.abc import Coroutine
-
     if isinstance(source, list | tuple):
         for item in source:
             if isinstance(item, Coroutine):
@@ -185,7 +181,6 @@ def close_coroutines(source: object) -> None:
 def wrong_item(item: Any, index: int) -> TypeError:
     """Build the error for something among the calls that is not a call."""
     import asyncio
-    from collections.abc import Coroutine
 
     if isinstance(item, Coroutine):
         name = getattr(item, "__qualname__", None) or getattr(item, "__name__", type(item).__name__)
