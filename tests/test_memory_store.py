@@ -26,8 +26,8 @@ from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
 from aparallel._ground.store import Place
-from aparallel._memory.disk import directory, files, locks, recency, removed, slots, store
-from aparallel._memory.disk.bounds import Bounds
+from aparallel._memory.disk import bounds, directory, files, locks, recency, slots, store
+from aparallel._memory.disk.bounds import Bounds, Removed
 from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.locks import ByteLocks, FileLocks, open_locks
 from aparallel._memory.disk.slots import Slots
@@ -180,10 +180,10 @@ async def test_a_file_in_a_directorys_place_is_told_from_one(tmp_path: Path) -> 
 
 
 def test_the_newest_of_the_evicted_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removed, "_LIMIT", 100 * 16)
+    monkeypatch.setattr(bounds, "_MOST_NOTED", 100 * 16)
     kept = DiskStore(os.fspath(tmp_path / "cache"))
     kept.directory.prepare()
-    noted = removed.Removed(kept.directory, "evicted")
+    noted = Removed(kept.directory, "evicted")
     keys = [bytes([n]) * 8 + bytes([n + 1]) * 24 for n in range(101)]
     assert not noted.has(keys[0])
     noted.note(keys[:100])

@@ -8,7 +8,7 @@
     tags/<tag>                          changes whenever the tag is invalidated
     removals/all, removals/<xx>         change whenever results are removed by request
     evicted, expired                    the beginnings of the keys that were removed lately, for explain()
-    counts, locks                       see counts.py and locks.py
+    counts, locks                       see slots.py and locks.py
     tmp/<xx>/                           what is being written; in many folders, see spread_over_disk
 
 Every file is written in tmp and renamed into its place, so it is whole or absent. Nothing is mapped but arrays,
@@ -18,8 +18,7 @@ on a network file system.
 ::
 
     store                             the store
-    slots, counts, locks              entries, slot by slot, with a count and a lock for each
+    slots, locks                      entries, slot by slot, with a count and a lock for each
     bounds, eviction, recency         what is too much, which of it goes, and what was used last
-    removed                           what went lately
-    directory, trust, files           the directory, whether it is believed, and single files in it
+    directory, files                  the directory, which must be believed, and single files in it
 """

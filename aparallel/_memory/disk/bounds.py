@@ -1,13 +1,14 @@
-"""Keeping a directory within its limits: before each entry, at leisure, and when told to."""
+"""Keeping a directory within its limits: before each entry, at leisure, and when told to; and noting what went."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aparallel._ground.forks import renew_after_fork
 from aparallel._ground.store import Limits, Totals, age
@@ -16,34 +17,32 @@ from aparallel._memory.disk.eviction import SAMPLE, Candidate, choose
 from aparallel._memory.disk.files import names_in, read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from aparallel._memory.disk.directory import Directory
     from aparallel._memory.disk.recency import Recency
-    from aparallel._memory.disk.removed import Removed
     from aparallel._memory.disk.slots import Slots
 
 _NEAR = 0.9  # of a limit: from there on, writers take turns
 _SWEEP_EVERY = 5.0  # seconds
 
+_NOTED = 16  # bytes of a key that was removed
+_MOST_NOTED = 1 << 22  # bytes of the file of them; then the older half is forgotten
+
 
 class Bounds:
-    """Removes what is too much, too old, or of no use any more."""
+    """Removes what is too much, too old, or of no use any more.
 
-    def __init__(
-        self,
-        directory: Directory,
-        slots: Slots,
-        recency: Recency,
-        evicted: Removed,
-        expired: Removed,
-        limits: Limits,
-    ) -> None:
+    Attributes:
+        evicted, expired: what went lately, for explanations.
+    """
+
+    def __init__(self, directory: Directory, slots: Slots, recency: Recency, limits: Limits) -> None:
         self._directory = directory
         self._slots = slots
         self._recency = recency
-        self._evicted = evicted
-        self._expired = expired
+        self.evicted = Removed(directory, "evicted")
+        self.expired = Removed(directory, "expired")
         self._limits = limits
         self._next_sweep = 0.0
         self.after_fork()
@@ -120,7 +119,7 @@ class Bounds:
         for victim in victims:
             by_slot.setdefault(int(victim.name[:2], 16), []).append(victim)
         removed = sum([self._slots.remove_all(slot, chosen) for slot, chosen in by_slot.items()])
-        self._evicted.note(bytes.fromhex(victim.name) for victim in victims)
+        self.evicted.note(bytes.fromhex(victim.name) for victim in victims)
         return removed
 
     # At leisure
@@ -156,7 +155,7 @@ class Bounds:
             return True
 
         removed = sum([self._slots.remove_if(slot, is_over) for slot in slots])
-        for names, reason in ((expired, self._expired), (unused, self._evicted)):
+        for names, reason in ((expired, self.expired), (unused, self.evicted)):
             if names:
                 reason.note(map(bytes.fromhex, names))
         return removed
@@ -171,3 +170,36 @@ class Bounds:
                     note = json.loads(read_file(self._directory.path("functions", name)) or b"{}")
                     found[function] = note.get("ttl")
         return found
+
+
+class Removed:
+    """Which keys were removed lately for one *reason*: their beginnings, in a file of that name.
+
+    Not in a file for each, because to make one where many were removed just now takes ext4 longer than to remove ten.
+    """
+
+    def __init__(self, directory: Directory, reason: Literal["evicted", "expired"]) -> None:
+        self._directory = directory
+        self._path = directory.path(reason)
+
+    def note(self, keys: Iterable[bytes]) -> None:
+        """Note keys. What goes wrong costs an explanation and is not told."""
+        with contextlib.suppress(OSError):
+            with open(self._path, "ab") as file:
+                file.write(b"".join(key[:_NOTED] for key in keys))
+                size = file.tell()
+            if size > _MOST_NOTED:
+                with open(self._path, "rb") as file:
+                    file.seek(-_MOST_NOTED // 2, os.SEEK_END)
+                    newest = file.read()
+                self._directory.write(self._path, newest[: len(newest) // _NOTED * _NOTED])
+
+    def has(self, key: bytes) -> bool:
+        """Whether *key* was removed lately."""
+        with contextlib.suppress(OSError):
+            noted = read_file(self._path) or b""
+            at = noted.find(key[:_NOTED])
+            while at >= 0 and at % _NOTED:  # parts of two others
+                at = noted.find(key[:_NOTED], at + 1)
+            return at >= 0
+        return False

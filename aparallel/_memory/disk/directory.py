@@ -1,8 +1,12 @@
-"""The directory of a store: whether it is believed, what is where in it, and files that are whole or absent."""
+"""The directory of a store: whether it is believed, what is where in it, and files that are whole or absent.
+
+An entry is a pickle, and who can write one runs code here.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import secrets
@@ -11,15 +15,17 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aparallel._memory.behind import behind
-from aparallel._memory.disk.counts import SLOTS
 from aparallel._memory.disk.files import names_in, remove, spread_over_disk, write_all
 from aparallel._memory.disk.locks import HAS_BYTE_LOCKS
-from aparallel._memory.disk.trust import check_directory, make_directory
+from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aparallel._ground.store import Place
+
+SLOTS: Final = 256
+"""Into so many the entries are divided, by the first byte of their keys."""
 
 LITTER_AGE: Final = 3600.0
 """Seconds without a write after which a file in tmp has lost its writer."""
@@ -82,7 +88,7 @@ class Directory:
     def _check(self) -> bool:
         try:
             if not self._is_signed:
-                check_directory(self.location, trust_group=self._trust_group)
+                _check_directory(self.location, trust_group=self._trust_group)
             elif not os.path.isdir(self.location):
                 return False
         except FileNotFoundError:
@@ -98,7 +104,7 @@ class Directory:
         """
         if self._is_checked and os.path.isdir(self.path("tmp")):
             return
-        make_directory(self.location, trust_group=self._trust_group)
+        _make_directory(self.location, trust_group=self._trust_group)
         self._check()
         for name in ("entries", "functions", "tags", "removals", "tmp", *([] if HAS_BYTE_LOCKS else ["locks.d"])):
             self.make(self.path(name))
@@ -202,3 +208,46 @@ class Directory:
         if self._trust_group:
             with contextlib.suppress(PermissionError):  # made by another member
                 os.chmod(path, mode)
+
+
+def _make_directory(path: str, *, trust_group: bool) -> None:
+    """Make *path*, for its owner alone, or for its group too, if it does not exist."""
+    mode = 0o770 if trust_group else 0o700
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        os.makedirs(parent, exist_ok=True)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    if trust_group:
+        os.chmod(path, mode | stat.S_ISGID)  # whatever the umask says; and entries belong to the group
+
+
+def _check_directory(path: str, *, trust_group: bool) -> None:
+    """Refuse a directory that others may have written to.
+
+    Raises:
+        UntrustedDirectoryError: it belongs to someone else, or others than its owner may write to it.
+        NotADirectoryError: it is none.
+    """
+    found = os.stat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid != os.geteuid() and not (trust_group and found.st_gid in {os.getegid(), *os.getgroups()}):
+        reason = f"it belongs to user {found.st_uid}, and this process to user {os.geteuid()}"
+    elif found.st_mode & stat.S_IWOTH:
+        reason = "everybody may write to it"
+    elif found.st_mode & stat.S_IWGRP and not trust_group:
+        reason = "its group may write to it"
+    else:
+        return
+    hint = ", trust_group=True if you trust its group" if "group" in reason else ""
+    raise UntrustedDirectoryError(
+        f"The directory {path} is not used: {reason}, and whoever writes an entry can run code here. "
+        f"Use a directory of your own (chmod 700){hint}, or signing_key=... to accept signed entries only.",
+        path=path,
+        reason=reason,
+    )

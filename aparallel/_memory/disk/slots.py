@@ -1,13 +1,19 @@
-"""The entries of a directory, slot by slot: each slot has a lock, and a count of what it holds."""
+"""The entries of a directory, slot by slot: each slot has a lock, and a count of what it holds.
+
+The counts are in one small file that every process reads and writes. A slot's count is only changed by who holds the
+slot's lock, with its files. A process that is killed in between leaves a count that is off by one; who next looks
+through the slot's files puts it right.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from typing import TYPE_CHECKING, Final
 
 from aparallel._ground.store import Totals
-from aparallel._memory.disk.counts import SLOTS, Counts
+from aparallel._memory.disk.directory import SLOTS
 from aparallel._memory.disk.eviction import Candidate
 from aparallel._memory.disk.files import names_in, remove, size_of, stats_in
 from aparallel._memory.disk.locks import acquire_soon, open_locks
@@ -26,6 +32,9 @@ _EVICTION_LOCK = _SLOT_LOCKS + SLOTS
 
 _PATIENCE = 2.0  # seconds; beyond, the count stays as it is until someone looks through the slot
 _TURN_PATIENCE = 10.0  # seconds; beyond, an entry is published without room for it
+
+_COUNT = struct.Struct("<qq")  # entries, bytes
+_COUNTS = struct.Struct(f"<{2 * SLOTS}q")
 
 
 class Slots:
@@ -152,3 +161,47 @@ def scan_folder(folder: str, function: str) -> Iterator[Candidate]:
     for name, status in stats_in(folder).items():
         if len(name) == _KEY_DIGITS:
             yield Candidate(function, name, status.st_size, status.st_mtime, status.st_atime)
+
+
+class Counts:
+    """The file of counts at *path*; made when first needed. Every method may raise OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def entries(self) -> tuple[int, ...]:
+        """Return how many entries each slot has."""
+        return self._read()[::2]
+
+    def total(self) -> Totals:
+        numbers = self._read()
+        return Totals(max(0, sum(numbers[::2])), max(0, sum(numbers[1::2])))
+
+    def _read(self) -> tuple[int, ...]:
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return (0,) * (2 * SLOTS)
+        try:
+            data = os.pread(fd, _COUNTS.size, 0)
+        finally:
+            os.close(fd)
+        return _COUNTS.unpack(data.ljust(_COUNTS.size, b"\0"))
+
+    def add(self, slot: int, entries: int, size: int) -> None:
+        """Change the count of a slot whose lock is held."""
+        self._change(slot, entries, size, anew=False)
+
+    def set(self, slot: int, totals: Totals) -> None:
+        """Put right the count of a slot whose lock is held."""
+        self._change(slot, totals.entries, totals.bytes, anew=True)
+
+    def _change(self, slot: int, entries: int, size: int, *, anew: bool) -> None:
+        offset = slot * _COUNT.size
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            data = b"" if anew else os.pread(fd, _COUNT.size, offset)
+            before = _COUNT.unpack(data) if len(data) == _COUNT.size else (0, 0)
+            os.pwrite(fd, _COUNT.pack(before[0] + entries, before[1] + size), offset)
+        finally:
+            os.close(fd)

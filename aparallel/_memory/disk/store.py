@@ -7,19 +7,18 @@ import io
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from aparallel._ground.store import Limits, Listed, Place, Record, Store, Totals
 from aparallel._memory.disk.bounds import Bounds
 from aparallel._memory.disk.directory import Directory
 from aparallel._memory.disk.files import names_in, open_to_read, read_all, read_file, write_all
 from aparallel._memory.disk.recency import Recency
-from aparallel._memory.disk.removed import Removed
 from aparallel._memory.disk.slots import Slots, lock_of_key
 from aparallel.errors import UnsupportedPlatformError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from aparallel._memory.disk.eviction import Candidate
 
@@ -28,14 +27,6 @@ _UNNOTICED: Final = getattr(os, "O_NOATIME", 0)
 
 _READ_WHOLE: Final = 1 << 20
 """Bytes up to which an entry is read at once; larger ones are given as open files."""
-
-
-class Version(NamedTuple):
-    """What is different of a file that was replaced."""
-
-    inode: int
-    changed_ns: int
-    size: int
 
 
 class DiskStore(Store):
@@ -67,9 +58,7 @@ class DiskStore(Store):
         self.directory = Directory(location, is_signed=is_signed, trust_group=trust_group)
         self.slots = Slots(self.directory)
         self._recency = Recency(self.directory)
-        self._evicted = Removed(self.directory, "evicted")
-        self._expired = Removed(self.directory, "expired")
-        self._bounds = Bounds(self.directory, self.slots, self._recency, self._evicted, self._expired, self.limits)
+        self._bounds = Bounds(self.directory, self.slots, self._recency, self.limits)
 
     # Entries
 
@@ -95,7 +84,7 @@ class DiskStore(Store):
             if fd >= 0:
                 os.close(fd)
 
-    def version(self, place: Place) -> Version | None:
+    def version(self, place: Place) -> Hashable | None:
         try:
             return _version_of(os.stat(self.directory.entry_path(place)))
         except FileNotFoundError:
@@ -104,26 +93,26 @@ class DiskStore(Store):
     def touch(self, place: Place) -> None:
         self._recency.touch(place)
 
-    def put(self, place: Place, content: bytes, *, lifetime: float | None = None) -> Version:
+    def put(self, place: Place, content: bytes, *, lifetime: float | None = None) -> Hashable:
         return self._put(place, lambda fd: write_all(fd, content), lifetime)
 
-    def put_file(self, place: Place, write: Callable[[io.FileIO], None], *, lifetime: float | None = None) -> Version:
+    def put_file(self, place: Place, write: Callable[[io.FileIO], None], *, lifetime: float | None = None) -> Hashable:
         def write_to(fd: int) -> None:
             with io.FileIO(fd, "r+b", closefd=False) as file:
                 write(file)
 
         return self._put(place, write_to, lifetime)
 
-    def _put(self, place: Place, write: Callable[[int], None], lifetime: float | None) -> Version:
+    def _put(self, place: Place, write: Callable[[int], None], lifetime: float | None) -> Hashable:
         with self.directory.aside() as (temporary, fd):
             write(fd)
-            version = _version_of(os.fstat(fd))
-            self._bounds.check(version.size)
-            with self._bounds.room_for(version.size):
-                self.slots.publish(place, temporary, version.size)
+            status = os.fstat(fd)
+            self._bounds.check(status.st_size)
+            with self._bounds.room_for(status.st_size):
+                self.slots.publish(place, temporary, status.st_size)
         if lifetime is not None:
             self._bounds.sweep_soon()
-        return version
+        return _version_of(status)
 
     def remove(self, place: Place) -> bool:
         return self.directory.is_there() and self.slots.remove(place)
@@ -154,10 +143,10 @@ class DiskStore(Store):
         return self._bounds.reduce(limits, unused_for) if self.directory.is_there() else 0
 
     def was_evicted(self, place: Place) -> bool:
-        return self._evicted.has(place.key)
+        return self._bounds.evicted.has(place.key)
 
     def was_expired(self, place: Place) -> bool:
-        return self._expired.has(place.key)
+        return self._bounds.expired.has(place.key)
 
     # Notes
 
@@ -191,8 +180,9 @@ class DiskStore(Store):
             self.slots.locks.release(lock_of_key(key))
 
 
-def _version_of(status: os.stat_result) -> Version:
-    return Version(status.st_ino, status.st_mtime_ns, status.st_size)
+def _version_of(status: os.stat_result) -> Hashable:
+    """What is different of a file that was replaced."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _open_unnoticed(path: str) -> int:
