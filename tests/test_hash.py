@@ -33,9 +33,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aparallel
-from aparallel._memory import canonical, digest
-from aparallel._memory.canonical import value_digest
+from aparallel._memory import digest, hashing
 from aparallel._memory.cycles import encode_graph
+from aparallel._memory.hashing import value_digest
 from aparallel.errors import UnstableValueError
 
 pd = pytest.importorskip("pandas")
@@ -278,7 +278,7 @@ print(json.dumps([test_hash.value_digest(make()).hex() for make in test_hash.DIF
 
 REPORT_PICKLED = """
 import pickle, sys
-from aparallel._memory.canonical import value_digest
+from aparallel._memory.hashing import value_digest
 print(*(value_digest(value).hex() for value in pickle.load(sys.stdin.buffer)), sep="\\n")
 """
 
@@ -379,7 +379,7 @@ def test_digests_are_equal_exactly_when_type_and_content_are(a: Any, b: Any) -> 
 @settings(max_examples=150)
 @given(plain)
 def test_recursion_and_the_graph_agree(value: Any) -> None:
-    assert encode_graph(value, canonical.apart) == canonical.encode(value)
+    assert encode_graph(value, hashing.apart) == hashing.encode(value)
 
 
 def test_order_of_dicts_and_sets_does_not_matter() -> None:
@@ -659,7 +659,7 @@ async def test_large_values_do_not_hold_the_loop(make: Callable[[], Any]) -> Non
 def test_hashing_big_arrays_works_in_a_forked_child() -> None:
     script = """
 import os, numpy as np
-from aparallel._memory.canonical import value_digest
+from aparallel._memory.hashing import value_digest
 array = np.ones(3_000_000)
 here = value_digest(array)
 child = os.fork()

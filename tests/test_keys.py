@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aparallel._memory.canonical import TooLarge
+from aparallel._memory.hashing import TooLarge
 from aparallel._memory.keys import Binder, KeyMaker
 from aparallel.errors import UnstableValueError
 

@@ -18,7 +18,7 @@ Keys, from a call down to its digest::
     keys, fingerprint                 the call's arguments, and what its function depends on
     tracking, callables               that is found by following what its code reads; what is inside a callable
     bytecode, constants               what code reads, and what cannot change in place
-    hashing, canonical, cycles        any value as bytes that stand for its content
-    apart, arrays, parts, plain       values taken apart by their types, and put together as bytes
+    hashing, cycles                   any value as bytes that stand for its content
+    apart, arrays, encoding           values taken apart by their types, and put together as bytes
     digest                            BLAKE3
 """

@@ -17,14 +17,27 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, Final
 
-from aparallel._memory.parts import HOOK, Encode, Handler, Name, Pairs, Parts, Spend, encode_name
-from aparallel._memory.plain import Kind, combine, encode_content, long_content
+from aparallel._memory.encoding import (
+    Encode,
+    Handler,
+    Kind,
+    Name,
+    Pairs,
+    Parts,
+    Spend,
+    combine,
+    encode_content,
+    encode_name,
+    long_content,
+)
 from aparallel.errors import UnstableValueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONG_LEAF: Final = 1 << 14  # bytes
+
+_HOOK = "__aparallel_key__"
 
 
 def take_apart(value: Any, spend: Spend, encode: Encode) -> Parts | bytes:
@@ -42,8 +55,8 @@ def take_apart(value: Any, spend: Spend, encode: Encode) -> Parts | bytes:
         return direct(value)
     if isinstance(value, type):
         return _type(value, encode)
-    if hasattr(cls, HOOK):
-        return Parts(b"h", Kind.ORDERED, [cls, getattr(value, HOOK)()])
+    if hasattr(cls, _HOOK):
+        return Parts(b"h", Kind.ORDERED, [cls, getattr(value, _HOOK)()])
     handler = _handlers.get(cls)
     if handler is None:
         handler = _handlers[cls] = _find_handler(cls)

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._memory.digest import Hasher
-from aparallel._memory.parts import Parts
-from aparallel._memory.plain import Kind
+from aparallel._memory.encoding import Handler, Kind, Parts, Spend
 from aparallel.errors import UnstableValueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from aparallel._memory.parts import Handler, Spend
 
 _SLICE = 4 << 20  # bytes that are copied at a time where an array does not lie in one piece
 

@@ -7,7 +7,7 @@ import functools
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from aparallel._memory.plain import Kind, combine, encode_content, plain_encoding
+from aparallel._memory.encoding import Kind, combine, encode_content, plain_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

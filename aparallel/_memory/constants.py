@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from aparallel._memory.plain import ATOMS
+from aparallel._memory.encoding import ATOMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

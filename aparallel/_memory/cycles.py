@@ -13,12 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.hop import pause
-from aparallel._memory.plain import ATOMS, Kind, combine
+from aparallel._memory.encoding import ATOMS, Kind, Parts, combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from aparallel._memory.parts import Parts
 
 _PAUSE_EVERY = 256
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._memory.callables import MISSING, content_of, functions_of, is_importable, package_of, unbind
 from aparallel._memory.digest import digest
-from aparallel._memory.parts import encode_name
-from aparallel._memory.plain import Kind, combine
+from aparallel._memory.encoding import Encode, Kind, combine, encode_name
 from aparallel._memory.tracking import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import CodeType
 
-    from aparallel._memory.parts import Encode
     from aparallel._memory.tracking import Track
 
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 from aparallel._ground.awaiting import is_coroutine_function, mark_as_coroutine_function
 from aparallel._ground.hop import in_thread
-from aparallel._memory.canonical import TooLarge
 from aparallel._memory.computation import Computation
 from aparallel._memory.digest import digest
-from aparallel._memory.hashing import LOOP_BUDGET
+from aparallel._memory.hashing import LOOP_BUDGET, TooLarge
 from aparallel._memory.lookup import Lookup, State, given
 from aparallel._memory.options import FunctionOptions
 from aparallel._memory.pickled import reduce_function

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, Final
 
-from aparallel._memory.canonical import TooLarge, encode
 from aparallel._memory.digest import digest
+from aparallel._memory.encoding import ATOMS, Kind, combine, encode_str
 from aparallel._memory.fingerprint import Fingerprint, fingerprint_of_callable
-from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
+from aparallel._memory.hashing import TooLarge, encode
 from aparallel._memory.tracking import Track
 from aparallel.errors import UnstableValueError
 
@@ -205,7 +205,7 @@ class KeyMaker:
     def make(self, args: tuple[Any, ...], kwargs: dict[str, Any], budget: int | None = None) -> Key:
         """Return the key of the call ``fn(*args, **kwargs)``.
 
-        *budget* limits what is done here and now, see :func:`canonical.encode`; None for no limit.
+        *budget* limits what is done here and now, see :func:`hashing.encode`; None for no limit.
 
         Raises:
             TooLarge: the budget is spent.

@@ -10,14 +10,11 @@ from aparallel._memory.bytecode import cells_written, encode_code, globals_read,
 from aparallel._memory.callables import MISSING, content_of, functions_of, package_of, unbind
 from aparallel._memory.constants import is_constant
 from aparallel._memory.digest import digest
-from aparallel._memory.parts import encode_name
-from aparallel._memory.plain import ATOMS, Kind, combine, encode_str
+from aparallel._memory.encoding import ATOMS, Encode, Kind, combine, encode_name, encode_str
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import CellType, CodeType
-
-    from aparallel._memory.parts import Encode
 
 Track = Literal["deep", "own", "none"]
 

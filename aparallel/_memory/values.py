@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import cloudpickle
 
 from aparallel._ground.exceptions import ReducesExceptions
-from aparallel._memory.plain import ATOMS
+from aparallel._memory.encoding import ATOMS
 
 if TYPE_CHECKING:
     from pickle import PickleBuffer

@@ -1,4 +1,4 @@
-"""The canonical encoding: its words for plain values, and how they are put together.
+"""The canonical encoding: its words for plain values, how they are put together, and what other values become.
 
 Every value has one encoding: a tag, then what follows from the tag, so that an encoding says itself
 where it ends and any sequence of encodings can be read in one way only. What would be longer than
@@ -10,14 +10,15 @@ on the order of insertion, on addresses or on the hash seed.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import Enum
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aparallel._memory.digest import Hasher, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 INLINE: Final = 192
 """The most bytes of an encoding that holds its content itself."""
@@ -121,3 +122,47 @@ def plain_encoding(value: object) -> bytes | None:
         return None
     children = [plain_encoding(part) for part in parts]
     return None if None in children else combine(tag, kind, children)  # type: ignore[arg-type]
+
+
+class Parts(NamedTuple):
+    """A value taken apart. *tag* says what it is; *kind* what the order of the children means."""
+
+    tag: bytes
+    kind: Kind
+    children: list[Any]
+
+
+Spend = Callable[[int], None]
+"""Is told of work beyond the children themselves, before it is done; raises if it may not be done here."""
+
+Handler = Callable[[Any, Spend], Parts | bytes]
+"""Takes apart values of some types."""
+
+Encode = Callable[[object], bytes]
+"""Gives the canonical encoding of a value."""
+
+
+class Pairs(list[Any]):
+    """Keys and values in turn, among the children of something else."""
+
+
+class Name:
+    """A function or class among the children of something else that only its name stands for."""
+
+    __slots__ = ("named",)
+
+    def __init__(self, named: Any) -> None:
+        self.named = named
+
+
+def encode_name(named: Any) -> bytes:
+    name = _text_of(named, "__qualname__") or _text_of(named, "__name__") or type(named).__qualname__
+    return combine(b"N", Kind.ORDERED, [encode_str(str(_text_of(named, "__module__"))), encode_str(name)])
+
+
+def _text_of(named: Any, attribute: str) -> str | None:
+    try:
+        found = getattr(named, attribute, None)
+    except Exception:  # a proxy of what is not there now
+        return None
+    return found if isinstance(found, str) else None
