@@ -109,6 +109,38 @@ async def test_a_rename_that_fails_leaves_the_old_file_and_holds_nothing(
     await until(lambda: not replaced())
 
 
+class Removing:
+    """Removes a file while it is pickled."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self.path.unlink()
+        return int, ()
+
+
+async def test_an_old_file_that_is_removed_meanwhile_is_replaced_all_the_same(path: pathlib.Path) -> None:
+    await dump(["new", Removing(path)], path, durable=False)
+    assert await load(path) == ["new", 0]
+
+
+async def test_an_old_file_for_which_no_descriptor_is_left_is_replaced_all_the_same(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def open_(name: str, flags: int, *rest: int) -> int:
+        if flags == freeing._HOLD:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(name, flags, *rest)
+
+    monkeypatch.setattr(os, "open", open_)
+    await dump("new", path, durable=False)
+    assert await load(path) == "new"
+    assert not replaced()
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_forked_child_holds_nothing_and_can_dump(path: pathlib.Path, closing: threading.Event) -> None:
     await dump("new", path, durable=False)
@@ -123,6 +155,7 @@ async def test_a_forked_child_holds_nothing_and_can_dump(path: pathlib.Path, clo
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0  # noqa: ASYNC222 - it ends soon
+    closing.set()
     assert await load(path.with_name("other.apl")) == "the child's"
 
 

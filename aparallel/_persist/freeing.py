@@ -59,17 +59,22 @@ class Freeing:
             return
         busy = self._busy
         try:
-            self._held = os.open(path, _HOLD)
+            # It may be gone meanwhile, or there is no descriptor left: then there is nothing to free later.
+            with contextlib.suppress(OSError):
+                self._held = os.open(path, _HOLD)
             yield
         finally:
             afterwards(functools.partial(self._let_go, busy))
 
     def _let_go(self, busy: _thread.LockType) -> None:
+        if self._held is not None:
+            offer_core()  # who was told may be waiting for it, and the file system keeps it until it is done
         # Not held any more when it is closed: by then the number may be another file's.
         held, self._held = self._held, None
         try:
             if held is not None:
-                offer_core()  # who was told may be waiting for it, and the file system keeps it until it is done
-                os.close(held)
+                # Whoever closes all descriptors there are, as one who becomes a daemon, has closed it already.
+                with contextlib.suppress(OSError):
+                    os.close(held)
         finally:
             busy.release()
