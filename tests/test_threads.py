@@ -308,8 +308,22 @@ async def test_what_a_job_leaves_for_afterwards_is_done_when_its_loop_has_the_re
     assert await threads.start(job) == "result"
     assert not done.is_set()
     has_result.set()
-    await threads.start(int)  # the thread's next job waits for it
+    await threads.start(int)  # the only thread's next job waits for it
     assert done.is_set()
+
+
+async def test_other_jobs_do_not_wait_for_what_a_job_leaves_for_afterwards() -> None:
+    threads, may_end, ended = Threads(2), threading.Event(), threading.Event()
+
+    def left() -> None:
+        may_end.wait(10)
+        ended.set()
+
+    await threads.start(afterwards, left)
+    await threads.start(int)
+    assert not ended.is_set()
+    may_end.set()
+    await reached(ended)
 
 
 async def test_it_is_done_after_a_job_that_fails_too() -> None:

@@ -71,7 +71,7 @@ def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
     """
     loop = running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    job = _Job(loop, _deliver, future, copy_context(), fn, args)
+    job = _Job(loop, future, None, copy_context(), fn, args)
     _start_thread(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True))
     return future
 
@@ -90,7 +90,7 @@ def _start_thread(thread: threading.Thread) -> None:
 def afterwards(fn: Callable[[], object]) -> None:
     """Call *fn*, which must not raise, when this thread has told its loop of its job's result; else at once.
 
-    For what the job leaves to be done and nobody waits for. The thread's next job does.
+    For what the job leaves to be done and nobody waits for. Until then the thread counts as busy.
     """
     if _leftovers.has_job:
         _leftovers.due.append(fn)
@@ -115,9 +115,16 @@ _leftovers = _Leftovers()
 
 
 class _Job(NamedTuple):
+    """What a thread is to run.
+
+    Attributes:
+        future: of the result, which belongs to *loop*.
+        done: called on the loop when the thread is free for another job; None if it never is.
+    """
+
     loop: asyncio.AbstractEventLoop
-    deliver: Callable[[asyncio.Future[Any], Any, BaseException | None], None]
     future: asyncio.Future[Any]
+    done: Callable[[], None] | None
     context: Context
     fn: Callable[..., Any]
     args: tuple[object, ...]
@@ -135,14 +142,23 @@ class _Job(NamedTuple):
                 error.__cause__ = raised
             except BaseException as raised:
                 error = raised
+        loop, done = self.loop, self.done
+        at_once, later = (None, done) if _leftovers.due else (done, None)
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is there to be told
-            self.loop.call_soon_threadsafe(self.deliver, self.future, value, error)
+            loop.call_soon_threadsafe(_deliver, self.future, value, error, at_once)
         error = None  # its traceback has this frame,
         del self  # and the future has the error
         _leftovers.clear_away()
+        if later is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(later)
 
 
-def _deliver(future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+def _deliver(
+    future: asyncio.Future[Any], value: object, error: BaseException | None, done: Callable[[], None] | None
+) -> None:
+    if done is not None:
+        done()
     if future.cancelled():
         return
     if error is None:
@@ -179,18 +195,17 @@ class _Crew:
             self._add_thread()
         future: asyncio.Future[T] = loop.create_future()
         self._unfinished += 1
-        self.jobs.put(_Job(loop, self._finished, future, copy_context(), fn, args))
+        self.jobs.put(_Job(loop, future, self._finished, copy_context(), fn, args))
         return future
 
     def has_free(self) -> bool:
         return self._unfinished < self._limit
 
-    def _finished(self, future: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+    def _finished(self) -> None:
         self._unfinished -= 1
         if self._threads - self._unfinished > self._idle:
             self._threads -= 1
             self.jobs.put(_End.ONE)
-        _deliver(future, value, error)
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=_serve, args=[self.jobs], name="aparallel-thread", daemon=True)
