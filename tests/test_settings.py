@@ -154,6 +154,14 @@ async def test_workers_may_be_kept_for_an_infinite_time() -> None:
         assert pool.statistics().idle == 1
 
 
+async def test_an_infinite_timeout_is_none_which_threads_keep_too() -> None:
+    async with Pool(1, "thread") as pool:
+        assert await pool.run(abs, -1, timeout=float("inf")) == 1
+        assert await pool.gather([delayed(abs)(-1)], timeout=float("inf")) == [1]
+        with pytest.raises(ValueError, match=r"timeout=nan is not a positive number of seconds"):
+            await pool.run(abs, -1, timeout=float("nan"))
+
+
 async def test_numbers_of_numpy_are_numbers_in_the_options_of_a_gather() -> None:
     calls = [delayed(abs)(-x) for x in range(5)]
     options: Any = {

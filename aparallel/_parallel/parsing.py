@@ -114,49 +114,22 @@ def parse_retries(retries: int) -> int:
     return count
 
 
-def parse_timeout(timeout: float | None) -> float | None:
-    """Return how long a call may run, in seconds; None for ever.
+def parse_seconds(name: str, seconds: float | None, *, zero: bool = True) -> float | None:
+    """Return how long something may take, in seconds; None for ever. *zero*: it may be 0.
 
     Raises:
-        ValueError: not a positive number of seconds.
-    """
-    if timeout is None:
-        return None
-    seconds = _seconds(timeout)
-    if seconds is None or not seconds > 0:
-        raise ValueError(f"timeout={timeout!r} is not a positive number of seconds.")
-    return seconds
-
-
-def parse_idle_timeout(idle_timeout: float | None) -> float | None:
-    """Return how long a worker without calls is kept, in seconds; None for ever.
-
-    Raises:
-        ValueError: neither None nor a positive number of seconds.
-    """
-    if idle_timeout is None:
-        return None
-    seconds = _seconds(idle_timeout)
-    if seconds is None or not seconds > 0:
-        raise ValueError(f"idle_timeout={idle_timeout!r} is not a positive number of seconds, or None.")
-    return None if seconds == math.inf else seconds
-
-
-def parse_patience(name: str, seconds: float | None) -> float | None:
-    """Return how long something may wait, in seconds; None for ever.
-
-    Raises:
-        ValueError: neither a number of seconds nor None.
+        ValueError: neither None nor such a number of seconds.
     """
     if seconds is None:
         return None
-    number = _seconds(seconds)
-    if number is None or not number >= 0:
-        raise ValueError(f"{name}={seconds!r} is not a number of seconds, 0 or more, or None to wait for ever.")
+    number = _number(seconds)
+    if number is None or not (number >= 0 if zero else number > 0):
+        allowed = "a number of seconds, 0 or more," if zero else "a positive number of seconds"
+        raise ValueError(f"{name}={seconds!r} is not {allowed} or None for ever.")
     return None if number == math.inf else number
 
 
-def _seconds(value: object) -> float | None:
+def _number(value: object) -> float | None:
     """Return a number as it is, None for all else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -190,15 +163,6 @@ def parse_count(name: str, value: int | None, least: int) -> int | None:
     return count
 
 
-def parse_inner_threads(count: int | None) -> int | None:
-    """Return how many threads each worker process may use; None for its share of the cores.
-
-    Raises:
-        ValueError: neither None nor a positive number.
-    """
-    return parse_count("inner_max_num_threads", count, 1)
-
-
 # How each option of a gather is parsed; one that is not here is taken as it is.
 PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
@@ -208,12 +172,12 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "require": _parse_require,
         "batch_size": parse_batch_size,
         "pre_dispatch": parse_pre_dispatch,
-        "timeout": parse_timeout,
+        "timeout": lambda seconds: parse_seconds("timeout", seconds, zero=False),
         "verbose": _parse_verbose,
         "retries": parse_retries,
         "on_cancel": parse_on_cancel,
         "progress": checked_progress,
-        "inner_max_num_threads": parse_inner_threads,
+        "inner_max_num_threads": lambda count: parse_count("inner_max_num_threads", count, 1),
         "max_nbytes": _parse_max_nbytes,
         "mmap_mode": _parse_mmap_mode,
         "temp_folder": _parse_temp_folder,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aparallel._ground.nesting import nesting_level
-from aparallel._parallel.parsing import parse_on_cancel, parse_timeout
 
 if TYPE_CHECKING:
     from aparallel.abc import Backend, OnCancel
@@ -35,10 +34,8 @@ class StopPolicy:
         """Return what is done to a call that asks for *on_cancel* and has *timeout* seconds, None for what is usual.
 
         Raises:
-            ValueError: a bad value, or one that such workers cannot keep.
+            ValueError: such workers cannot keep that.
         """
-        parse_on_cancel(on_cancel)
-        parse_timeout(timeout)
         asked = self._given if on_cancel is None else on_cancel
         backend = self._backend
         if self._stands_in and asked != "wait" and timeout is not None:

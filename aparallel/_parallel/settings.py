@@ -17,10 +17,8 @@ from aparallel._parallel.parsing import (
     kind_of,
     make_sharing,
     parse_count,
-    parse_idle_timeout,
-    parse_inner_threads,
     parse_on_cancel,
-    parse_patience,
+    parse_seconds,
 )
 from aparallel.abc import Backend, Sharing
 
@@ -102,11 +100,11 @@ class Settings(_Given):
         effective_n_jobs(new.n_jobs, 1)
         parse_on_cancel(new.on_cancel)
         checked = new._replace(  # what a value means in its place, such as an int for NumPy's
-            inner_max_num_threads=parse_inner_threads(new.inner_max_num_threads),
+            inner_max_num_threads=parse_count("inner_max_num_threads", new.inner_max_num_threads, 1),
             max_calls_per_worker=parse_count("max_calls_per_worker", new.max_calls_per_worker, 1),
             max_queued=parse_count("max_queued", new.max_queued, 0),
-            queue_timeout=parse_patience("queue_timeout", new.queue_timeout),
-            idle_timeout=parse_idle_timeout(new.idle_timeout),
+            queue_timeout=parse_seconds("queue_timeout", new.queue_timeout),
+            idle_timeout=parse_seconds("idle_timeout", new.idle_timeout, zero=False),
             nice=_parse_nice(new.nice),
             initargs=_checked_initargs(new.initargs),
             context_vars=_checked_variables(new.context_vars),

@@ -15,7 +15,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
 from aparallel._parallel.options import Unset
-from aparallel._parallel.parsing import parse_patience, parse_retries, parse_timeout
+from aparallel._parallel.parsing import parse_on_cancel, parse_retries, parse_seconds
 from aparallel.errors import AparallelError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -133,12 +133,12 @@ class Singles:
 
     def _parse(self, options: RunOptions) -> tuple[OnCancel, float | None, float | None, int]:
         """Return what stops a call, how long it may run and may wait, and how often it is run again."""
-        engine = self._engine
-        patience = engine.patience
+        patience = self._engine.patience
         if options.queue_timeout is not _UNSET:
-            patience = parse_patience("queue_timeout", options.queue_timeout)
-        policy = engine.policy.of_call(options.on_cancel, options.timeout)
-        return policy, parse_timeout(options.timeout), patience, parse_retries(options.retries)
+            patience = parse_seconds("queue_timeout", options.queue_timeout)
+        timeout = parse_seconds("timeout", options.timeout, zero=False)
+        policy = self._engine.policy.of_call(parse_on_cancel(options.on_cancel), timeout)
+        return policy, timeout, patience, parse_retries(options.retries)
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
