@@ -301,7 +301,7 @@ async def test_leaving_a_pool_waits_for_what_was_admitted(backend: Any) -> None:
 async def test_a_pool_closes_after_its_spare_has_become_a_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aparallel._backends.spare._DELAY_SECONDS", 60.0)  # no further spare comes meanwhile
+    monkeypatch.setattr("aparallel._backends.child._SPARE_DELAY_SECONDS", 60.0)  # no further spare comes meanwhile
     async with asyncio.timeout(10):
         async with Pool(2) as pool:
             await pool.run(double, 1)

@@ -6,10 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from aparallel._backends.child import Child, check_platform
+from aparallel._backends.child import Child, Spare, check_platform
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
-from aparallel._backends.spare import Spare
 from aparallel._backends.tending import Tending
 from aparallel._ground.call import name_of
 from aparallel._ground.hop import in_thread
