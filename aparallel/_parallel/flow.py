@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sized
@@ -51,9 +52,11 @@ class Flow(Queue):
         done: outcomes delivered.
         error: why it stopped early, if it did.
         finished: done when every call drawn has an outcome and there are no more, or when it stopped.
+        ending: what is to be undone at its end.
         result_bytes: about how many bytes a result has that waits to be consumed; 0 where none waits.
     """
 
+    name: str
     result_bytes = 0.0
 
     def __init__(
@@ -67,7 +70,6 @@ class Flow(Queue):
         sharing: Sharing,
         on_cancel: OnCancel,
         return_exceptions: bool,
-        name: str,
         quota: Quota | None = None,
     ) -> None:
         super().__init__(workers, options.batch_size, tally=scheduler.backlog.tallies.drawn, quota=quota)
@@ -80,6 +82,7 @@ class Flow(Queue):
         self.done = 0
         self.error: BaseException | None = None
         self.finished: asyncio.Future[None] = scheduler.loop.create_future()
+        self.ending = contextlib.ExitStack()
         self._scheduler = scheduler
         self._encoder = encoder
         self._source = source
@@ -89,7 +92,7 @@ class Flow(Queue):
         self._total = (
             len(source) if isinstance(source, Sized) else source.total if type(source) is MappedCalls else None
         )
-        self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=name)
+        self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=self.name)
         self.retries = options.retries
         self._attempts: dict[int, int] = {}
         self._exhausted = False
@@ -329,23 +332,26 @@ class Flow(Queue):
         """Stop what is left of it and wait until nothing of it runs. Survives cancellation, and passes it on."""
         clean = self._is_complete() and self.error is None  # not finished.done(): who awaits a future cancels it
         waiting: list[asyncio.Future[Any]] = []
-        if not self._scheduler.loop.is_closed():  # else the workers went with it, and this is the end of its tasks
-            if self._drawer is not None and not self._drawer.done():
-                self._drawer.cancel()
-                waiting.append(self._drawer)
-            if not clean:
-                waiting += self._scheduler.cancel(self)
-        try:
-            await outlast(waiting)
-        finally:
-            # A generator that nobody else holds runs its finally now, an asynchronous one soon.
-            self._source, self._drawer = (), None
-            self._encoder.close()
-            self._reporter.close(failed=not clean)
+        with self.ending:
+            if not self._scheduler.loop.is_closed():  # else the workers went with it, and this is the end of its tasks
+                if self._drawer is not None and not self._drawer.done():
+                    self._drawer.cancel()
+                    waiting.append(self._drawer)
+                if not clean:
+                    waiting += self._scheduler.cancel(self)
+            try:
+                await outlast(waiting)
+            finally:
+                # A generator that nobody else holds runs its finally now, an asynchronous one soon.
+                self._source, self._drawer = (), None
+                self._encoder.close()
+                self._reporter.close(failed=not clean)
 
 
 class GatherFlow(Flow):
     """A flow whose results are collected into one list."""
+
+    name = "gather_parallel"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.results: list[Any] = []

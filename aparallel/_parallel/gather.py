@@ -21,7 +21,7 @@ from aparallel._parallel.stream import ResultStream
 from aparallel.abc import Backend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable
+    from collections.abc import AsyncIterable, Iterable
 
     from aparallel._parallel.config import GatherOptions
     from aparallel._parallel.stream import StreamFlow
@@ -223,7 +223,7 @@ def stream_parallel(
     """
     source, resolved = single_source((calls,)), resolve(options)
 
-    def begin() -> tuple[StreamFlow, Callable[[], None]]:
+    def begin() -> StreamFlow:
         runner, workers = _runner_for(resolved)
         return runner.begin_stream(source, resolved, ordered, return_exceptions, workers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
@@ -11,8 +10,6 @@ from aparallel._parallel.stream import StreamFlow
 from aparallel.abc import Moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aparallel._parallel.engine import Engine
     from aparallel._parallel.options import Options
     from aparallel._parallel.single_queue import SingleQueue
@@ -38,19 +35,15 @@ class Runner:
         """Run a whole gather; *workers*, if given, is what the pool that belongs to the loop is to have."""
         engine = self.engine
         await prepare(options)
-        flow = self._begin(GatherFlow, source, options, return_exceptions, "gather_parallel", workers)
+        flow = self._begin(GatherFlow, source, options, return_exceptions, workers)
         try:
-            with engine.place_for_nested(flow.context, flow.quota):
-                if hasattr(source, "__aiter__"):
-                    flow.draw_in_background()
-                else:
-                    await flow.draw()
-                await flow.finished
+            if hasattr(source, "__aiter__"):
+                flow.draw_in_background()
+            else:
+                await flow.draw()
+            await flow.finished
         finally:
-            try:
-                await flow.end()
-            finally:
-                engine.admitted.end_flow(flow)
+            await flow.end()
         if engine.backend.is_unsettled:
             await engine.backend.settle()
         error, flow.error = flow.error, None  # its traceback may have frames of the flow's
@@ -63,13 +56,9 @@ class Runner:
 
     def begin_stream(
         self, source: Source, options: Options, ordered: bool, return_exceptions: bool, workers: int | None = None
-    ) -> tuple[StreamFlow, Callable[[], None]]:
-        """Begin a stream; return it, and what is to be called when it has ended."""
-        flow = self._begin(StreamFlow, source, options, return_exceptions, "stream_parallel", workers, ordered=ordered)
-        ending = contextlib.ExitStack()
-        ending.callback(self.engine.admitted.end_flow, flow)
-        ending.enter_context(self.engine.place_for_nested(flow.context, flow.quota))
-        return flow, ending.close
+    ) -> StreamFlow:
+        """Begin a stream, which draws nothing yet."""
+        return self._begin(StreamFlow, source, options, return_exceptions, workers, ordered=ordered)
 
     def _begin(
         self,
@@ -77,7 +66,6 @@ class Runner:
         source: Source,
         options: Options,
         return_exceptions: bool,
-        name: str,
         workers: int | None,
         **more: Any,
     ) -> F:
@@ -99,9 +87,10 @@ class Runner:
             sharing=sharing,
             on_cancel=policy,
             return_exceptions=return_exceptions,
-            name=name,
             quota=queue.quota,
             **more,
         )
         engine.admitted.flows[flow] = workers
+        flow.ending.callback(engine.admitted.end_flow, flow)
+        flow.ending.enter_context(engine.place_for_nested(flow.context, flow.quota))
         return flow

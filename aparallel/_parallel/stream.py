@@ -27,6 +27,8 @@ _SECONDS_AT_ONCE = 0.00025
 class StreamFlow(Flow):
     """A flow whose results wait for a consumer, and which draws no further than the consumer keeps pace."""
 
+    name = "stream_parallel"
+
     def __init__(self, *args: Any, ordered: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ordered = ordered
@@ -138,11 +140,10 @@ class ResultStream(Generic[T_co]):
     ends the stream. Cancelling a step loses no result.
     """
 
-    def __init__(self, options: Options, begin: Callable[[], tuple[StreamFlow, Callable[[], None]]]) -> None:
+    def __init__(self, options: Options, begin: Callable[[], StreamFlow]) -> None:
         self._options = options
-        self._begin: Callable[[], tuple[StreamFlow, Callable[[], None]]] | None = begin  # None from when it was entered
+        self._begin: Callable[[], StreamFlow] | None = begin  # None from when it was entered
         self._flow: StreamFlow | None = None
-        self._ended: Callable[[], None] | None = None
         self._index: int | None = None
         self._given = 0
         self._pause_at = 0.0
@@ -167,7 +168,7 @@ class ResultStream(Generic[T_co]):
         if self._begin is None:
             raise RuntimeError("This stream has been entered before. Call stream_parallel(...) again for another one.")
         await prepare(self._options)
-        self._flow, self._ended = self._begin()
+        self._flow = self._begin()
         self._begin = None  # it has the source
         self._flow.draw_in_background()
         return self
@@ -176,11 +177,7 @@ class ResultStream(Generic[T_co]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._flow is not None
-        assert self._ended is not None
-        try:
-            await self._flow.end()
-        finally:
-            self._ended()
+        await self._flow.end()
 
     def __aiter__(self) -> Self:
         return self
