@@ -208,11 +208,11 @@ def test_the_suite_finds_an_outcome_that_comes_later_among_others() -> None:
 
 
 async def test_a_held_call_ends_with_its_test() -> None:
-    with held("one") as [call]:
-        running = asyncio.ensure_future(call.call())
-        await call.started()
+    with held() as one:
+        running = asyncio.ensure_future(one.call())
+        await one.started()
         assert not running.done()
-    assert await running == "one"
+    assert await running == "held"
 
 
 @pytest.mark.parametrize("deadline", [0, 0.01])

@@ -52,19 +52,11 @@ def sleep_for_ever(folder: str) -> None:
         time.sleep(0.001)
 
 
-async def hold(folder: str, name: str) -> str:
+async def hold(folder: Path) -> str:
     """Run until the test lets it go on. A coroutine, because a call on the loop itself must not hold that."""
-    _touch(folder, f"{name}.started")
-    while not _may_go_on(folder, name):  # noqa: ASYNC110  # no event of ours reaches another process
-        await asyncio.sleep(0.001)
-    _touch(folder, f"{name}.ended")
-    return name
-
-
-def _touch(folder: str, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # the test is over
-        Path(folder, name).touch()
-
-
-def _may_go_on(folder: str, name: str) -> bool:
-    return Path(folder, f"{name}.let-go").exists() or not Path(folder).exists()
+        (folder / "started").touch()
+        while folder.exists() and not (folder / "let-go").exists():  # noqa: ASYNC110, ASYNC240  # from another process
+            await asyncio.sleep(0.001)
+        (folder / "ended").touch()
+    return "held"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import tempfile
 import time
 from contextvars import Context
@@ -46,35 +45,29 @@ async def error_of(kind: type[E], attempt: Awaitable[object]) -> E:
 class Held:
     """A call that runs until it is let go on. It tells by files, which workers of all kinds can."""
 
-    def __init__(self, folder: str, name: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._name = name
-        self.call: Call[Any] = delayed(calls.hold)(folder, name)
-
-    def _file(self, what: str) -> Path:
-        return Path(self._folder, f"{self._name}.{what}")
+        self.call: Call[Any] = delayed(calls.hold)(folder)
 
     async def started(self) -> None:
-        await until(self._file("started").exists, f"call {self._name} started")
+        await until((self._folder / "started").exists, "the held call started")
 
     def has_ended(self) -> bool:
-        return self._file("ended").exists()
+        return (self._folder / "ended").exists()
 
     def let_go(self) -> None:
-        self._file("let-go").touch()
+        (self._folder / "let-go").touch()
 
 
 @contextlib.contextmanager
-def held(*names: str) -> Iterator[list[Held]]:
-    """Make calls that are let go on at the end, whatever happens: nothing would end a thread that runs one."""
-    folder = tempfile.mkdtemp(prefix="aparallel-suite-")
-    held_ones = [Held(folder, name) for name in names]
-    try:
-        yield held_ones
-    finally:
-        for one in held_ones:
+def held() -> Iterator[Held]:
+    """Make a call that is let go on at the end, whatever happens: nothing would end a thread that runs it."""
+    with tempfile.TemporaryDirectory(prefix="aparallel-suite-", ignore_cleanup_errors=True) as folder:
+        one = Held(Path(folder))
+        try:
+            yield one
+        finally:
             one.let_go()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Owner:

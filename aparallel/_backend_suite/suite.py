@@ -110,7 +110,7 @@ class BackendSuite:
 
     async def test_a_running_call_that_is_cancelled_may_be_waited_for(self) -> None:
         async with Pool(1, self.new_backend()) as pool:
-            with held("waited-for") as [one]:
+            with held() as one:
                 task = asyncio.ensure_future(pool.run(one.call, on_cancel="wait"))
                 await one.started()
                 task.cancel()
@@ -124,7 +124,7 @@ class BackendSuite:
 
     async def test_a_running_call_that_is_cancelled_may_be_abandoned_and_keeps_its_worker(self) -> None:
         async with Pool(1, self.new_backend()) as pool:
-            with held("abandoned") as [one]:
+            with held() as one:
                 task = asyncio.ensure_future(pool.run(one.call, on_cancel="abandon"))
                 await one.started()
                 task.cancel()
@@ -138,7 +138,7 @@ class BackendSuite:
 
     async def test_a_running_call_that_is_cancelled_may_be_killed_and_ends_there(self) -> None:
         async with Pool(1, self._that_kills()) as pool:
-            with held("killed") as [one]:
+            with held() as one:
                 task = asyncio.ensure_future(pool.run(one.call, on_cancel="kill"))
                 await one.started()
                 task.cancel()
@@ -165,25 +165,25 @@ class BackendSuite:
             raise unittest.SkipTest("its calls can be stopped at any moment")
         async with Pool(1, backend) as pool:
             await error_of(ValueError, pool.run(double, 3, timeout=1))
-            with held("overran") as [one]:
+            with held() as one:
                 await error_of(CallTimeoutError, pool.run(one.call, timeout=0.05, on_cancel="abandon"))
                 assert not one.has_ended()
 
     async def test_calls_behind_a_slow_one_are_done_by_another_worker(self) -> None:
         async with Pool(2, self.new_backend()) as pool:
             await pool.warm_up()
-            with held("slow") as [one]:
+            with held() as one:
                 calls = [one.call, *(delayed(double)(x) for x in range(20))]
                 async with pool.stream(calls, ordered=False, batch_size=len(calls)) as results:
                     quick = {await anext(results) for _ in range(20)}
                     assert quick == {2 * x for x in range(20)}
                     assert not one.has_ended()
                     one.let_go()
-                    assert await anext(results) == "slow"
+                    assert await anext(results) == "held"
 
     async def test_a_pool_that_closes_at_once_ends_what_runs(self) -> None:
         pool = Pool(1, self.new_backend())
-        with held("cut-off") as [one]:
+        with held() as one:
             task = asyncio.ensure_future(pool.run(one.call))
             await one.started()
             await pool.aclose(timeout=0)
@@ -236,16 +236,16 @@ class BackendSuite:
 
     async def test_an_outcome_is_there_when_it_is_looked_for_though_the_next_call_goes_on(self) -> None:
         async with driven(self.new_backend()) as slot:
-            with held("behind") as [one]:
+            with held() as one:
                 await slot.send(delayed(double)(4), one.call)
                 await one.started()
                 assert await slot.outcomes(1) == [8]
                 one.let_go()
-                assert await slot.outcomes(2) == [8, "behind"]
+                assert await slot.outcomes(2) == [8, "held"]
 
     async def test_what_has_not_started_can_be_taken_back(self) -> None:
         async with driven(self.new_backend()) as slot:
-            with held("running") as [one]:
+            with held() as one:
                 await slot.send(one.call, *(delayed(double)(x) for x in range(3)))
                 await one.started()
                 slot.worker.recall()
@@ -253,7 +253,7 @@ class BackendSuite:
                 assert slot.told.recalled == [3]
                 await slot.send(delayed(double)(10))
                 one.let_go()
-                assert await slot.outcomes(2) == ["running", 20]
+                assert await slot.outcomes(2) == ["held", 20]
             slot.worker.recall()
             await until(lambda: len(slot.told.recalled) == 2, "on_recalled")
             assert slot.told.recalled == [3, 0]
@@ -263,7 +263,7 @@ class BackendSuite:
         async with driven(self.new_backend()) as slot:
             assert slot.worker.running_since() is None
             before = time.monotonic()
-            with held("timed") as [one]:
+            with held() as one:
                 await slot.send(one.call)
                 await one.started()
                 await until(lambda: slot.worker.running_since() is not None, "running_since() is told")
@@ -276,7 +276,7 @@ class BackendSuite:
 
     async def test_a_worker_that_is_killed_says_how_much_had_not_started(self) -> None:
         async with driven(self._that_kills()) as slot:
-            with held("killed") as [one]:
+            with held() as one:
                 await slot.send(one.call, *(delayed(double)(x) for x in range(3)))
                 await one.started()
                 with slot.silent():
