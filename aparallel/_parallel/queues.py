@@ -151,6 +151,16 @@ class Queue(Bounded):
         most = min(there, self.limit)
         return most if self.quota is None else min(most, self.quota.limit)
 
+    def count_in(self, slot: Slot, count: int) -> None:
+        super().count_in(slot, count)
+        if self.quota is not None:
+            self.quota.count_in(slot, count)
+
+    def count_out(self, slot: Slot, count: int) -> None:
+        super().count_out(slot, count)
+        if self.quota is not None:
+            self.quota.count_out(slot, count)
+
     def push(self, batch: Batch) -> None:
         calls = len(batch.payloads)
         self.pending.append(batch)

@@ -51,17 +51,10 @@ _GOING = (State.KILLED, State.OVERRAN, State.LEAVING)
 
 
 class Counting(Protocol):
-    """Who keeps count of its calls in each slot: a queue, and the key of several."""
+    """What the calls that a slot is given waited in: it keeps count of them in each slot."""
 
     def count_in(self, slot: Slot, count: int) -> None: ...
     def count_out(self, slot: Slot, count: int) -> None: ...
-
-
-class Counted(Counting, Protocol):
-    """What the calls that a slot is given waited in."""
-
-    @property
-    def quota(self) -> Counting | None: ...
 
 
 class SlotEvents(Protocol):
@@ -100,9 +93,8 @@ class Slot:
     """A worker's place in the pool. The worker tells its events here.
 
     Invariants: ``calls`` is the number of calls in ``inflight``, which are in the order in which they were sent, and
-    ``size`` the sum of these batches' sizes; each call is counted in the ``serving`` of its queue, and in that of its
-    queue's key. The only timer, ``alarm``, is the end of the grace period while DYING, never set on the way out, and
-    otherwise when a call may first overrun its timeout.
+    ``size`` the sum of these batches' sizes; each call is counted by its queue. The only timer, ``alarm``, is the end
+    of the grace period while DYING, never set on the way out, and otherwise when a call may first overrun its timeout.
     """
 
     def __init__(self, events: SlotEvents, generation: int, max_calls: int) -> None:
@@ -181,7 +173,7 @@ class Slot:
 
     # Calls come and go
 
-    def give(self, queue: Counted, batches: list[Batch], count: int, pace: float | None) -> None:
+    def give(self, queue: Counting, batches: list[Batch], count: int, pace: float | None) -> None:
         """Send the *count* calls of *batches*, which are *queue*'s and should take *pace* seconds each."""
         self.inflight.extend(batches)
         self.calls += count
@@ -189,8 +181,6 @@ class Slot:
         self.total += count
         self.pace = pace
         queue.count_in(self, count)
-        if queue.quota is not None:
-            queue.quota.count_in(self, count)
         self.worker.send(batches)
 
     def take_done(self, most: int) -> Batch:
@@ -228,10 +218,8 @@ class Slot:
         calls = len(batch.payloads)
         self.calls -= calls
         self.size -= batch.size
-        queue: Counted = batch.owner.queue
+        queue: Counting = batch.owner.queue
         queue.count_out(self, calls)
-        if queue.quota is not None:
-            queue.quota.count_out(self, calls)
 
     def disown_last(self) -> Batch:
         """Have nobody own the call sent last, which goes on here; return it as it was."""
