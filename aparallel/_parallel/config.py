@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Unpack
 
-from aparallel._parallel.options import configure, unconfigure
+from aparallel._parallel.options import configured
 from aparallel._parallel.typed import BackendName, PoolOptions
 
 if TYPE_CHECKING:
@@ -33,8 +33,5 @@ def parallel_config(**options: Unpack[GatherOptions]) -> Iterator[None]:
         TypeError: an unknown option.
         ValueError: an option has a bad value.
     """
-    token = configure({**options})
-    try:
+    with configured({**options}):
         yield
-    finally:
-        unconfigure(token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -12,7 +13,7 @@ from aparallel._parallel.parsing import PARSERS, kind_of
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
-    from contextvars import Token
+    from collections.abc import Iterator
 
     from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
@@ -81,24 +82,19 @@ _OF_STREAMS = frozenset({"ordered", "return_as"})
 # What a pool was made with. A surrounding parallel_config() that says otherwise is not heard where pool= is given.
 _OF_POOLS = frozenset({"backend", "inner_max_num_threads"})
 
-# What configure() has set in this context, parsed: for a task and the tasks that it starts, nobody else.
+# What configured() has set in this context, parsed: for a task and the tasks that it starts, nobody else.
 _configured: ContextVar[dict[str, Any]] = ContextVar("aparallel_config", default={})  # noqa: B039 (never changed)
 
 
-def configure(given: dict[str, Any]) -> Token[dict[str, Any]]:
-    """Make *given* the defaults of this context; its token goes to :func:`unconfigure`.
-
-    Raises:
-        TypeError: an unknown option.
-        ValueError: an option has a bad value.
-    """
-    told, configured, _ = _told_and_resolved(given)
-    return _configured.set(configured | told)
-
-
-def unconfigure(token: Token[dict[str, Any]]) -> None:
-    """Have the defaults that there were before."""
-    _configured.reset(token)
+@contextlib.contextmanager
+def configured(given: dict[str, Any]) -> Iterator[None]:
+    """Make *given* the defaults of this context for a block. Raises what :func:`resolve` raises."""
+    told, beside, _ = _told_and_resolved(given)
+    token = _configured.set(beside | told)
+    try:
+        yield
+    finally:
+        _configured.reset(token)
 
 
 def resolve(given: dict[str, Any]) -> Options:
