@@ -40,11 +40,7 @@ _THREAD_VARIABLES = (
 
 
 class ProcessBackend(Backend):
-    """Starts worker processes, and keeps a spare to replace a killed one.
-
-    Attributes:
-        inner_threads: threads that BLAS and OpenMP may use in each worker started from now on.
-    """
+    """Starts worker processes, and keeps a spare to replace a killed one."""
 
     name = "process"
     can_kill = True
@@ -60,8 +56,6 @@ class ProcessBackend(Backend):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         context_vars: Sequence[ContextVar[Any]] = (),
-        inner_threads: int = 1,
-        inner_threads_forced: bool = False,
         logs: bool = True,
         nice: int = 0,
     ) -> None:
@@ -70,8 +64,8 @@ class ProcessBackend(Backend):
         self._variables = [(pickle(variable), variable) for variable in context_vars]
         self._relay = LogRelay(dict(self._variables)) if logs else None
         self._functions = Functions()
-        self.inner_threads = inner_threads
-        self._inner_threads_forced = inner_threads_forced
+        # How many threads BLAS and OpenMP may use in each worker, and whether the environment has no say in that.
+        self._inner_threads = 1, False
         self._nice = nice
         self._workers: set[ProcessWorker] = set()
         self._closed = False
@@ -108,10 +102,8 @@ class ProcessBackend(Backend):
         return Child(self.executable, logs=self._relay is not None)
 
     def limit_threads(self, count: int, forced: bool) -> bool:
-        wanted = count, forced
-        changed = wanted != (self.inner_threads, self._inner_threads_forced)
-        self.inner_threads, self._inner_threads_forced = wanted
-        return changed
+        before, self._inner_threads = self._inner_threads, (count, forced)
+        return self._inner_threads != before
 
     def start_spare(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the spare now instead of a little later."""
@@ -153,12 +145,10 @@ class ProcessBackend(Backend):
             self._relay.close_now()
 
     def _setup(self) -> dict[str, Any]:
-        threads = str(self.inner_threads)
+        threads, forced = self._inner_threads
         return {
             "argv": sys.argv[:] if hasattr(sys, "argv") else [],
-            "environ": {
-                name: threads for name in _THREAD_VARIABLES if self._inner_threads_forced or name not in os.environ
-            },
+            "environ": {name: str(threads) for name in _THREAD_VARIABLES if forced or name not in os.environ},
             "level": nesting_level() + 1,
             "nice": self._nice,
             "initializer": self._initializer,

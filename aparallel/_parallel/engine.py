@@ -11,7 +11,6 @@ import weakref
 from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aparallel._ground.cpus import cpu_count
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import whole_number
@@ -21,6 +20,7 @@ from aparallel._parallel.parsing import parse_count, parse_seconds
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Quota, Tallies
 from aparallel._parallel.scheduler import Scheduler
+from aparallel._parallel.settings import limit_inner_threads
 from aparallel._parallel.single_queue import SingleQueue
 from aparallel.abc import Moments
 from aparallel.errors import ClosedPoolError, WrongLoopError
@@ -218,13 +218,12 @@ class Engine:
         """For the pool that belongs to a loop: grow or shrink to what the gathers under way ask for."""
         workforce = self.use().scheduler.workforce
         wanted = max([workers, *self.admitted.flows.values()])
-        inner = inner_threads or max(cpu_count() // wanted, 1)
         if wanted != self.n_jobs:
             more = wanted - self.n_jobs  # calls that wait here for others have places beside these
             self.n_jobs = wanted
             self.single_queue.limit += more
             workforce.resize(workforce.limit + more)
-        if self.backend.limit_threads(inner, inner_threads is not None):
+        if limit_inner_threads(self.backend, inner_threads, wanted):
             workforce.renew()
 
     async def share(self, value: Any, mode: MmapMode) -> Shared[Any]:

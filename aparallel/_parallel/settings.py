@@ -169,16 +169,21 @@ class Settings(_Given):
             return ThreadBackend(initializer=self.initializer, initargs=self.initargs)
         if kind == "inline":
             return InlineBackend(initializer=self.initializer, initargs=self.initargs)
-        return ProcessBackend(
+        backend = ProcessBackend(
             executable=self.executable,
             initializer=self.initializer,
             initargs=self.initargs,
             context_vars=self.context_vars,
-            inner_threads=self.inner_max_num_threads or max(cpu_count() // workers, 1),
-            inner_threads_forced=self.inner_max_num_threads is not None,
             logs=self.logs,
             nice=_NICE if self.nice is None else self.nice,
         )
+        limit_inner_threads(backend, self.inner_max_num_threads, workers)
+        return backend
+
+
+def limit_inner_threads(backend: Backend, asked: int | None, workers: int) -> bool:
+    """Set how many threads libraries may use in each of so many workers; return whether the present ones differ."""
+    return backend.limit_threads(asked or max(cpu_count() // workers, 1), asked is not None)
 
 
 def _checked_initargs(initargs: object) -> tuple[Any, ...]:
