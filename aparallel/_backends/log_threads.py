@@ -68,10 +68,14 @@ class LogReader:
     """The thread that empties the pipes into the handling thread's queue.
 
     It owns all sources from :meth:`add` on, and closes them. Others ask, from any thread.
+
+    Attributes:
+        handling: the other thread, which starts and ends with this one.
     """
 
     def __init__(self, handling: Handling) -> None:
-        self._handling = handling
+        self.handling = handling
+        handling.resume = self.resume
         self._requests: deque[Callable[[], bool | None]] = deque()
         self._wake_fd, self._waker = os.pipe()
         renew_after_fork(self)
@@ -84,7 +88,26 @@ class LogReader:
         self._asked.register(self._wake_fd, select.POLLIN)
         # The waker is used under it, because it is closed at some time.
         self._lock = threading.Lock()
-        self.thread = threading.Thread(target=self._run, name="aparallel-logs-reader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="aparallel-logs-reader", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads.
+
+        Raises:
+            RuntimeError: there is no thread to be had.
+        """
+        try:
+            self.handling.thread.start()
+            self._thread.start()
+        except RuntimeError:
+            self.handling.items.put(None)
+            self.close()
+            raise
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for both, for *timeout* seconds each."""
+        self._thread.join(timeout)
+        self.handling.thread.join(timeout)
 
     # Asked by others
 
@@ -135,8 +158,8 @@ class LogReader:
             self._finish(source, None)
         with self._lock:
             self.close()
-        self._handling.items.put(self._last)
-        self._handling.items.put(None)
+        self.handling.items.put(self._last)
+        self.handling.items.put(None)
 
     def _answer(self) -> bool:
         """Do what was asked; return whether to stop."""
@@ -167,7 +190,7 @@ class LogReader:
         if not data:
             return False
         source.read += len(data)
-        self._handling.items.put((source, data))
+        self.handling.items.put((source, data))
         return len(data) == READ_BYTES
 
     def _resume(self, source: Source) -> None:
@@ -182,7 +205,7 @@ class LogReader:
             while source.read < until and self._take(source):
                 pass
         if ticket is not None:
-            self._handling.items.put(ticket)
+            self.handling.items.put(ticket)
 
     def _finish(self, source: Source, ticket: int | None) -> None:
         self._reach(source, ticket)

@@ -37,7 +37,7 @@ class LogRelay:
     def __init__(self, variables: Mapping[bytes, ContextVar[Any]]) -> None:
         self._variables = variables
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads: tuple[LogReader, Handling] | None = None
+        self._reader: LogReader | None = None
         self._sources: set[WorkerRecords] = set()
         # Tickets are numbered from 1, and come back in this order.
         self._issued = 0
@@ -117,21 +117,13 @@ class LogRelay:
         Raises:
             OSError, RuntimeError: there is no descriptor for it, or no thread.
         """
-        if self._threads is None:
+        if self._reader is None:
             from aparallel._backends.log_threads import LogReader
 
-            handling = self._new_handling()
-            reader = LogReader(handling)
-            handling.resume = reader.resume
-            try:
-                handling.thread.start()
-                reader.thread.start()
-            except RuntimeError:
-                handling.items.put(None)
-                reader.close()
-                raise
-            self._threads = reader, handling
-        return self._threads[0]
+            reader = LogReader(self._new_handling())
+            reader.start()
+            self._reader = reader
+        return self._reader
 
     def _new_handling(self) -> Handling:
         # Imported now: most pools never get here, and it would add to the time of a script's first result.
@@ -149,43 +141,37 @@ class LogRelay:
         Handlers that are stuck for five seconds are given up, and a line on stderr says so: their
         thread ends when they do.
         """
-        if self._threads is None:
+        reader, self._reader = self._reader, None
+        if reader is None:
             return
-        reader, handling = self._threads
-        self._threads = None
-        last = self.issue()
         ended = self._ended = asyncio.get_running_loop().create_future()
-        self._last = last
-        reader.stop(last)
-        count = handling.count
+        self._last = self.issue()
+        reader.stop(self._last)
+        count = reader.handling.count
         while not (await asyncio.wait([ended], timeout=_STUCK_SECONDS))[0]:
-            if handling.count == count:
-                _report_stuck(handling)
+            if reader.handling.count == count:
+                _report_stuck(reader.handling)
                 return
-            count = handling.count
-        # They have done their last thing.
-        reader.thread.join()
-        handling.thread.join()
+            count = reader.handling.count
+        reader.join()  # they have done their last thing
 
     def close_now(self) -> None:
         """The same without a loop, and with less patience."""
-        threads, self._threads = self._threads, None
+        reader, self._reader = self._reader, None
         sources = [records for records in self._sources if records.source.is_open]  # none in a forked copy of us
         self._sources.clear()
-        if threads is None:
+        if reader is None:
             # What workers wrote a moment ago, before the loop had a chance to see it.
             for records in sources:
                 while data := records.source.take():
                     self._new_handling().handle_all(records.source, data)
                 records.source.close()
             return
-        reader, handling = threads
         for records in sources:
             if not records.is_adopted:
                 reader.add(records.source)
         reader.stop(self._issued + 1)
-        reader.thread.join(_FAREWELL_SECONDS)
-        handling.thread.join(_FAREWELL_SECONDS)
+        reader.join(_FAREWELL_SECONDS)
 
 
 class WorkerRecords:
