@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from aparallel._parallel.single_queue import SingleQueue
     from aparallel.abc import Function, OnCancel
 
-    # The context that a call runs in, its timeout, what stops it, and how often it is run again.
-    _How = tuple[contextvars.Context, float | None, OnCancel, int]
+    # The context that a call runs in, its timeout, what stops it, how often it is run again, and how long it may wait.
+    _How = tuple[contextvars.Context, float | None, OnCancel, int, float | None]
 
 # Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
 _UNSET: Final = Unset.UNSET
@@ -121,13 +121,13 @@ class Singles:
             place = engine.place_for_nested(context, queue.quota)
             place.__enter__()
             future.add_done_callback(lambda _: place.__exit__(None, None, None))
-        how = context, timeout, policy, retries
+        how = context, timeout, policy, retries, patience
         if encoded is not None:
-            self._enter(future, bound, encoded, how, patience)
+            self._enter(future, bound, encoded, how)
             return
         # Meanwhile it counts as waiting: many at a time would fill the memory.
         queue.add_to_coming(1)
-        entering = self._enter_large(future, bound, call, how, patience)
+        entering = self._enter_large(future, bound, call, how)
         admitted.encoding[future] = task = bound.loop.create_task(entering, name="aparallel-encode")
         task.add_done_callback(lambda task: self._on_encoded(future, task))
 
@@ -169,7 +169,9 @@ class Singles:
                 if waiting[0].done():  # it was cancelled meanwhile
                     del waiting[0]
                     continue
-                self._begin_alike()
+                when = self._begin_drawn()
+                if when is not None:
+                    self._begin_next(when)
                 if monotonic() >= until:
                     break
         finally:  # whatever was raised: the others would wait for ever
@@ -196,14 +198,10 @@ class Singles:
         finally:
             del future  # an error that it holds refers to this frame
 
-    def _begin_alike(self) -> None:
-        """Begin the next calls as those of a gather are, as far as they ask for nothing, then one that is not so."""
-        when = self._begin_drawn()
-        if when is not None:
-            self._begin_next(when)
-
     def _begin_drawn(self) -> Encode | None:
-        """Begin what of the next calls can be drawn; return how to begin the one after that, if it is not one of these.
+        """Begin the next calls as those of a gather are, as far as they ask for nothing.
+
+        Returns how to begin the one after them, if it is to be begun by itself.
 
         An error of that one will have the frames of its callers: none may have its future.
         """
@@ -260,18 +258,11 @@ class Singles:
             return False
         return True
 
-    def _enter(
-        self,
-        future: CallFuture[Any],
-        bound: Bound,
-        encoded: tuple[Function, Any],
-        how: _How,
-        patience: float | None,
-    ) -> None:
+    def _enter(self, future: CallFuture[Any], bound: Bound, encoded: tuple[Function, Any], how: _How) -> None:
         """Have a call wait for a worker, and send it if one is free."""
         queue, scheduler = self._queue, bound.scheduler
         function, payload = encoded
-        context, timeout, policy, retries = how
+        context, timeout, policy, retries, patience = how
         if not queue.count:  # else it has its place
             scheduler.backlog.admit(queue)
         size = bound.encoder.size_of(payload)
@@ -281,9 +272,7 @@ class Singles:
             expiry = scheduler.refusing.withdraw_after(patience, *future.place)
             future.add_done_callback(lambda _: expiry.cancel())
 
-    async def _enter_large(
-        self, future: CallFuture[Any], bound: Bound, call: Call[Any], how: _How, patience: float | None
-    ) -> None:
+    async def _enter_large(self, future: CallFuture[Any], bound: Bound, call: Call[Any], how: _How) -> None:
         """Encode a call off the loop, then do the same."""
         try:
             function, payload, _ = await bound.encoder.encode_large(call, None)
@@ -297,7 +286,7 @@ class Singles:
             return
         self._end_encoding(future)
         if future.is_wanted:  # neither cancelled nor ended with the pool meanwhile
-            self._enter(future, bound, (function, payload), how, patience)
+            self._enter(future, bound, (function, payload), how)
 
     def _end_encoding(self, future: CallFuture[Any]) -> None:
         if self._engine.admitted.encoding.pop(future, None) is not None:
