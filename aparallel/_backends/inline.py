@@ -31,15 +31,16 @@ _TURNS = 6
 
 
 class _Pause:
-    """The turns of the loop that its other users have before the next call. Workers wait in line for its end."""
+    """The turns of the loop that its other users have before the next call."""
 
     def __init__(self) -> None:
         self._turns = 0
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._end = asyncio.Event()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """A call held the loop for long."""
         if not self._turns:
+            self._end.clear()
             loop.call_soon(self._turn, loop)
         self._turns = _TURNS
 
@@ -47,18 +48,13 @@ class _Pause:
         self._turns -= 1
         if self._turns:
             loop.call_soon(self._turn, loop)
-            return
-        while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(None)
+        else:
+            self._end.set()
 
-    async def over(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def over(self) -> None:
         """Return when there is none; at once, as a rule."""
-        while self._turns:
-            place = loop.create_future()
-            self._line.append(place)
-            await place
+        while self._turns:  # who waits as well may have begun another
+            await self._end.wait()
 
 
 class InlineBackend(Backend):
@@ -197,7 +193,7 @@ class InlineWorker(Worker):
 
     async def _serve(self) -> None:
         while True:
-            await self._pause.over(self._loop)
+            await self._pause.over()
             if not self._calls or self._ended:
                 return
             context, call = self._calls.popleft()

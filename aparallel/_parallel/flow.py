@@ -103,7 +103,8 @@ class Flow(Queue):
         self._drawn_bytes = 0
         self._large_bytes = 0
         self._large: deque[tuple[int, int]] = deque()  # (index, bytes)
-        self._room: asyncio.Future[None] | None = None
+        # Set when more may be drawn than when the drawer looked last.
+        self._room = asyncio.Event()
         self._drawer: asyncio.Task[None] | None = None
 
     @property
@@ -235,15 +236,11 @@ class Flow(Queue):
         )
 
     async def _wait_for_room(self) -> None:
-        self._room = self._scheduler.loop.create_future()
-        try:
-            await self._room
-        finally:
-            self._room = None
+        self._room.clear()
+        await self._room.wait()
 
     def wake_drawer(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._room.set()
 
     async def _admit(self, drawn: Drawn) -> None:
         """Queue what was drawn; a call that is too large for the loop is encoded first."""

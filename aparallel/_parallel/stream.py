@@ -37,8 +37,8 @@ class StreamFlow(Flow):
         self._early: dict[int, Any] = {}
         self._next = 0
         self._consumed = 0
-        # A future for each task that waits for a result.
-        self._waiting: set[asyncio.Future[None]] = set()
+        # For the tasks that wait for a result.
+        self._arrival = asyncio.Event()
         # What belongs before a result, as log records of its call do, is handled before it is given: the backend
         # settles it. An announcement is counted when results, or the end, have come; of these so many are settled, and
         # with them so many results, counted from the first one. Invariant: no result beyond them is given.
@@ -79,9 +79,7 @@ class StreamFlow(Flow):
 
     def _announce(self) -> None:
         self._announced += 1
-        for arrival in self._waiting:
-            if not arrival.done():
-                arrival.set_result(None)
+        self._arrival.set()
 
     async def end(self) -> None:
         try:
@@ -115,12 +113,8 @@ class StreamFlow(Flow):
                 raise self.error
             if self.finished.done():
                 raise StopAsyncIteration
-            arrival = self._scheduler.loop.create_future()
-            self._waiting.add(arrival)
-            try:
-                await arrival
-            finally:
-                self._waiting.remove(arrival)
+            self._arrival.clear()
+            await self._arrival.wait()
 
     async def _settle(self) -> None:
         announced, results = self._announced, self._consumed + len(self._ready)
