@@ -47,9 +47,6 @@ class LogRelay:
         self._late = 0
         # Who waits, by ticket.
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
-        # The ticket that the threads end with, and who waits for it, however long.
-        self._last = 0
-        self._ended: asyncio.Future[None] | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop, child: Child) -> WorkerRecords:
         """Take over the pipe of a worker."""
@@ -96,8 +93,6 @@ class LogRelay:
     def _take_back(self, ticket: int) -> None:
         self._returned = ticket
         self._release(ticket)
-        if ticket == self._last and self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
 
     def _release(self, ticket: int) -> None:
         for number in [number for number in self._waiting if number <= ticket]:
@@ -144,9 +139,9 @@ class LogRelay:
         reader, self._reader = self._reader, None
         if reader is None:
             return
-        ended = self._ended = asyncio.get_running_loop().create_future()
-        self._last = self.issue()
-        reader.stop(self._last)
+        last = self.issue()
+        ended = self._wait_for(last)
+        reader.stop(last)
         count = reader.handling.count
         while not (await asyncio.wait([ended], timeout=_STUCK_SECONDS))[0]:
             if reader.handling.count == count:
