@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from aparallel._ground.sharing import MmapMode, Opening, Shared, check_mmap_mode
+from aparallel._ground.sharing import MmapMode, Opening, check_mmap_mode
 from aparallel._parallel.calls import Calls
 from aparallel._parallel.engine import Engine
 from aparallel._parallel.runner import Runner
@@ -164,10 +164,7 @@ class Pool(Calls):
             ClosedPoolError, WrongLoopError: this pool cannot be used, or not here.
         """
         check_mmap_mode(mode, "mode")
-        return Opening(lambda: self._share(value, mode))
-
-    async def _share(self, value: T, mode: MmapMode) -> Shared[T]:
-        return await self._engine.share(value, mode)
+        return Opening(lambda: self._engine.share(value, mode))
 
     async def warm_up(self) -> None:
         """Start all ``n_jobs`` workers and wait until they are ready and their initializers are done.
