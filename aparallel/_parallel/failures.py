@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._ground.exceptions import in_short, text_of
 from aparallel._parallel.queues import Queue
@@ -103,31 +103,27 @@ def starts_failed(times: int, exit: Exit, backend: Backend) -> BrokenWorkerError
 
 def queue_is_full(waiting: int, limit: int, quota: Quota | None, retry_after: float | None) -> PoolSaturatedError:
     """Build the error for a call that finds no place in a queue: its key's, or, without a *quota*, the pool's."""
-    whose = "" if quota is None else f" with key {quota.name}"
-    return PoolSaturatedError(
-        f"{waiting} calls{whose} wait for a worker already (max_queued={limit}). {_advice(retry_after)}",
-        max_queued=limit,
-        key=None if quota is None else quota.name,
-        retry_after=retry_after,
-    )
+    text = f"{waiting} calls{_with_key(quota)} wait for a worker already (max_queued={limit})."
+    return _saturated(text, quota, retry_after, max_queued=limit)
 
 
 def waited_too_long(
     seconds: float, waiting: int, workers: int, quota: Quota | None, retry_after: float | None
 ) -> PoolSaturatedError:
     """Build the error for a call that was withdrawn because no worker has started it in time."""
-    whose = "" if quota is None else f" with key {quota.name}"
     when = f"within queue_timeout={seconds:g} seconds" if seconds else "at once (queue_timeout=0)"
-    return PoolSaturatedError(
-        f"No worker could start the call{whose} {when}, so it was withdrawn and will not run "
-        f"(others waiting: {waiting}, workers: {workers}). {_advice(retry_after)}",
-        queue_timeout=seconds,
-        key=None if quota is None else quota.name,
-        retry_after=retry_after,
+    text = (
+        f"No worker could start the call{_with_key(quota)} {when}, so it was withdrawn and will not run "
+        f"(others waiting: {waiting}, workers: {workers})."
     )
+    return _saturated(text, quota, retry_after, queue_timeout=seconds)
 
 
-def _advice(retry_after: float | None) -> str:
-    if retry_after is None:
-        return "Try again later, or shed load."
-    return f"Try again in about {retry_after:.2g} seconds, or shed load."
+def _with_key(quota: Quota | None) -> str:
+    return "" if quota is None else f" with key {quota.name}"
+
+
+def _saturated(text: str, quota: Quota | None, retry_after: float | None, **limit: Any) -> PoolSaturatedError:
+    again = "later" if retry_after is None else f"in about {retry_after:.2g} seconds"
+    key = None if quota is None else quota.name
+    return PoolSaturatedError(f"{text} Try again {again}, or shed load.", key=key, retry_after=retry_after, **limit)

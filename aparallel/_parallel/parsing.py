@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 KINDS = ("process", "thread", "inline")
 _ALIASES = {"loky": "process", "multiprocessing": "process", "threading": "thread", "sequential": "inline"}
 
-_ON_CANCEL = ("kill", "wait", "abandon")
-
 
 def kind_of(backend: str | Backend) -> str:
     """Return the kind of workers that a backend's name or alias means; a Backend instance's own name.
@@ -83,18 +81,6 @@ def _parse_n_jobs(n_jobs: int | None) -> int | None:
     return n_jobs
 
 
-def _parse_prefer(prefer: str | None) -> str | None:
-    if prefer not in (None, "processes", "threads"):
-        raise ValueError(f"prefer={prefer!r} is not 'processes' or 'threads'.")
-    return prefer
-
-
-def _parse_require(require: str | None) -> str | None:
-    if require not in (None, "sharedmem"):
-        raise ValueError(f"require={require!r} is not 'sharedmem'.")
-    return require
-
-
 def _parse_verbose(verbose: int) -> int:
     lines = int(verbose) if isinstance(verbose, bool) else whole_number(verbose)
     if lines is None:
@@ -138,15 +124,18 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
-def parse_on_cancel(on_cancel: OnCancel | None) -> OnCancel | None:
-    """Return what cancelling does.
+def _one_of(name: str, *choices: str) -> Callable[[Any], Any]:
+    """Return the parser of an option that is one of *choices*, or None."""
 
-    Raises:
-        ValueError: no such thing.
-    """
-    if on_cancel is not None and on_cancel not in _ON_CANCEL:
-        raise ValueError(f"on_cancel={on_cancel!r} is not 'kill', 'wait' or 'abandon'.")
-    return on_cancel
+    def parse(value: Any) -> Any:
+        if value is not None and value not in choices:
+            raise ValueError(f"{name}={value!r} is not {' or '.join(map(repr, choices))}.")
+        return value
+
+    return parse
+
+
+parse_on_cancel: Callable[[OnCancel | None], OnCancel | None] = _one_of("on_cancel", "kill", "wait", "abandon")
 
 
 def parse_count(name: str, value: int | None, least: int) -> int | None:
@@ -168,8 +157,8 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
         "n_jobs": _parse_n_jobs,
         "backend": _parse_backend,
-        "prefer": _parse_prefer,
-        "require": _parse_require,
+        "prefer": _one_of("prefer", "processes", "threads"),
+        "require": _one_of("require", "sharedmem"),
         "batch_size": parse_batch_size,
         "pre_dispatch": parse_pre_dispatch,
         "timeout": lambda seconds: parse_seconds("timeout", seconds, zero=False),
