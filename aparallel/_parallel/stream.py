@@ -51,16 +51,14 @@ class StreamFlow(Flow):
 
     def collect(self, first: int, values: list[Any]) -> None:
         self._weigh(values)
-        if not self._ordered:
-            self._ready.extend(enumerate(values, first))
-        elif first == self._next:
+        if self._ordered and first != self._next:
+            self._early.update(enumerate(values, first))
+        else:
             self._ready.extend(enumerate(values, first))
             self._next += len(values)
             while self._next in self._early:
                 self._ready.append((self._next, self._early.pop(self._next)))
                 self._next += 1
-        else:
-            self._early.update(enumerate(values, first))
         self._announce()
 
     def _weigh(self, values: list[Any]) -> None:
