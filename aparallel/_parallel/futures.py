@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from aparallel._ground.shield import outlast
-from aparallel._parallel.options import Unset
+from aparallel._parallel.options import UNSET, Unset
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,7 +25,7 @@ class RunOptions(NamedTuple):
 
     timeout: float | None = None
     on_cancel: OnCancel | None = None
-    queue_timeout: float | Unset | None = Unset.UNSET
+    queue_timeout: float | Unset | None = UNSET
     retries: int = 0
 
 

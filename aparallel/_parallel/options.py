@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._parallel.batching import DrawLimit
@@ -27,6 +27,10 @@ class Unset(enum.Enum):
 
     def __repr__(self) -> str:
         return "<the pool's>"
+
+
+# Looked up once: in Python 3.11 each look at a member of an enum takes 0.3 µs.
+UNSET: Final = Unset.UNSET
 
 
 class HasBackend(Protocol):
@@ -55,18 +59,18 @@ class Options(NamedTuple):
     on_cancel: OnCancel | None = None
     progress: ProgressOption = False
     inner_max_num_threads: int | None = None
-    max_nbytes: int | Literal[Unset.UNSET] | None = Unset.UNSET
-    mmap_mode: MmapMode | Literal[Unset.UNSET] = Unset.UNSET
-    temp_folder: str | Literal[Unset.UNSET] | None = Unset.UNSET
+    max_nbytes: int | Unset | None = UNSET
+    mmap_mode: MmapMode | Unset = UNSET
+    temp_folder: str | Unset | None = UNSET
 
     def sharing(self, pools: Sharing) -> Sharing:
         """How large buffers travel: as these options say, else as those of the pool."""
-        if self.max_nbytes is self.mmap_mode is self.temp_folder is Unset.UNSET:
+        if self.max_nbytes is self.mmap_mode is self.temp_folder is UNSET:
             return pools
         return Sharing(
-            pools.max_nbytes if self.max_nbytes is Unset.UNSET else self.max_nbytes,
-            pools.mmap_mode if self.mmap_mode is Unset.UNSET else self.mmap_mode,
-            pools.temp_folder if self.temp_folder is Unset.UNSET else self.temp_folder,
+            pools.max_nbytes if self.max_nbytes is UNSET else self.max_nbytes,
+            pools.mmap_mode if self.mmap_mode is UNSET else self.mmap_mode,
+            pools.temp_folder if self.temp_folder is UNSET else self.temp_folder,
         )
 
     def workers(self, cpus: int | None = None) -> int:
