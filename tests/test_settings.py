@@ -126,7 +126,7 @@ COUNTS = {"n_jobs": 2, "max_calls_per_worker": 3, "max_queued": 0, "inner_max_nu
 
 @pytest.mark.parametrize("number", [np.int64, np.uint8])
 def test_whole_numbers_of_numpy_are_numbers(number: Any) -> None:
-    settings = Settings(**{name: number(count) for name, count in COUNTS.items()})
+    settings = Settings(**{name: number(count) for name, count in COUNTS.items()}).checked()
     kept = [getattr(settings, name) for name in COUNTS if name != "n_jobs"]
     assert [settings.workers(), *kept] == list(COUNTS.values())
     assert {type(value) for value in kept} == {int}
@@ -139,7 +139,7 @@ def test_whole_numbers_of_numpy_are_numbers(number: Any) -> None:
 @pytest.mark.parametrize("value", [np.float64(1), True, "1", np.bool_(True)])
 def test_other_things_are_not(name: str, value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=name):
-        Settings(**{name: value})
+        Settings(**{name: value}).checked()
 
 
 @pytest.mark.parametrize("value", ["5m", True, -1, float("nan"), [1]])

@@ -84,7 +84,7 @@ class Engine:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = settings = settings.checked()
         self.n_jobs = settings.workers()
         self.backend = settings.make_backend(self.n_jobs)
         self.policy = StopPolicy(self.backend, settings.on_cancel, stands_in=settings.stands_in)

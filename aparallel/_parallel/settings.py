@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._backends.inline import InlineBackend
 from aparallel._backends.process import ProcessBackend
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._ground.sharing import MmapMode
-    from aparallel._parallel.typed import PoolSettings
     from aparallel.abc import OnCancel
 
 _LOWEST_PRIORITY = 19
@@ -66,7 +65,9 @@ _REACH = {
 }
 
 
-class _Given(NamedTuple):  # not a dataclass, which takes a script's start ten times as long to make
+class Settings(NamedTuple):  # not a dataclass, which takes a script's start ten times as long to make
+    """The settings of one pool, as :class:`aparallel.Pool` explains them."""
+
     n_jobs: int = -1
     backend: str | Backend = "process"
     initializer: Callable[..., object] | None = None
@@ -85,33 +86,27 @@ class _Given(NamedTuple):  # not a dataclass, which takes a script's start ten t
     temp_folder: str | os.PathLike[str] | None = None
     logs: bool = True
 
+    def checked(self) -> Settings:
+        """Return them with what each value means in its place, such as an int for NumPy's.
 
-class Settings(_Given):
-    """The settings of one pool, as :class:`aparallel.Pool` explains them.
-
-    Raises:
-        TypeError, ValueError: a bad one, or one that such workers cannot keep.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, **given: Unpack[PoolSettings]) -> Self:
-        new = super().__new__(cls, **given)
-        effective_n_jobs(new.n_jobs, 1)
-        parse_on_cancel(new.on_cancel)
-        checked = new._replace(  # what a value means in its place, such as an int for NumPy's
-            inner_max_num_threads=parse_count("inner_max_num_threads", new.inner_max_num_threads, 1),
-            max_calls_per_worker=parse_count("max_calls_per_worker", new.max_calls_per_worker, 1),
-            max_queued=parse_count("max_queued", new.max_queued, 0),
-            queue_timeout=parse_seconds("queue_timeout", new.queue_timeout),
-            idle_timeout=parse_seconds("idle_timeout", new.idle_timeout, zero=False),
-            nice=_parse_nice(new.nice),
-            initargs=_checked_initargs(new.initargs),
-            context_vars=_checked_variables(new.context_vars),
+        Raises:
+            TypeError, ValueError: a bad one, or one that such workers cannot keep.
+        """
+        effective_n_jobs(self.n_jobs, 1)
+        parse_on_cancel(self.on_cancel)
+        checked = self._replace(
+            inner_max_num_threads=parse_count("inner_max_num_threads", self.inner_max_num_threads, 1),
+            max_calls_per_worker=parse_count("max_calls_per_worker", self.max_calls_per_worker, 1),
+            max_queued=parse_count("max_queued", self.max_queued, 0),
+            queue_timeout=parse_seconds("queue_timeout", self.queue_timeout),
+            idle_timeout=parse_seconds("idle_timeout", self.idle_timeout, zero=False),
+            nice=_parse_nice(self.nice),
+            initargs=_checked_initargs(self.initargs),
+            context_vars=_checked_variables(self.context_vars),
         )
-        if new.initializer is not None and not callable(new.initializer):
-            raise TypeError(f"initializer={new.initializer!r} is not a function.")
-        checked._check_reach(kind_of(new.backend))
+        if self.initializer is not None and not callable(self.initializer):
+            raise TypeError(f"initializer={self.initializer!r} is not a function.")
+        checked._check_reach(kind_of(self.backend))
         return checked
 
     def _check_reach(self, kind: str) -> None:
