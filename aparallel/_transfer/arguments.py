@@ -15,11 +15,11 @@ import numpy as np
 from aparallel._ground.hop import pause
 from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
-from aparallel._transfer.arrays import Reference, memmap_in, owner_of
+from aparallel._transfer.arrays import memmap_in, owner_of
 from aparallel._transfer.contents import Content, Digest, SharedContent
 from aparallel._transfer.known import Known, Origin, as_source, superseded_for
 from aparallel._transfer.lending import Lender
-from aparallel._transfer.out_of_band import OutOfBand
+from aparallel._transfer.out_of_band import OutOfBand, Reference
 from aparallel._transfer.pickling import pickle_in_slices
 from aparallel._transfer.segments import Segment, fits
 from aparallel._transfer.shared_memory import Window, aligned
@@ -287,10 +287,9 @@ class ArgumentMemory:
         """
         if mode == "r+":
             _check_is_array(value)
-        buffers = OutOfBand(0, "c" if mode == "r+" else "r")
-        data = b"".join(pickle_in_slices(value, pause, buffers))
-        sources: list[Any] = [Raw(memoryview(data))]
-        sources += map(as_source, buffers.take())
+        pieces, buffers = pickle_in_slices(value, pause, OutOfBand(0, "c" if mode == "r+" else "r"))
+        data = b"".join(pieces)
+        sources: list[Any] = [Raw(memoryview(data)), *map(as_source, buffers)]
         written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
         contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
         array, visible = None, None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from aparallel._ground.sharing import Shared
-from aparallel._transfer.out_of_band import Marker
+from aparallel._transfer.out_of_band import Marker, Reference
 from aparallel._transfer.shared_memory import Window
 from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
@@ -67,17 +67,6 @@ class Flat(Marker, Raw):
     def __init__(self, array: Array) -> None:
         Marker.__init__(self)
         Raw.__init__(self, memoryview(cast(Any, array)))
-
-
-class Reference(Marker):
-    """A part of memory that workers map already. *content* is what :mod:`arguments` knows of it."""
-
-    is_reference = True
-
-    def __init__(self, content: Any, mode: Mode) -> None:
-        super().__init__()
-        self.content = content
-        self.mode = mode
 
 
 def reducers(buffers: OutOfBand) -> dict[type, Reducer]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.exceptions import in_short
 from aparallel._transfer.out_of_band import OutOfBand
-from aparallel._transfer.pickling import pickle
+from aparallel._transfer.pickling import pickle_in_pieces
 from aparallel.errors import UnpicklableCallError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _step(label: str, step: str) -> str:
 
 def _pickles(value: Any) -> bool:
     try:
-        pickle(value, OutOfBand(_LARGE, "r"))
+        pickle_in_pieces(value, OutOfBand(_LARGE, "r"))
     except Exception:
         return False
     return True

@@ -19,7 +19,7 @@ from aparallel._transfer.shipment import with_references
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aparallel._transfer.out_of_band import Marker
+    from aparallel._transfer.out_of_band import Marker, Source
     from aparallel._transfer.pickling import Pieces
     from aparallel.abc import Drawn, Function
 
@@ -41,7 +41,7 @@ class Held(NamedTuple):
     call: Call[Any]
     function: Function
     pieces: Pieces
-    sources: list[memoryview | Marker]
+    sources: list[Source]
     places: frozenset[Any]
 
 

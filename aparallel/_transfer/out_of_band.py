@@ -6,9 +6,12 @@ TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
     from _pickle import PickleBuffer
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from aparallel._transfer.shared_memory import Mode
+
+    # A buffer that left a pickle, as bytes, or what stands for it.
+    Source: TypeAlias = "memoryview | Marker"
 
 
 class TooLarge(Exception):
@@ -20,19 +23,22 @@ NEVER = 1 << 62
 
 
 class Marker(bytearray):
-    """Stands in a pickle buffer's place for what cannot be told as one.
+    """Stands in a pickle buffer's place for what cannot be told as one."""
 
-    Attributes:
-        is_reference: it refers to memory that workers map already; nothing has to be written.
-    """
 
-    is_reference = False
+class Reference(Marker):
+    """A part of memory that workers map already. *content* is what :mod:`arguments` knows of it."""
+
+    def __init__(self, content: Any, mode: Mode) -> None:
+        super().__init__()
+        self.content = content
+        self.mode = mode
 
 
 class Awaited(Marker):
     """Stands for *source*, which is being written, or may have to be."""
 
-    def __init__(self, source: memoryview | Marker) -> None:
+    def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
 
@@ -47,16 +53,14 @@ class OutOfBand:
             since; for anything else TooLarge is raised, as that is for another thread.
 
     Attributes:
-        sources: what was taken, in the order in which the pickle needs it: memoryviews of bytes, and markers.
+        sources: what was taken of the pickle that is being made.
     """
 
-    def __init__(
-        self, limit: int, mode: Mode | None, refer: Callable[[memoryview | Marker], Marker | None] | None = None
-    ) -> None:
+    def __init__(self, limit: int, mode: Mode | None, refer: Callable[[Source], Marker | None] | None = None) -> None:
         self.limit = limit
         self.mode = mode
         self._refer = refer
-        self.sources: list[memoryview | Marker] = []
+        self.sources: list[Source] = []
         # How arrays are reduced, and the subtypes of each of those types when that was found out.
         self.reducers: dict[type, Callable[[Any], Any]] = {}
         self.kinds: list[list[type]] = []
@@ -66,25 +70,20 @@ class OutOfBand:
         with memoryview(buffer) as view:
             marker = view.obj
             size = view.nbytes
-        source: memoryview | Marker
+        source: Source
         if isinstance(marker, Marker):
             source = marker
         elif size > self.limit:
             source = buffer.raw()
         else:
             return True
-        if self._refer is not None and not (isinstance(source, Marker) and source.is_reference):
+        if self._refer is not None and not isinstance(source, Reference):
             reference = self._refer(source)
             if reference is None:
                 raise TooLarge
             source = reference
         self.sources.append(source)
         return False
-
-    def take(self) -> list[memoryview | Marker]:
-        """Hand over what was taken: kept here, in a cycle with the reducers, arrays would wait for the collector."""
-        sources, self.sources = self.sources, []
-        return sources
 
     def check_thread(self) -> None:
         """Something is to be done that takes long.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from aparallel._transfer.functions import Functions, PickledFunction
-    from aparallel._transfer.out_of_band import Marker
-    from aparallel._transfer.pickling import Pieces
+    from aparallel._transfer.out_of_band import Marker, Source
+    from aparallel._transfer.pickling import Parted
     from aparallel._transfer.users import User
     from aparallel.abc import Sharing
 
@@ -85,44 +85,31 @@ class Packer:
             return with_references([bytes(piece) for piece in pickle_plain(content, size)], [])
         self._content = content
         try:
-            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
-            return with_references(pieces, self._referring.take())
-        except BaseException:
-            self._referring.take()  # not kept in a variable: an error that is kept for later has this frame
-            raise
+            return with_references(*pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
         finally:
             self._content = self  # which nobody may ask about
 
     def pack_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Make a payload in a thread, with what is large in shared memory; return also how many bytes that took."""
         sharing = self._sharing
-        buffers = OutOfBand(self._limit, sharing.mmap_mode)
-        try:
-            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
-        finally:
-            sources = buffers.take()
+        pieces, sources = pickle_in_slices(content, Pauses().when_due, OutOfBand(self._limit, sharing.mmap_mode))
         size = sum(map(len, pieces))
         if not sources:
             return with_references(pieces, []), size
         try:
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self.user)
         except NoDescriptorError:  # through the socket, then
-            buffers = OutOfBand(NEVER, sharing.mmap_mode)
-            pieces = pickle_in_slices(content, Pauses().when_due, buffers)
-            return with_references(pieces, buffers.take()), sum(map(len, pieces))
+            pieces, references = pickle_in_slices(content, Pauses().when_due, OutOfBand(NEVER, sharing.mmap_mode))
+            return with_references(pieces, references), sum(map(len, pieces))
         return Shipment(pieces, size, parts), size + written
 
-    def pickle_to_hold(self, content: Any) -> tuple[Pieces, list[memoryview | Marker]]:
+    def pickle_to_hold(self, content: Any) -> Parted:
         """Pickle on the loop, with an Awaited for all that is large and is not shared already.
 
         Raises:
             TooLarge: it is to be pickled in a thread.
         """
-        try:
-            pieces = pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
-        finally:
-            sources = self._awaiting.take()
-        return pieces, sources
+        return pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
 
     def reference_as_held(self, marker: Awaited) -> Marker | None:
         """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
@@ -135,25 +122,17 @@ class Packer:
         Raises:
             TooLarge: it is to be pickled in a thread.
         """
-        try:
-            blob = b"".join(pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring))
-        except BaseException:
-            self._referring.take()
-            raise
-        if self._referring.take():  # it refers to what is shared
+        pieces, references = pickle_within(fn, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._referring)
+        if references:
             raise TooLarge
-        return blob
+        return b"".join(pieces)
 
     def pickle_large_function(self, fn: Callable[..., Any]) -> PickledFunction:
         """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
-        buffers = OutOfBand(self._limit, self._sharing.mmap_mode)
-        try:
-            blob = b"".join(pickle_in_slices(fn, Pauses().when_due, buffers))
-        finally:
-            sources = buffers.take()
+        pieces, sources = pickle_in_slices(fn, Pauses().when_due, OutOfBand(self._limit, self._sharing.mmap_mode))
         if sources:
             return self._functions.as_argument(fn)
-        return self._functions.by_content(fn, blob, witnessed=False)
+        return self._functions.by_content(fn, b"".join(pieces), witnessed=False)
 
     def _size_of_plain(self, content: Any) -> int | None:
         """About how many bytes arguments take that are nothing but numbers, text and arrays; None if they are not."""
@@ -172,7 +151,7 @@ class Packer:
                 size += value.nbytes
         return size if size <= COPIED_ON_LOOP_BYTES else None
 
-    def _refer(self, source: memoryview | Marker) -> Marker | None:
+    def _refer(self, source: Source) -> Marker | None:
         found: Marker | None = self._memory.reference_to(source, self._sharing.mmap_mode, self.user, self._is_inert)
         return found
 

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    from aparallel._transfer.out_of_band import OutOfBand
+    from aparallel._transfer.out_of_band import OutOfBand, Source
 
     # A pickle that is in no need of being one piece.
     Pieces: TypeAlias = list[bytes | memoryview]
+    # The same, and the buffers that left it, in the order in which it needs them.
+    Parted: TypeAlias = tuple[Pieces, list[Source]]
 
 PROTOCOL = 5
 
@@ -42,10 +44,8 @@ class NotLoaded(TooLarge):
     """It has to travel by value, and to import what that takes would hold the loop for 5 ms."""
 
 
-def pickle(obj: object, buffers: OutOfBand | None = None) -> bytes:
-    """Pickle *obj* for the other side, whatever its size, without what *buffers* takes."""
-    if buffers is not None:
-        return b"".join(_pickle_through(obj, _Sink(), buffers).take_pieces())
+def pickle(obj: object) -> bytes:
+    """Pickle *obj* for the other side, whatever its size."""
     if not is_by_value_registered():
         try:
             data = dumps(obj, PROTOCOL)
@@ -96,12 +96,12 @@ def pickle_plain(obj: object, size: int) -> Pieces:
     return sink.pieces
 
 
-def pickle_in_pieces(obj: object, buffers: OutOfBand | None = None) -> Pieces:
-    """As :func:`pickle`, in pieces that are to be joined. Some are of *obj*, and change as it does."""
-    return _pickle_through(obj, _Borrowing(), buffers).take_pieces()
+def pickle_in_pieces(obj: object, buffers: OutOfBand | None = None) -> Parted:
+    """Pickle *obj* without what *buffers* takes. Some of the pieces are of *obj*, and change as it does."""
+    return _pickle_through(obj, _Borrowing(), buffers)
 
 
-def pickle_within(obj: object, limit: int, large: int, buffers: OutOfBand | None = None) -> Pieces:
+def pickle_within(obj: object, limit: int, large: int, buffers: OutOfBand | None = None) -> Parted:
     """Pickle *obj*, giving up after about *limit* bytes: what may run on the event loop.
 
     Args:
@@ -111,44 +111,53 @@ def pickle_within(obj: object, limit: int, large: int, buffers: OutOfBand | None
         TooLarge: the pickle is larger, or *buffers* meets a large one; use :func:`pickle_in_slices` in a thread.
         NotLoaded: the same helps, once in a process, and lets workers start meanwhile; or call :func:`load_by_value`.
     """
-    return _pickle_through(obj, _Bounded(limit, large), buffers).take_pieces()
+    return _pickle_through(obj, _Bounded(limit, large), buffers)
 
 
-def pickle_in_slices(obj: object, pause: Callable[[], object], buffers: OutOfBand | None = None) -> Pieces:
+def pickle_in_slices(obj: object, pause: Callable[[], object], buffers: OutOfBand) -> Parted:
     """Pickle *obj* in this thread, calling *pause* after each frame so that other threads can run."""
-    return _pickle_through(obj, _Pausing(pause), buffers).take_pieces()
+    return _pickle_through(obj, _Pausing(pause), buffers)
 
 
-def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> _Sink:
-    if buffers is not None:
-        buffers.sources.clear()
-    reducers = array_reducers(buffers)
+def _pickle_through(obj: object, sink: _Sink, buffers: OutOfBand | None) -> Parted:
+    try:
+        reducers = array_reducers(buffers)
+        if not _pickle_by_name(obj, sink, buffers, reducers):
+            if isinstance(sink, _Bounded) and not hasattr(sys.modules.get(_BY_VALUE), "ByValuePickler"):
+                raise NotLoaded
+            from aparallel._transfer.by_value import ByValuePickler
+
+            sink.clear()
+            if buffers is not None:
+                buffers.sources.clear()
+            by_value = ByValuePickler(sink, PROTOCOL, buffer_callback=buffers)
+            by_value.array_reducers = reducers
+            by_value.dump(obj)
+        return sink.pieces, [] if buffers is None else buffers.sources
+    finally:
+        if buffers is not None:
+            buffers.sources = []  # it is in a cycle with the reducers: arrays would wait for the garbage collector
+
+
+def _pickle_by_name(
+    obj: object, sink: _Sink, buffers: OutOfBand | None, reducers: dict[type, Callable[[Any], Any]]
+) -> bool:
+    """Pickle *obj* with C code alone; return whether that could be done, and names nothing of ``__main__``."""
     is_nameless = type(obj) is FunctionType and "<" in obj.__qualname__  # a lambda, or one of a function's own
-    if not is_nameless and not is_by_value_registered():
-        try:
-            pickler = Pickler(sink, PROTOCOL, buffer_callback=buffers)
-            if reducers:
-                pickler.dispatch_table = {**dispatch_table, **reducers}
-            pickler.dump(obj)
-        except TooLarge:
+    if is_nameless or is_by_value_registered():
+        return False
+    try:
+        pickler = Pickler(sink, PROTOCOL, buffer_callback=buffers)
+        if reducers:
+            pickler.dispatch_table = {**dispatch_table, **reducers}
+        pickler.dump(obj)
+    except TooLarge:
+        raise
+    except Exception as error:  # as in pickle(): by value, or that raises
+        if _is_final(error):
             raise
-        except Exception as error:  # as in pickle(): by value, below, or that raises
-            if _is_final(error):
-                raise
-        else:
-            if not sink.names_main:
-                return sink
-    if isinstance(sink, _Bounded) and not hasattr(sys.modules.get(_BY_VALUE), "ByValuePickler"):
-        raise NotLoaded
-    from aparallel._transfer.by_value import ByValuePickler
-
-    sink.clear()
-    if buffers is not None:
-        buffers.sources.clear()
-    by_value = ByValuePickler(sink, PROTOCOL, buffer_callback=buffers)
-    by_value.array_reducers = reducers
-    by_value.dump(obj)
-    return sink
+        return False
+    return not sink.names_main
 
 
 def _is_final(error: Exception) -> bool:
@@ -200,12 +209,6 @@ class _Sink:
     def kept(self, buffer: memoryview) -> bytes | memoryview:
         """Return a buffer of the object's as it is to be kept."""
         return bytes(buffer)
-
-    def take_pieces(self) -> Pieces:
-        """Hand over what was collected."""
-        pieces = self.pieces
-        self.clear()
-        return pieces
 
     def clear(self) -> None:
         self.pieces = []

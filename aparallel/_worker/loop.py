@@ -322,7 +322,7 @@ class _Worker:
                 if spans:
                     return IN_SEGMENT, dumps((segment, spans, b"".join(pieces)), 5)
             elif self.last_was_large:
-                pieces = pickle_in_pieces(value)
+                pieces, _ = pickle_in_pieces(value)
             else:  # nothing here makes buffers
                 pieces = [pickle(value)]
             size = sum(map(len, pieces))

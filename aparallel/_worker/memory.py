@@ -70,17 +70,14 @@ class WorkerMemory:
         buffers = self._results.get(largest)
         if buffers is None:
             buffers = self._results[largest] = OutOfBand(largest, None)
-        try:
-            pieces = pickle_in_pieces(value, buffers)
-        finally:
-            taken = buffers.take()
+        pieces, taken = pickle_in_pieces(value, buffers)
         if not taken:
             return pieces, 0, []
         sources: list[Any] = [Raw(source) if isinstance(source, memoryview) else source for source in taken]
         try:
             hold, offsets, _ = self._lender.write(sources, folder)
         except NoDescriptorError:  # through the socket, then
-            return pickle_in_pieces(value, OutOfBand(NEVER, None)), 0, []
+            return pickle_in_pieces(value, OutOfBand(NEVER, None))[0], 0, []
         segment = hold.segment
         if segment.number not in self._introduced:
             self._introduced.add(segment.number)
