@@ -28,7 +28,7 @@ import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
-from aparallel._transfer import by_value, packing
+from aparallel._transfer import by_name, by_value, packing
 
 FUNCTIONS: list[tuple[Any, tuple[Any, ...], Any]] = [
     (double, (3,), 6),
@@ -593,9 +593,9 @@ async def test_a_context_variable_in_a_closure_is_the_same_in_every_function() -
 
 
 def test_threads_may_send_context_variables_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_value, "home_of", lambda variable: None)  # which looks at each name of each module
+    monkeypatch.setattr(by_name, "home_of", lambda variable: None)  # which looks at each name of each module
     sent = {str(number): contextvars.ContextVar[int]("sent") for number in range(5000)}
-    monkeypatch.setattr(by_value, "_variables", sent)
+    monkeypatch.setattr(by_name, "_variables", sent)
 
     def send_new_ones() -> None:
         for _ in range(30):

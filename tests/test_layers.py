@@ -216,16 +216,17 @@ OF_OTHER_PACKAGES = {
     "aparallel._persist.trust": {"_internal"},
     "aparallel._transfer.arrays": {"_data", "_hardmask", "_mask"},
     "aparallel._transfer.by_value": {
-        "_DYNAMIC_CLASS_TRACKER_BY_CLASS",
-        "_DYNAMIC_CLASS_TRACKER_BY_ID",
         "_function_setstate",
         "_make_cell",
         "_make_empty_cell",
         "_make_function",
-        "_make_skeleton_class",
     },
-    "aparallel._transfer.enums": {"_member_type_"},
-    "aparallel._transfer.subclasses": {"_make_skeleton_class"},
+    "aparallel._transfer.classes": {
+        "_DYNAMIC_CLASS_TRACKER_BY_CLASS",
+        "_DYNAMIC_CLASS_TRACKER_BY_ID",
+        "_make_skeleton_class",
+        "_member_type_",
+    },
 }
 
 

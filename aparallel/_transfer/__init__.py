@@ -3,9 +3,9 @@
 For both ends::
 
     failures                          exceptions, described there and raised again here
-    pickling, by_value, by_name       pickles: by name where that can be imported, else by value
+    pickling                          pickles: by name where that can be imported, else by value
+    by_value, by_name, classes        the latter: functions; context variables, annotations and the like; classes
     rebuilding                        functions that came by value
-    typing_forms, enums, subclasses   what a script defines for its annotations, its enums and classes, by value
     out_of_band, arrays               which buffers leave a pickle, and how arrays are built around them again
     lending, borrowing                shared memory: written, lent and used again; mapped and given back
     segments, writing                 a piece of it, as its owner has it; how it is written
