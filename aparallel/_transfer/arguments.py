@@ -17,13 +17,12 @@ from aparallel._ground.room import Room
 from aparallel._ground.sharing import Shared
 from aparallel._transfer.arrays import memmap_in, owner_of
 from aparallel._transfer.contents import Content, Digest, SharedContent
-from aparallel._transfer.known import Known, Origin, as_source, superseded_for
+from aparallel._transfer.known import Buffer, Known, superseded_for
 from aparallel._transfer.lending import Lender
 from aparallel._transfer.out_of_band import OutOfBand, Reference
 from aparallel._transfer.pickling import pickle_in_slices
 from aparallel._transfer.segments import Segment, fits
 from aparallel._transfer.shared_memory import Window, aligned
-from aparallel._transfer.writing import Raw
 from aparallel.errors import SharingError
 
 if TYPE_CHECKING:
@@ -112,22 +111,21 @@ class ArgumentMemory:
             SharedMemoryError: there is no room for them.
         """
         parts: list[tuple[Content, Mode] | None] = []
-        fresh: dict[tuple[Any, ...], tuple[Any, Origin, list[int]]] = {}
+        fresh: dict[tuple[Any, ...], tuple[Buffer, list[int]]] = {}
         for position, source in enumerate(sources):
             if isinstance(source, Reference):
                 parts.append((source.content, source.mode))
                 continue
-            wrapped = as_source(source)
-            origin = Origin(wrapped)
-            content = None if origin.key in fresh else self._find(wrapped, origin, user)
+            buffer = Buffer(source)
+            content = None if buffer.key in fresh else self._find(buffer, user)
             parts.append(None if content is None else (content, mode))
             if content is None:
-                fresh.setdefault(origin.key, (wrapped, origin, []))[2].append(position)
+                fresh.setdefault(buffer.key, (buffer, []))[1].append(position)
         written = 0
         if fresh:
-            contents = self._write([source for source, _, _ in fresh.values()], folder)
-            for content, (_, origin, positions) in zip(contents, fresh.values(), strict=True):
-                self._remember(content, origin, user)
+            contents = self._write([buffer.source for buffer, _ in fresh.values()], folder)
+            for content, (buffer, positions) in zip(contents, fresh.values(), strict=True):
+                self._remember(content, buffer, user)
                 written += content.nbytes
                 for position in positions:
                     parts[position] = content, mode
@@ -141,20 +139,19 @@ class ArgumentMemory:
 
         *may_ask*: whether it is by now as the call is to see it, so that the kernel may be asked; None if it is not.
         """
-        wrapped = as_source(source)
-        origin = Origin(wrapped)
-        superseded = superseded_for(origin, wrapped, user)
+        buffer = Buffer(source)
+        superseded = superseded_for(buffer, user)
         if superseded is not None:
             return Reference(superseded, mode)
-        known = self._known.get(origin.key)
-        if known is None or known.content.nbytes != wrapped.nbytes:
+        known = self._known.get(buffer.key)
+        if known is None or known.content.nbytes != buffer.nbytes:
             return None
-        if not self._is_surely_the_same(known, origin, user):
-            if may_ask is None or known.content.nbytes > _ON_LOOP_BYTES or not known.is_of(origin.owner):
+        if not self._is_surely_the_same(known, buffer, user):
+            if may_ask is None or buffer.nbytes > _ON_LOOP_BYTES or not known.is_of(buffer.owner):
                 return None
             if not (known.is_watched and may_ask() and known.is_untouched()):
                 return None
-        return Reference(self._use(known, origin, user), mode)
+        return Reference(self._use(known, buffer, user), mode)
 
     def _write(self, sources: list[Any], folder: str | None) -> list[Content]:
         self._reclaim(sum(aligned(source.nbytes) for source in sources))
@@ -194,36 +191,36 @@ class ArgumentMemory:
 
     # What is known
 
-    def _find(self, source: Any, origin: Origin, user: User | None) -> Content | None:
-        superseded = superseded_for(origin, source, user)
+    def _find(self, buffer: Buffer, user: User | None) -> Content | None:
+        superseded = superseded_for(buffer, user)
         if superseded is not None:
             return superseded
-        known = self._known.get(origin.key)
-        if known is None or known.content.nbytes != source.nbytes:
+        known = self._known.get(buffer.key)
+        if known is None or known.content.nbytes != buffer.nbytes:
             return None
-        if not (self._is_surely_the_same(known, origin, user) or known.is_the_same(source, origin)):
+        if not (self._is_surely_the_same(known, buffer, user) or known.is_the_same(buffer)):
             known.supersede()
             self._forget(known)
             return None
-        return self._use(known, origin, user)
+        return self._use(known, buffer, user)
 
-    def _is_surely_the_same(self, known: Known, origin: Origin, user: User | None) -> bool:
-        if not known.is_of(origin.owner):
+    def _is_surely_the_same(self, known: Known, buffer: Buffer, user: User | None) -> bool:
+        if not known.is_of(buffer.owner):
             return False
-        still = origin.readonly and known.readonly
+        still = buffer.readonly and known.readonly
         return still or known.pinned > 0 or (user is not None and known.is_used_in_moment_of(user))
 
-    def _use(self, known: Known, origin: Origin, user: User | None) -> Content:
+    def _use(self, known: Known, buffer: Buffer, user: User | None) -> Content:
         known.use(user)
-        known.readonly = origin.readonly
+        known.readonly = buffer.readonly
         known.recurs = True
         # To the end; another thread may have forgotten it meanwhile.
-        self._known.pop(origin.key, None)
-        self._known[origin.key] = known
+        self._known.pop(known.key, None)
+        self._known[known.key] = known
         return known.content
 
-    def _remember(self, content: Content, origin: Origin, user: User | None) -> Known:
-        key = origin.key
+    def _remember(self, content: Content, buffer: Buffer, user: User | None) -> Known:
+        key = buffer.key
         memory = weakref.ref(self)
 
         def gone(owner: object) -> None:
@@ -233,11 +230,11 @@ class ArgumentMemory:
                 me._forget(known)
 
         try:
-            owner = weakref.ref(origin.owner, gone)
+            owner = weakref.ref(buffer.owner, gone)
         except TypeError:
             owner = None
         self._on_unused()
-        known = Known(origin, content, owner, recurs=key in self._forgotten)
+        known = Known(buffer, content, owner, recurs=key in self._forgotten)
         known.use(user)
         before = self._known.get(key)
         if before is not None:  # another thread wrote it at the same time, or it is shared
@@ -289,9 +286,9 @@ class ArgumentMemory:
             _check_is_array(value)
         pieces, buffers = pickle_in_slices(value, pause, OutOfBand(0, "c" if mode == "r+" else "r"))
         data = b"".join(pieces)
-        sources: list[Any] = [Raw(memoryview(data)), *map(as_source, buffers)]
-        written = iter(self._write([source for source in sources if not isinstance(source, Reference)], folder))
-        contents = [source.content if isinstance(source, Reference) else next(written) for source in sources]
+        parts = [part if isinstance(part, Reference) else Buffer(part) for part in (memoryview(data), *buffers)]
+        written = iter(self._write([part.source for part in parts if isinstance(part, Buffer)], folder))
+        contents = [next(written) if isinstance(part, Buffer) else part.content for part in parts]
         array, visible = None, None
         if isinstance(value, np.ndarray):
             array = value
@@ -301,9 +298,9 @@ class ArgumentMemory:
         # The object itself counts as unchanged from now on, wherever it is passed.
         pins = _Pins()
         if mode != "r+":
-            for source, content in zip(sources[1:], contents[1:], strict=True):
-                if not isinstance(source, Reference):
-                    pins.add(self, self._remember(content, Origin(source), None))
+            for part, content in zip(parts[1:], contents[1:], strict=True):
+                if isinstance(part, Buffer):
+                    pins.add(self, self._remember(content, part, None))
 
         def release() -> None:
             pins.release()

@@ -57,7 +57,6 @@ class ProcessEncoder(Encoder):
     ) -> None:
         self._functions = functions
         self._variables = variables
-        self._memory = memory
         # Arrays are kept in shared memory for this one's sake as long as it lives: not for separate calls, which may
         # come as long as the pool does.
         self._packer = Packer(functions, memory, sharing, None if moments is Moments.ANY else User())
@@ -103,7 +102,11 @@ class ProcessEncoder(Encoder):
         except Exception:  # TooLarge, or what is told when it is drawn again
             return None
         awaited = [source for source in sources if isinstance(source, Awaited)]
-        return Held(call, function, pieces, sources, self._memory.places_of(awaited)) if awaited else None
+        if not awaited:
+            return None
+        from aparallel._transfer.known import Buffer
+
+        return Held(call, function, pieces, sources, frozenset(Buffer(marker.source).key for marker in awaited))
 
     def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
         """Draw until there are *limit* calls, or it is late. The path of tiny calls."""

@@ -40,17 +40,25 @@ def _pieces_of(source: Any, watch: Watch | None) -> Iterable[bytes | memoryview]
     return [source.view] if isinstance(source, Raw) else source.pieces()
 
 
-class Origin:
-    """Where a buffer lies: what tells whether it is the same as before, and whether it can have changed.
+class Buffer:
+    """A buffer of a call, of those that an ``OutOfBand`` takes.
 
     Attributes:
+        source: what can be written and hashed.
+        key: where it lies: what tells whether it is the same as before.
         place: its address and size, if it lies in one piece.
+        owner: what the memory belongs to.
+        readonly: nobody can write to it.
         habit: how what was known of it has fared.
     """
 
-    __slots__ = ("habit", "key", "owner", "place", "readonly")
+    __slots__ = ("habit", "key", "nbytes", "owner", "place", "readonly", "source")
 
     def __init__(self, source: Any) -> None:
+        if isinstance(source, memoryview):
+            source = Raw(source)
+        self.source = source
+        self.nbytes: int = source.nbytes
         self.habit: Habit | None = None
         self.place: tuple[int, int] | None = None
         if isinstance(source, Strided):
@@ -62,18 +70,8 @@ class Origin:
         else:
             exporter = source.view.obj
             flat = np.frombuffer(source.view, np.uint8)
-            self.key = self.place = flat.__array_interface__["data"][0], source.nbytes
+            self.key = self.place = flat.__array_interface__["data"][0], self.nbytes
         self.owner, self.readonly = _owner(exporter)
-
-
-def place_of(source: Any) -> tuple[Any, ...]:
-    """Return what tells where a buffer lies, of those that an ``OutOfBand`` takes."""
-    return Origin(as_source(source)).key
-
-
-def as_source(source: Any) -> Any:
-    """Return what can be written and hashed, of what an ``OutOfBand`` took."""
-    return Raw(source) if isinstance(source, memoryview) else source
 
 
 def _owner(exporter: Any) -> tuple[Any, bool]:
@@ -127,15 +125,15 @@ class Known:
 
     __slots__ = ("_habit", "_users", "_watch", "content", "key", "owner", "pinned", "readonly", "recurs", "used_at")
 
-    def __init__(self, origin: Origin, content: Content, owner: weakref.ref[Any] | None, recurs: bool) -> None:
-        self.key = origin.key
+    def __init__(self, buffer: Buffer, content: Content, owner: weakref.ref[Any] | None, recurs: bool) -> None:
+        self.key = buffer.key
         self.content = content
         self.owner = owner
-        self._habit = origin.habit or Habit(content.nbytes)
+        self._habit = buffer.habit or Habit(content.nbytes)
         # Began before it was last compared, and found what it holds to be the content.
         self._watch: Watch | None = None
         # Nobody could write to it when it was last compared, or written.
-        self.readonly = origin.readonly
+        self.readonly = buffer.readonly
         self.recurs = recurs
         self.used_at = 0.0
         # The gathers and streams that used it, and their latest moment when they did; those that are done are taken
@@ -165,13 +163,13 @@ class Known:
     def is_watched(self) -> bool:
         return self._watch is not None
 
-    def is_the_same(self, source: Any, origin: Origin) -> bool:
+    def is_the_same(self, buffer: Buffer) -> bool:
         """Whether it holds what it held. Takes the time to read it, if the kernel cannot tell.
 
         Raises:
             SharedMemoryError: what was written has to be mapped for that, and cannot be.
         """
-        return (self.is_of(origin.owner) and self.is_untouched()) or self._is_found_the_same(source, origin)
+        return (self.is_of(buffer.owner) and self.is_untouched()) or self._is_found_the_same(buffer)
 
     def is_untouched(self) -> bool:
         """Whether it is watched, and surely is as it was. Quick. The caller has its owner."""
@@ -185,19 +183,19 @@ class Known:
         self.unwatch()
         return False
 
-    def _is_found_the_same(self, source: Any, origin: Origin) -> bool:
+    def _is_found_the_same(self, buffer: Buffer) -> bool:
         """Compare it. If it is the same and that pays, it is watched from now on."""
         watch = None
-        is_worth_it = self.is_of(origin.owner) and self._habit.is_worth_watching
-        if is_worth_it and origin.place is not None:
-            watch = begin_to_watch(*origin.place)
-        is_same = self.content.digest() == digest_of(_pieces_of(source, watch))
+        is_worth_it = self.is_of(buffer.owner) and self._habit.is_worth_watching
+        if is_worth_it and buffer.place is not None:
+            watch = begin_to_watch(*buffer.place)
+        is_same = self.content.digest() == digest_of(_pieces_of(buffer.source, watch))
         # To ask a kernel that refuses takes time, too.
         self._habit.note_found(is_same, in_vain=is_worth_it and (watch is None or not is_same))
         if is_same and watch is not None:
             self._watch = watch
-        elif not is_same and self.is_of(origin.owner):
-            origin.habit = self._habit
+        elif not is_same and self.is_of(buffer.owner):
+            buffer.habit = self._habit
         return is_same
 
     def unwatch(self) -> None:
@@ -224,12 +222,12 @@ class Known:
                 user.superseded[self.key] = moment, self
 
 
-def superseded_for(origin: Origin, source: Any, user: User | None) -> Content | None:
-    """Return what *user* goes on with though the buffer may have changed, if there is such a thing."""
+def superseded_for(buffer: Buffer, user: User | None) -> Content | None:
+    """Return what *user* goes on with though *buffer* may have changed, if there is such a thing."""
     if user is None:
         return None
-    moment, known = user.superseded.get(origin.key, (None, None))
-    if known is None or moment != user.moment or not known.is_of(origin.owner):
+    moment, known = user.superseded.get(buffer.key, (None, None))
+    if known is None or moment != user.moment or not known.is_of(buffer.owner):
         return None
     content: Content = known.content
-    return content if content.nbytes == source.nbytes else None
+    return content if content.nbytes == buffer.nbytes else None

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.arguments import ArgumentMemory
     from aparallel._transfer.contents import Content
-    from aparallel._transfer.out_of_band import Awaited
     from aparallel._transfer.segments import Segment
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
@@ -90,12 +89,6 @@ class LazyMemory:
         *may_ask*: whether the buffer is by now as the call is to see it, so that the kernel may be asked about it.
         """
         return None if self._made is None else self._made.reference_to(source, mode, user, may_ask)
-
-    def places_of(self, awaited: Sequence[Awaited]) -> frozenset[Any]:
-        """Return what tells where buffers lie."""
-        from aparallel._transfer.known import place_of
-
-        return frozenset(place_of(marker.source) for marker in awaited)
 
     def trim(self, unused_since: float) -> tuple[list[Segment], bool]:
         """Close what nobody has used since then; return that, and whether there is more that is not used now."""
