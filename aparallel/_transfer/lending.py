@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 from _thread import allocate_lock
 from collections import deque
 from time import monotonic
@@ -185,27 +186,29 @@ class Lender:
 
     def trim(self, unused_since: float) -> list[Segment]:
         """Close the segments that have been free since then (``time.monotonic``), or are spoiled; return them."""
-        with self._lock:
-            old = [
-                segment
-                for segment in list(self.segments.values())
-                if segment.is_free and (segment.spoiled or segment.free_since <= unused_since)
-            ]
-            for segment in old:
-                segment.held = True  # nobody takes it any more
+        old = self._take_unused(unused_since)
         self.drop(old, unused=True)
         return old
 
     def give_back(self) -> bool:
         """Give all that is free back to the system, though others may have it mapped still; return whether any was."""
-        with self._lock:
-            free = [segment for segment in list(self.segments.values()) if segment.is_free]
-            for segment in free:
-                segment.held = True  # nobody takes it any more
+        free = self._take_unused(math.inf)
         self._close_at_once(free)
         wait_until_freed()
         self._room.look_again()
         return bool(free)
+
+    def _take_unused(self, since: float) -> list[Segment]:
+        """Take the segments that have been free since then, or are spoiled: nobody else gets them any more."""
+        with self._lock:
+            unused = [
+                segment
+                for segment in list(self.segments.values())
+                if segment.is_free and (segment.spoiled or segment.free_since <= since)
+            ]
+            for segment in unused:
+                segment.held = True
+        return unused
 
     def take_closed(self) -> list[Segment]:
         """Return the segments that were closed at once since this was asked before."""

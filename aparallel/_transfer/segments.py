@@ -115,11 +115,6 @@ class Segment:
                 self.mapping = Mapping(self.parts, "r+")
         return self.mapping
 
-    def take_apart(self) -> tuple[tuple[int, ...], Mapping | None]:
-        """Give up its descriptors, which are to be closed, and its mapping, which is to be dropped."""
-        mapping, self.mapping = self.mapping, None
-        return self.parts.give_up(), mapping
-
 
 class Hold:
     """Keeps a segment, with what is written in it, from being used again. Let go of when it is dropped."""
@@ -142,7 +137,8 @@ class Closing:
     __slots__ = ("fds", "is_emptied", "mapping")
 
     def __init__(self, segment: Segment, unused: bool) -> None:
-        self.fds, self.mapping = segment.take_apart()
+        self.fds = segment.parts.give_up()
+        self.mapping, segment.mapping = segment.mapping, None
         # Otherwise its memory would stay until the last who mapped it has heard of its end, and that may be busy for
         # long. But a fork, of which nobody hears, may still read it; and in a fork of this process, which closes what
         # it got from it, it is not ours.

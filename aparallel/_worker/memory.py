@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from _pickle import loads
 
 from aparallel._transfer.borrowing import Borrower
@@ -89,11 +90,9 @@ class WorkerMemory:
 
     def _give_away_oldest(self) -> None:
         lent = [segment for segment in self._lender.segments.values() if segment.lent]
-        self._drop(lent[: max(len(lent) - _MOST_LENT, 0)])
-
-    def _drop(self, segments: list[Segment], *, unused: bool = False) -> None:
-        self._lender.drop(segments, unused=unused)
-        self._note_discarded(segments)
+        oldest = lent[: max(len(lent) - _MOST_LENT, 0)]
+        self._lender.drop(oldest)
+        self._note_discarded(oldest)
 
     def _note_discarded(self, segments: list[Segment]) -> None:
         for segment in segments:
@@ -111,8 +110,7 @@ class WorkerMemory:
         if free == "now":
             self._lender.give_back()
             self._freed += 1
-        segments = self._lender.segments.values()
-        self._drop([segment for segment in segments if segment.is_free and (free or segment.spoiled)], unused=True)
+        self._note_discarded(self._lender.trim(math.inf if free else -math.inf))  # those that are spoiled, anyway
 
     def news(self) -> tuple[list[int], list[GivenBack], int] | None:
         """Return what the parent does not know yet: see MEMORY in ``_wire/frames.py``; None if there is nothing."""
