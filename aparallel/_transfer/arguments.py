@@ -28,6 +28,7 @@ from aparallel.errors import SharingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aparallel._transfer.out_of_band import Source
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
 
@@ -99,9 +100,9 @@ class ArgumentMemory:
         self._forgotten: dict[tuple[Any, ...], None] = {}
 
     def place(
-        self, sources: Sequence[Any], folder: str | None, mode: Mode, user: User | None
+        self, sources: Sequence[Source], folder: str | None, mode: Mode, user: User | None
     ) -> tuple[list[tuple[Content, Mode]], int]:
-        """Return for each of *sources*, which are what an ``OutOfBand`` took, where it lies, and how to map it.
+        """Return for each of *sources* where it lies, and how to map it.
 
         *user* lives as long as a gather or stream, for which buffers are kept; None for a single call.
 
@@ -133,7 +134,7 @@ class ArgumentMemory:
         return cast("list[tuple[Content, Mode]]", parts), written
 
     def reference_to(
-        self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
+        self, source: Source, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
     ) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now. Quick; for the loop.
 

@@ -19,7 +19,7 @@ from aparallel._transfer.shipment import with_references
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aparallel._transfer.out_of_band import Marker, Source
+    from aparallel._transfer.out_of_band import Reference, Source
     from aparallel._transfer.pickling import Pieces
     from aparallel.abc import Drawn, Function
 
@@ -53,7 +53,9 @@ class Holding:
         refer: returns a reference to what was awaited, as it was when it was held; None if it was not written.
     """
 
-    def __init__(self, pickled: Callable[[Call[Any]], Held | None], refer: Callable[[Awaited], Marker | None]) -> None:
+    def __init__(
+        self, pickled: Callable[[Call[Any]], Held | None], refer: Callable[[Awaited], Reference | None]
+    ) -> None:
         self._pickled = pickled
         self._refer = refer
         self._held: deque[Held] = deque()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from aparallel._transfer.functions import Functions, PickledFunction
-    from aparallel._transfer.out_of_band import Marker, Source
+    from aparallel._transfer.out_of_band import Reference, Source
     from aparallel._transfer.pickling import Parted
     from aparallel._transfer.users import User
     from aparallel.abc import Sharing
@@ -111,10 +111,9 @@ class Packer:
         """
         return pickle_within(content, ON_LOOP_BYTES, COPIED_ON_LOOP_BYTES, self._awaiting)
 
-    def reference_as_held(self, marker: Awaited) -> Marker | None:
+    def reference_as_held(self, marker: Awaited) -> Reference | None:
         """As it was in the moment in which it was held. What it is like now is not asked: it may have changed since."""
-        found: Marker | None = self._memory.reference_to(marker.source, self._sharing.mmap_mode, self.user, None)
-        return found
+        return self._memory.reference_to(marker.source, self._sharing.mmap_mode, self.user, None)
 
     def pickle_function(self, fn: Callable[..., Any]) -> bytes:
         """Pickle a function by value, on the loop.
@@ -151,9 +150,8 @@ class Packer:
                 size += value.nbytes
         return size if size <= COPIED_ON_LOOP_BYTES else None
 
-    def _refer(self, source: Source) -> Marker | None:
-        found: Marker | None = self._memory.reference_to(source, self._sharing.mmap_mode, self.user, self._is_inert)
-        return found
+    def _refer(self, source: Source) -> Reference | None:
+        return self._memory.reference_to(source, self._sharing.mmap_mode, self.user, self._is_inert)
 
     def _is_inert(self) -> bool:
         """Whether nobody's code runs before what is being pickled is: a call sees arrays as that leaves them."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from aparallel._transfer.arguments import ArgumentMemory
     from aparallel._transfer.contents import Content
+    from aparallel._transfer.out_of_band import Reference, Source
     from aparallel._transfer.segments import Segment
     from aparallel._transfer.shared_memory import Mode
     from aparallel._transfer.users import User
@@ -83,7 +84,9 @@ class LazyMemory:
         else:
             self._made.give_back()
 
-    def reference_to(self, source: Any, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None) -> Any:
+    def reference_to(
+        self, source: Source, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
+    ) -> Reference | None:
         """Return a reference to what was written of *source* if it surely is the same now, else None.
 
         *may_ask*: whether the buffer is by now as the call is to see it, so that the kernel may be asked about it.
