@@ -6,6 +6,7 @@ was written, by a hash (xxh3, 128 bits; the time that reading it takes), unless 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from pickle import loads
 from typing import TYPE_CHECKING, Any, cast
@@ -95,8 +96,6 @@ class ArgumentMemory:
         self._on_shortage = on_shortage
         # Least recently used first. Each step on it is atomic; at worst something is written twice.
         self._known: dict[tuple[Any, ...], Known] = {}
-        self._room = Room()
-        self._limit: int | None = None
         self._forgotten: dict[tuple[Any, ...], None] = {}
 
     def place(
@@ -259,7 +258,7 @@ class ArgumentMemory:
         for key, known in reversed(self._known.copy().items()):
             counts[known.recurs] += 1
             sizes[known.recurs] += known.content.nbytes
-            allowed = self._budget() if known.recurs else _LATEST_BYTES
+            allowed = self._recurring_bytes if known.recurs else _LATEST_BYTES
             is_latest = counts[known.recurs] <= (1 if known.recurs else _LATEST_COUNT)
             is_within = sizes[known.recurs] <= allowed and counts[known.recurs] <= _RECURRING_COUNT
             if not (is_latest or is_within or known.pinned):
@@ -269,10 +268,9 @@ class ArgumentMemory:
             for key in list(self._forgotten)[:-_FORGOTTEN_COUNT]:
                 self._forgotten.pop(key, None)
 
-    def _budget(self) -> int:
-        if self._limit is None:
-            self._limit = max(_RECURRING_BYTES, (self._room.available() or 0) // _RECURRING_PART)
-        return self._limit
+    @functools.cached_property
+    def _recurring_bytes(self) -> int:
+        return max(_RECURRING_BYTES, (Room().available() or 0) // _RECURRING_PART)
 
     # Shares
 

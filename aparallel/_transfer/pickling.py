@@ -184,8 +184,11 @@ class _Sink:
     """A file as picklers want it: collects what they write.
 
     Attributes:
+        copies: whether large buffers of the object are copied: what is collected is not read at once.
         names_main: whether ``__main__`` is mentioned where names are.
     """
+
+    copies = True
 
     def __init__(self) -> None:
         self.pieces: Pieces = []
@@ -200,15 +203,11 @@ class _Sink:
         self.count(size, is_frame)
         if is_frame:
             self.names_main = self.names_main or MAIN in piece
-        self.pieces.append(self.kept(piece) if is_buffer else bytes(piece))
+        self.pieces.append(bytes(piece) if self.copies or not is_buffer else piece)
         return size
 
     def count(self, size: int, is_frame: bool) -> None:
         """Take note of what is about to be kept."""
-
-    def kept(self, buffer: memoryview) -> bytes | memoryview:
-        """Return a buffer of the object's as it is to be kept."""
-        return bytes(buffer)
 
     def clear(self) -> None:
         self.pieces = []
@@ -221,10 +220,7 @@ def _is_frame(piece: Any, size: int) -> bool:
 
 
 class _Borrowing(_Sink):
-    """What it collects is about to be read."""
-
-    def kept(self, buffer: memoryview) -> bytes | memoryview:
-        return buffer
+    copies = False
 
 
 class _Plain:
