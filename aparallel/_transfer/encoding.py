@@ -14,9 +14,7 @@ from aparallel._transfer.functions import CALLED, Functions, PickledFunction, Re
 from aparallel._transfer.holding import Held, Holding
 from aparallel._transfer.out_of_band import Awaited, TooLarge
 from aparallel._transfer.packing import (
-    NUMBERS,
     SHORT,
-    TEXTS,
     Packer,
     are_numbers,
     plain_payload,
@@ -25,6 +23,7 @@ from aparallel._transfer.packing import (
 from aparallel._transfer.pickling import NotLoaded, load_by_value
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
+from aparallel._wire.frames import NUMBERS, TEXTS
 from aparallel.abc import Drawn, Encoder, Moments
 from aparallel.errors import SharedMemoryError, SharingError
 

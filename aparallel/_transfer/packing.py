@@ -9,7 +9,7 @@ from aparallel._transfer.lending import NoDescriptorError
 from aparallel._transfer.out_of_band import NEVER, Awaited, OutOfBand, TooLarge
 from aparallel._transfer.pickling import is_plain_array, pickle_in_slices, pickle_plain, pickle_within
 from aparallel._transfer.shipment import LazyMemory, Shipment, with_references
-from aparallel._wire.frames import UNNAMED
+from aparallel._wire.frames import NUMBERS, TEXTS, UNNAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from aparallel._transfer.users import User
     from aparallel.abc import Sharing
 
-# Plain arguments, numbers and short texts, are put into a message as they are: they cannot change, and neither
-# pickling nor unpickling them can run anyone's code or fail.
-NUMBERS = frozenset({int, float, bool, type(None)})
-TEXTS = frozenset({str, bytes})
+# Plain arguments are put into a message as they are. Text in them is plain up to this length.
 SHORT = 1024
 
 # What is pickled on the loop at most, in bytes: about a quarter of a millisecond. Of text, bytes and buffers that are

@@ -12,7 +12,7 @@ from types import ModuleType
 from aparallel._transfer.failures import LOADING, RETURNING, RUNNING, describe_failure
 from aparallel._transfer.pickling import pickle, pickle_in_pieces, pickle_plain
 from aparallel._wire import frames
-from aparallel._wire.frames import UNNAMED
+from aparallel._wire.frames import NUMBERS, TEXTS, UNNAMED
 from aparallel._wire.outbox import CLAIMED, COUNT, RECALLS, STARTED, VERSION, Outbox, marshalled
 from aparallel._worker import lifeline, stdio
 from aparallel._worker.incoming import Frame, Incoming
@@ -40,14 +40,12 @@ if TYPE_CHECKING:
 # Later than any moment, and more than any size.
 _NEVER = 1 << 62
 
-# Values that pickle to a few bytes, refer to nothing and cannot fail to be rebuilt.
-_NUMBERS = frozenset({int, float, bool, type(None)})
-_TEXTS = frozenset({str, bytes})
+# Text in a result is plain up to this length.
 _PLAIN_LENGTH = 4096
 # What takes no longer to pickle does not hold the parent's loop for long when it is read.
 _MOMENT_NS = 200_000
 # What arguments come as that need no unpickling of their own.
-_ARGUMENTS = _NUMBERS | {str, tuple, dict}
+_ARGUMENTS = NUMBERS | {str, tuple, dict}
 
 
 async def _coroutine() -> None: ...
@@ -238,7 +236,7 @@ class _Worker:
                         kind, outcome = FAILURE, describe_failure(error, RUNNING)
                     else:
                         kind = PLAIN
-                        if type(outcome) not in _NUMBERS:
+                        if type(outcome) not in NUMBERS:
                             kind, outcome = self._finish(outcome, None)
                 else:
                     blob, parts = payload if type(payload) is list else (payload, None)
@@ -309,13 +307,13 @@ class _Worker:
 
     def _encode(self, value: Any) -> tuple[int, Any]:
         kind = type(value)
-        if kind in _NUMBERS or (kind in _TEXTS and len(value) <= _PLAIN_LENGTH):
+        if kind in NUMBERS or (kind in TEXTS and len(value) <= _PLAIN_LENGTH):
             return PLAIN, value
         if not self.original:  # before it says where in shared memory a result is
             _leave_forked_copy()
         begun = monotonic_ns()
         try:
-            if kind in _TEXTS:
+            if kind in TEXTS:
                 pieces = pickle_plain(value, len(value))
             elif "numpy" in sys.modules or "pyarrow" in sys.modules:
                 pieces, segment, spans = self._memory().encode(value, *self.results)
