@@ -98,8 +98,8 @@ PLAIN_OUTCOMES = 9
 SHORTAGE = 10
 VALUE_IN_RING = 11
 
-# The types of what is plain; of text, what is short. It pickles to a few bytes, refers to nothing and cannot change, and
-# neither pickling nor unpickling it can fail, or run anyone's code.
+# The types of what is plain; of text, what is short. It pickles to a few bytes, refers to nothing and cannot change.
+# Neither pickling nor unpickling it can fail, or run anyone's code.
 NUMBERS = frozenset({int, float, bool, type(None)})
 TEXTS = frozenset({str, bytes})
 
