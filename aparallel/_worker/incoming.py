@@ -36,6 +36,7 @@ class Frame:
     """What the parent has sent: see ``_wire/frames.py``.
 
     Attributes:
+        tail: what of it was not taken yet.
         loans: the shared memory that its calls refer to, until they are done.
     """
 
@@ -47,6 +48,11 @@ class Frame:
         self.control = control
         self.tail = tail
         self.loans: dict[int, Loan] = {}
+
+    def take(self, size: int) -> memoryview:
+        """Return the next bytes of the tail."""
+        taken, self.tail = self.tail[:size], self.tail[size:]
+        return taken
 
 
 class Incoming:

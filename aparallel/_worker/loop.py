@@ -150,21 +150,15 @@ class _Worker:
             self.incoming.read_ahead()
         return self.incoming.void_from
 
-    def _learn(self, frame: Frame) -> int:
-        """Take in the functions that a frame brings; return how much of its tail they took."""
+    def _learn(self, frame: Frame) -> None:
+        """Take in the functions that a frame brings."""
         new, forget, _, loans = frame.control
         if loans:
             frame.loans = self._memory().borrow(loans)
-        offset = 0
         for number, blob in new:
-            if type(blob) is int:
-                self.functions[number] = bytes(frame.tail[offset : offset + blob])
-                offset += blob
-            else:
-                self.functions[number] = blob
+            self.functions[number] = bytes(frame.take(blob)) if type(blob) is int else blob
         for number in forget:
             self.functions.pop(number, None)
-        return offset
 
     def _set_up(self, setup: dict[str, Any]) -> bool:
         """Take in settings; return whether calls may run, which they may not after a failed initializer."""
@@ -192,23 +186,24 @@ class _Worker:
                 if hasattr(type(value), "__await__"):
                     self._await(value, None)
                 keep_globals()
-                if not self.original:
-                    _leave_forked_copy()
+                failure = None
             except BaseException as error:
-                if not self.original:
-                    _leave_forked_copy()
-                self.outgoing.send(frames.NOT_READY, [describe_failure(error, RUNNING)])
+                failure = describe_failure(error, RUNNING)
+            if not self.original:
+                _leave_forked_copy()
+            if failure is not None:
+                self.outgoing.send(frames.NOT_READY, [failure])
                 return False
         self.outgoing.send(frames.READY, ())
         return True
 
     def _run(self, frame: Frame) -> None:
-        tail, offset = frame.tail, self._learn(frame)
+        self._learn(frame)
         original, unfinished = self.original, stdio.unfinished
         outgoing, head, write = self.outgoing, self.head, self.outgoing.outbox.write
         verdicts, void_from = self.incoming.verdicts, self.incoming.void_from
         now = outgoing.begin()
-        call, in_ring = frame.first, None
+        call = frame.first
         for number, payloads, self.results in frame.control[2]:
             function = self.functions[number]
             for payload in payloads:
@@ -239,21 +234,7 @@ class _Worker:
                         if type(outcome) not in NUMBERS:
                             kind, outcome = self._finish(outcome, None)
                 else:
-                    blob, parts = payload if type(payload) is list else (payload, None)
-                    if parts is None:
-                        if type(blob) is dict:
-                            blob = dumps((blob.pop(UNNAMED), blob, None), 5)
-                        elif type(blob) is not bytes:
-                            blob = dumps((blob if type(blob) is tuple else (blob,), {}, None), 5)
-                    elif type(blob) is int:
-                        end = offset + blob
-                        blob, offset = tail[offset:end], end
-                    elif type(blob) is tuple:
-                        in_ring, blob = blob, self.ring.look(*blob)
-                    kind, outcome = self._call_pickled(number, blob, parts, frame.loans)
-                    if in_ring is not None and original:  # a forked copy knows not where the worker is by now
-                        self.ring.take(sum(in_ring))
-                        in_ring = None
+                    kind, outcome = self._call_packed(number, payload, frame)
                     function = self.functions[number]
                 if not original:
                     _leave_forked_copy()
@@ -275,7 +256,21 @@ class _Worker:
                 del outcome
         outgoing.flush(now)
 
-    def _call_pickled(self, number: int, blob: bytes | memoryview, parts: Any, loans: Any) -> tuple[int, Any]:
+    def _call_packed(self, number: int, payload: Any, frame: Frame) -> tuple[int, Any]:
+        """Make a call of which something is to be unpickled: its function, its arguments, or both."""
+        if type(payload) is not list:
+            return self._load_and_call(number, payload, None, frame)
+        blob, parts = payload
+        if type(blob) is bytes:
+            return self._load_and_call(number, blob, parts, frame)
+        if type(blob) is int:
+            return self._load_and_call(number, frame.take(blob), parts, frame)
+        outcome = self._load_and_call(number, self.ring.look(*blob), parts, frame)
+        if self.original:  # a forked copy knows not where the worker is by now
+            self.ring.take(sum(blob))
+        return outcome
+
+    def _load_and_call(self, number: int, payload: Any, parts: Any, frame: Frame) -> tuple[int, Any]:
         try:
             function = self.functions[number]
             if isinstance(function, bytes):
@@ -285,7 +280,7 @@ class _Worker:
                     function = self.functions[number] = loads(function)
                 finally:
                     self.head[STARTED] = monotonic_ns()
-            arguments, keywords, variables = self._memory().load(blob, parts, loans) if parts else loads(blob)
+            arguments, keywords, variables = self._arguments(payload, parts, frame)
             context = self._context_of(variables) if variables is not None else None
         except BaseException as error:
             return FAILURE, describe_failure(error, LOADING)
@@ -296,6 +291,16 @@ class _Worker:
         except BaseException as error:
             return FAILURE, describe_failure(error, RUNNING)
         return self._finish(value, context)
+
+    def _arguments(self, payload: Any, parts: Any, frame: Frame) -> Any:
+        """Return a call's arguments, those with names, and its context variables."""
+        if parts:
+            return self._memory().load(payload, parts, frame.loans)
+        if type(payload) is bytes or type(payload) is memoryview:
+            return loads(payload)
+        if type(payload) is dict:
+            return payload.pop(UNNAMED), payload, None
+        return payload if type(payload) is tuple else (payload,), {}, None
 
     def _finish(self, value: Any, context: Any) -> tuple[int, Any]:
         if type(value) is _Coroutine or hasattr(type(value), "__await__"):
