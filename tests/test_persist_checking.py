@@ -23,7 +23,6 @@ from aparallel import dumps, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import nesting, tokens
 from aparallel._persist import walk as walk_module
-from aparallel._persist.checking import walk
 from aparallel._persist.dry_run import Undecided, dry_run
 from aparallel._persist.guard import Guard
 from aparallel._persist.inspector import Inspector
@@ -31,7 +30,7 @@ from aparallel._persist.nesting import MOST_LEVELS, Levels
 from aparallel._persist.standins import BYTES, OPAQUE, Global, Items, Listed, Made, Opaque
 from aparallel._persist.tokens import Look, needed_look
 from aparallel._persist.trust import Trust
-from aparallel._persist.walk import Walk
+from aparallel._persist.walk import Walk, walk
 from aparallel._persist.window import Window
 from aparallel.errors import CorruptFileError, UntrustedTypeError
 

@@ -786,8 +786,8 @@ async def test_inspect_takes_every_kind_of_source(tmp_path: pathlib.Path) -> Non
 
 async def test_the_walk_sees_what_the_standard_library_sees() -> None:
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.checking import walk
     from aparallel._persist.inspector import Inspector
+    from aparallel._persist.walk import walk
 
     for protocol in (2, 3, 4, 5):
         data = pickle.dumps([plain(), arrays(), Point(1, 2), twice, [Point(3, 4)] * 3], protocol)

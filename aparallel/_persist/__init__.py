@@ -25,8 +25,8 @@ What a pickle would do, before it does::
     checking                          whether all of it is trusted, found out in one of three ways:
     tokens, dry_run, walk             by its opcodes alone, by a run with stand-ins, or step by step
     trust, guard, plain_data          what is trusted, and what is held against that
-    memo                              what the walk keeps for what comes later in the pickle
+    kept                              what the walk keeps of arguments, and for what comes later in the pickle
     nesting                           how deep things lie in each other, which can crash Python
     inspector, dtypes                 what can be told of it, such as its arrays and their data types
-    standins, window, literals        what stands for its objects; its bytes; what arguments of opcodes say
+    standins, window                  what stands for its objects; its bytes
 """

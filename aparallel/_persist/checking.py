@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 from aparallel._persist.dry_run import Undecided, dry_run
 from aparallel._persist.guard import Guard
 from aparallel._persist.tokens import Look, needed_look
-from aparallel._persist.walk import Walk
-from aparallel._persist.window import Window
-from aparallel.errors import CorruptFileError
+from aparallel._persist.walk import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.inspector import Inspector
     from aparallel._persist.trust import Trust
 
 
@@ -62,28 +59,3 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
     walk(file.read, guard, stop, file.skip)
     guard.check()
     return Found.TRUSTED
-
-
-def walk(
-    read: Callable[[int], bytes | memoryview],
-    watcher: Inspector,
-    stop: Stop,
-    skip: Callable[[int], object] | None = None,
-) -> int:
-    """Let *watcher* see what a pickle would do, and return how many bytes it has.
-
-    Args:
-        read: gives the next bytes.
-        skip: goes past bytes, and past the end without a word; None if they must be read.
-
-    Raises:
-        CorruptFileError: it is no pickle, or one that no pickler makes.
-    """
-    window = Window(read, stop, skip)
-    try:
-        Walk(window, watcher).run()
-    except RecursionError:
-        raise CorruptFileError(
-            "its pickle has pickles within pickles, more of them than Python can go through"
-        ) from None
-    return window.position

@@ -83,12 +83,12 @@ def _inspect(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
 
 
 def _inspect_container(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
-    from aparallel._persist.checking import walk
     from aparallel._persist.container import VERSION, Flag
     from aparallel._persist.guard import Survey
     from aparallel._persist.pickling import PiecesReader
     from aparallel._persist.reader import skim_container
     from aparallel._persist.tokens import Look, needed_look
+    from aparallel._persist.walk import walk
 
     with contextlib.closing(skim_container(opened.source, options, whole=opened.whole)) as content:
         survey = Survey()
@@ -109,10 +109,10 @@ def _inspect_container(opened: Opened, options: LoadOptions, stop: Stop) -> File
 
 
 def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
-    from aparallel._persist.checking import walk
     from aparallel._persist.guard import Survey
     from aparallel._persist.inspector import WRAPPERS
     from aparallel._persist.joblib_files import decompressed
+    from aparallel._persist.walk import walk
 
     survey = Survey(foreign=True)
     content = decompressed(source, codec, stop) if codec else source

@@ -10,8 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.standins import Global, Watcher
-from aparallel._persist.walk import Walk
-from aparallel._persist.window import Window
+from aparallel._persist.walk import walk
 from aparallel.errors import CorruptFileError, TruncatedFileError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def _holds_its_text(start: bytes, source: Source) -> bool:
 def _is_walked(start: bytes, stop: Stop) -> bool:
     parts = iter([start])
     try:
-        Walk(Window(lambda _: next(parts, b""), stop), _Doubter()).run()
+        walk(lambda _: next(parts, b""), _Doubter(), stop)
     except (TruncatedFileError, _Enough):
         return True
     except CorruptFileError:

@@ -3,7 +3,7 @@
 The unpickler is a machine with a stack and a memo. Here it runs on stand-ins: of what is pushed, only as much is kept
 as is needed to tell names, calls and arrays, and anything else is :data:`~aparallel._persist.standins.OPAQUE`. Opcodes
 and their arguments are those of the standard library's ``pickletools``. Memory is bounded by limits on the stack and on
-what is kept in the memo (:mod:`aparallel._persist.memo`).
+what is kept in the memo (:mod:`aparallel._persist.kept`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.literals import LINES, counted
-from aparallel._persist.memo import Memo
+from aparallel._persist.kept import LINES, Memo, counted
 from aparallel._persist.nesting import MOST_LEVELS, TOO_DEEP, frail_among, levels_of, opaque_tuple
 from aparallel._persist.standins import (
     BUFFER,
@@ -29,12 +28,12 @@ from aparallel._persist.standins import (
     Nested,
     Opaque,
 )
-from aparallel._persist.window import cut
+from aparallel._persist.window import Window, cut
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
+    from aparallel._ground.stoppable import Stop
     from aparallel._persist.standins import Watcher
-    from aparallel._persist.window import Window
 
 # Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
 _MOST_STACKED = 1 << 26
@@ -67,6 +66,33 @@ _COUNTED: dict[int, tuple[int, Opaque]] = {
 }
 
 
+def walk(
+    read: Callable[[int], bytes | memoryview],
+    watcher: Watcher,
+    stop: Stop,
+    skip: Callable[[int], object] | None = None,
+) -> int:
+    """Let *watcher* see what a pickle would do, and return how many bytes it has.
+
+    Args:
+        read: gives the next bytes.
+        skip: goes past bytes, and past the end without a word; None if they must be read.
+
+    Raises:
+        CorruptFileError: it is no pickle, or one that no pickler makes.
+    """
+    window = Window(read, stop, skip)
+    try:
+        Walk(window, watcher).run()
+    except (IndexError, KeyError):
+        raise CorruptFileError("its pickle takes more than it has") from None
+    except RecursionError:
+        raise CorruptFileError(
+            "its pickle has pickles within pickles, more of them than Python can go through"
+        ) from None
+    return window.position
+
+
 class Walk:
     """One pickle, from PROTO to STOP.
 
@@ -84,18 +110,13 @@ class Walk:
         # it when an opcode goes beyond; so frames must end where opcodes do, or the two would see different pickles.
         self._frame_end = 0
 
-    def run(self) -> Any:
-        """Walk to the end and return what stands for the object.
+    def run(self) -> None:
+        """Walk to the end.
 
         Raises:
             CorruptFileError: it is no pickle, or one that no pickler makes.
+            IndexError, KeyError: it takes what is not there.
         """
-        try:
-            return self._run()
-        except (IndexError, KeyError):
-            raise CorruptFileError("its pickle takes more than it has") from None
-
-    def _run(self) -> Any:
         window, stack, memo = self._window, self._stack, self._memo
         data, at = window.data, window.at
         while True:
@@ -137,7 +158,8 @@ class Walk:
             else:
                 window.at = at
                 if op == 0x2E:  # STOP
-                    return self._end()
+                    self._end()
+                    return
                 self._rare(op)
                 data, at = window.data, window.at
 
@@ -163,10 +185,10 @@ class Walk:
             self._window.skip(size)
             self._stack.append(kind)
 
-    def _end(self) -> Any:
+    def _end(self) -> None:
         if self._frame_end not in (0, self._window.position):
             raise CorruptFileError("its pickle has a frame that goes on after its end")
-        return self._stack.pop()
+        self._stack.pop()
 
     def _rare(self, op: int) -> None:
         found = _RARE.get(op)
