@@ -24,8 +24,7 @@ from aparallel._ground.stoppable import Stop
 from aparallel._persist import nesting, tokens
 from aparallel._persist import walk as walk_module
 from aparallel._persist.dry_run import Undecided, dry_run
-from aparallel._persist.guard import Guard
-from aparallel._persist.inspector import Inspector
+from aparallel._persist.guard import Guard, Survey
 from aparallel._persist.nesting import MOST_LEVELS, Levels
 from aparallel._persist.standins import BYTES, OPAQUE, Global, Items, Listed, Made, Opaque
 from aparallel._persist.tokens import Look, needed_look
@@ -129,7 +128,7 @@ def mutated(data: bytes, choose: random.Random) -> bytes:
     return bytes(found)
 
 
-class Log(Inspector):
+class Log(Survey):
     """Notes all that it is told."""
 
     def __init__(self) -> None:

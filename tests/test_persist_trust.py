@@ -786,7 +786,7 @@ async def test_inspect_takes_every_kind_of_source(tmp_path: pathlib.Path) -> Non
 
 async def test_the_walk_sees_what_the_standard_library_sees() -> None:
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.inspector import Inspector
+    from aparallel._persist.guard import Survey
     from aparallel._persist.walk import walk
 
     for protocol in (2, 3, 4, 5):
@@ -799,9 +799,9 @@ async def test_the_walk_sees_what_the_standard_library_sees() -> None:
                 return super().find_class(module, name)
 
         Recording(io.BytesIO(data)).load()
-        inspector = Inspector()
-        walk(io.BytesIO(data).read, inspector, Stop())
-        assert list(map(str, inspector.globals)) == list(dict.fromkeys(seen))
+        survey = Survey()
+        walk(io.BytesIO(data).read, survey, Stop())
+        assert list(map(str, survey.globals)) == list(dict.fromkeys(seen))
 
 
 async def test_data_that_does_not_fit_together_is_damage_unless_something_else_may_have_said_so() -> None:

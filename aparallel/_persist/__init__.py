@@ -27,6 +27,6 @@ What a pickle would do, before it does::
     trust, guard, plain_data          what is trusted, and what is held against that
     kept                              what the walk keeps of arguments, and for what comes later in the pickle
     nesting                           how deep things lie in each other, which can crash Python
-    inspector, dtypes                 what can be told of it, such as its arrays and their data types
+    dtypes                            its data types of NumPy
     standins, window                  what stands for its objects; its bytes
 """

@@ -35,17 +35,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aparallel._ground.hop import pausing
 from aparallel._ground.stoppable import Stopped
-from aparallel._persist.inspector import WRAPPERS
 from aparallel._persist.nesting import FRAIL
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
+    DTYPE,
     LONGEST_BYTES,
     LONGEST_TEXT,
     MOST_ITEMS,
     OPAQUE,
     SET,
     TEXT,
+    WRAPPERS,
     Global,
     Items,
     Listed,
@@ -164,7 +165,7 @@ class _Instance:
             self.watcher.on_odd("a second state for one object")
         made.built = True
         if self.changes_matter:
-            if self.name == _DTYPE and type(state) is tuple and len(state) > _FIELDS and type(state[_FIELDS]) is dict:
+            if self.name == DTYPE and type(state) is tuple and len(state) > _FIELDS and type(state[_FIELDS]) is dict:
                 state = (*state[:_FIELDS], self.fields.taken(state[_FIELDS]), *state[_FIELDS + 1 :])
             self.watcher.on_build(made, self.seen.of(state))
 
@@ -232,7 +233,6 @@ class _Fields:
         return Items({key if type(key) is str else None: self._seen.of(value) for key, value in fields.items()})
 
 
-_DTYPE = Global("numpy", "dtype")
 # Where in the state of a data type its fields are.
 _FIELDS = 4
 

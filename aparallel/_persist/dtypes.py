@@ -96,7 +96,7 @@ def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
         raise WrongDtype("has parts where there is one value")
     if subarray is not None:
         base, shape = subarray
-        found = np.dtype((_known(base), shape))
+        found = np.dtype((_part(base), shape))
     elif names is not None:
         found = _structured(made, names, fields, itemsize, flags)
     elif made.kind in "SUV":
@@ -122,7 +122,7 @@ def _structured(made: np.dtype[Any], names: Any, fields: Any, itemsize: Any, fla
     titles = [entry[2] if len(entry) > 2 else None for entry in entries]
     if set(fields) != {*names, *(title for title in titles if title is not None)}:
         raise WrongDtype("has fields without names")
-    formats, offsets = [_known(entry[0]) for entry in entries], [entry[1] for entry in entries]
+    formats, offsets = [_part(entry[0]) for entry in entries], [entry[1] for entry in entries]
     # NumPy adds in 32 bits, so that a field far outside of the item seems to end inside.
     if not all(0 <= offset <= itemsize - part.itemsize for part, offset in zip(formats, offsets, strict=True)):
         raise WrongDtype("has fields outside of its items")
@@ -161,7 +161,17 @@ def _dated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
 _UNITS = frozenset({"generic", "Y", "M", "W", "D", "h", "m", "s", "ms", "us", "μs", "ns", "ps", "fs", "as"})
 
 
-def _known(value: Any) -> np.dtype[Any]:
-    if not (isinstance(value, Made) and value.built and isinstance(value.known, np.dtype)):
+def _part(value: Any) -> np.dtype[Any]:
+    found = known_dtype(value)
+    if found is None:
         raise WrongDtype("has a field of a type that is not known")
-    return value.known
+    return found
+
+
+def known_dtype(value: Any) -> np.dtype[Any] | None:
+    """The data type that *value* stands for, if that is known, and cannot change any more."""
+    return value.known if isinstance(value, Made) and value.built and isinstance(value.known, np.dtype) else None
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(length) is int and length >= 0 for length in value)

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._ground.stoppable import Stop
-    from aparallel._persist.guard import Survey
-    from aparallel._persist.inspector import ArrayInfo
+    from aparallel._persist.guard import ArrayInfo, Survey
     from aparallel._persist.opening import Opened
     from aparallel._persist.sources import Source
     from aparallel.abc import Compressor
@@ -110,8 +109,8 @@ def _inspect_container(opened: Opened, options: LoadOptions, stop: Stop) -> File
 
 def _inspect_pickle(source: Source, codec: str, stop: Stop) -> FileInfo:
     from aparallel._persist.guard import Survey
-    from aparallel._persist.inspector import WRAPPERS
     from aparallel._persist.joblib_files import decompressed
+    from aparallel._persist.standins import WRAPPERS
     from aparallel._persist.walk import walk
 
     survey = Survey(foreign=True)

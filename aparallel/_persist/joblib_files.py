@@ -31,11 +31,11 @@ from aparallel._ground.hop import Pauses
 from aparallel._persist.arrays import array
 from aparallel._persist.compressors import LZMA_MEMORY, lz4_frame
 from aparallel._persist.container import MAGIC
+from aparallel._persist.dtypes import is_shape
 from aparallel._persist.filling import Filling
-from aparallel._persist.inspector import WRAPPERS, is_shape
 from aparallel._persist.old_pickles import FIRST_OPCODES, is_old_pickle
 from aparallel._persist.sources import Source, StreamSource
-from aparallel._persist.standins import Global
+from aparallel._persist.standins import WRAPPERS, Global
 from aparallel.errors import CorruptFileError, EmptyFileError, TruncatedFileError, UnsupportedFormatError
 
 if TYPE_CHECKING:

@@ -10,9 +10,22 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import GETTERS, RECONSTRUCTORS, WRAPPERS, known_dtype
+from aparallel._persist.dtypes import known_dtype
 from aparallel._persist.nesting import STATED_ARRAYS
-from aparallel._persist.standins import BUFFER, BYTES, SET, TEXT, Global, Items, Listed, Made, Opaque
+from aparallel._persist.standins import (
+    BUFFER,
+    BYTES,
+    GETTERS,
+    RECONSTRUCTORS,
+    SET,
+    TEXT,
+    WRAPPERS,
+    Global,
+    Items,
+    Listed,
+    Made,
+    Opaque,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +102,7 @@ def _empty_masked(made: Made) -> bool:
 
 
 def _a_dtype(made: Made) -> bool:
-    return made.known is not None  # else the inspector has found it wrong
+    return made.known is not None  # else the guard has found it wrong
 
 
 def _scalar(made: Made) -> bool:
@@ -166,7 +179,7 @@ _SCALARS = (
 )
 DATA = _table()
 DATA.update(dict.fromkeys(WRAPPERS, anything))
-# The inspector takes a call of these for one of the class that it is given; so what is left are other ones.
+# The guard takes a call of these for one of the class that it is given; so what is left are other ones.
 DATA.update(dict.fromkeys(RECONSTRUCTORS, _never))
 # The walk takes a call of these for the name of the member that it gives.
 DATA.update(dict.fromkeys(GETTERS, _never))

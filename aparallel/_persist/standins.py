@@ -1,4 +1,4 @@
-"""What stands for the objects of a pickle while it is looked at, and who is told what it would do."""
+"""What stands for the objects of a pickle while it is looked at, names that mean something, and who is told of them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,24 @@ class Global(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+DTYPE = Global("numpy", "dtype")
+# The class that stands for an array in joblib's files, in joblib and where scikit-learn once kept a copy of it.
+WRAPPERS = frozenset(
+    Global(module, "NumpyArrayWrapper")
+    for module in (
+        "joblib.numpy_pickle",
+        "sklearn.externals.joblib.numpy_pickle",
+        "sklearn.externals._joblib.numpy_pickle",
+    )
+)
+# What makes an object of a class in protocols 0 and 1.
+RECONSTRUCTORS = frozenset({Global("copy_reg", "_reconstructor"), Global("copyreg", "_reconstructor")})
+# And of a class that is a number, a text or a collection: from one of these.
+BASES = frozenset({int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset})
+# What picklers reach a class's own members through: its methods, and before protocol 4 classes in it.
+GETTERS = frozenset({Global("__builtin__", "getattr"), Global("builtins", "getattr")})
 
 
 class Opaque:

@@ -16,9 +16,8 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.inspector import BASES, GETTERS, RECONSTRUCTORS, WRAPPERS
 from aparallel._persist.plain_data import ARRAYS, DATA, FILLED, STATED, anything
-from aparallel._persist.standins import Global, Made
+from aparallel._persist.standins import BASES, GETTERS, RECONSTRUCTORS, WRAPPERS, Global, Made
 from aparallel.errors import UntrustedTypeError
 
 if TYPE_CHECKING:
