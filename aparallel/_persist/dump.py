@@ -249,9 +249,8 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
     from aparallel._persist.pickling import write_object
     from aparallel._persist.writer import ContainerWriter
 
-    failing = _Noting(sink)
     compressor = None if options.choice is None else options.choice.create()
-    writer = ContainerWriter(failing, compressor, options.threads, options.signing_key)
+    writer = ContainerWriter(sink, compressor, options.threads, options.signing_key)
     meter.done = lambda: writer.position
     try:
         write_object(obj, writer, stop, compressed=compressor is not None)
@@ -260,7 +259,7 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
         return size
     except Exception as error:
         # The pickler calls the sink and waits for the compressor, so their errors come out of the pickler.
-        if (failure := failing.taken() or writer.taken_failure()) is not None:
+        if (failure := writer.taken_failure()) is not None:
             try:
                 raise failure from None
             finally:
@@ -270,35 +269,6 @@ def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Mete
         raise _unpicklable(obj, error) from error
     finally:
         writer.close()
-
-
-class _Noting:
-    """A sink that remembers how it failed."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._failure: BaseException | None = None
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._do(self._sink.write, data)
-
-    def expect(self, size: int) -> None:
-        self._do(self._sink.expect, size)
-
-    def flush(self) -> None:
-        self._do(self._sink.flush)
-
-    def taken(self) -> BaseException | None:
-        """How it failed, if it did; told once, as the error's traceback has frames that refer to this sink."""
-        failure, self._failure = self._failure, None
-        return failure
-
-    def _do(self, step: Callable[..., None], *args: Any) -> None:
-        try:
-            step(*args)
-        except BaseException as error:
-            self._failure = error
-            raise
 
 
 def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import hmac
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aparallel._ground.hop import pause
 from aparallel._persist.container import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aparallel.abc import Compressor
 
 Bytes = bytes | bytearray | memoryview
+R = TypeVar("R")
 
 
 class Sink(Protocol):
@@ -84,6 +85,8 @@ class ContainerWriter:
         self._compressing = None if compressor is None else _Compressing(compressor, threads)
         # What is to be written after chunks that are still being compressed, in order.
         self._later: deque[Callable[[], None]] = deque()
+        # How the sink or the compressor failed, if one did.
+        self._failure: BaseException | None = None
         flags = Flag.COMPRESSED if compressor is not None else Flag(0)
         flags |= Flag.SIGNED if signing_key is not None else Flag(0)
         self._write(pack_header(Header(flags, compressor.name if compressor is not None else "")))
@@ -93,11 +96,9 @@ class ContainerWriter:
         """Bytes written so far."""
         return self._position
 
-    def taken_failure(self) -> Exception | None:
-        """What the compressor failed with, if it did; told once, as the error's traceback may refer to this."""
-        if self._compressing is None:
-            return None
-        failure, self._compressing.failure = self._compressing.failure, None
+    def taken_failure(self) -> BaseException | None:
+        """How the sink or the compressor failed, if one did; told once, as the error's traceback refers to this."""
+        failure, self._failure = self._failure, None
         return failure
 
     def write_pickle(self, pieces: Sequence[Bytes]) -> None:
@@ -125,9 +126,9 @@ class ContainerWriter:
             # The signature covers the trailer up to itself.
             self._signature.update(pack_trailer(trailer)[:SIGNED_OF_TRAILER])
             trailer = trailer._replace(signature=self._signature.digest())
-        self._sink.write(pack_trailer(trailer))
+        self._noting(self._sink.write, pack_trailer(trailer))
         self._position += LINE
-        self._sink.flush()
+        self._noting(self._sink.flush)
         return self._position
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class ContainerWriter:
     def _write_plain(self, record: Record, parts: Iterable[Bytes], *, entered: bool = True) -> None:
         offset = self._position
         head = self._write_head(record, entered=entered)
-        self._sink.expect(record.size)
+        self._noting(self._sink.expect, record.size)
         with Checksum(head[RECORD_FIXED:], offset, record.size, self._threads) as check:
             step = _LARGE_PIECE if check.has_helper else _PIECE
             for part in parts:
@@ -178,7 +179,7 @@ class ContainerWriter:
             head = self._write_head(record)
 
         def write_chunk(size: int, compressed: Any) -> None:
-            stored = compressed.result()
+            stored = self._noting(compressed.result)
             self._write(pack_chunk(size, stored, self._position))
             self._write(stored)
 
@@ -206,21 +207,24 @@ class ContainerWriter:
         self._position += len(data)
         if self._signature is not None:
             self._signature.update(data)
-        self._sink.write(data)
+        self._noting(self._sink.write, data)
+
+    def _noting(self, step: Callable[..., R], *args: Any) -> R:
+        """Do what can fail whatever the object is, and remember how it did."""
+        try:
+            return step(*args)
+        except BaseException as error:
+            self._failure = error
+            raise
 
 
 class _Compressing:
-    """Threads that compress chunks. Begun with the first chunk.
-
-    Attributes:
-        failure: what the compressor failed with, if it did.
-    """
+    """Threads that compress chunks. Begun with the first chunk."""
 
     def __init__(self, compressor: Compressor, threads: int) -> None:
         self._compressor = compressor
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
-        self.failure: Exception | None = None
         # Chunks under way, at most: enough that no thread waits for the writer.
         self.most = 2 * threads + 2
 
@@ -233,17 +237,13 @@ class _Compressing:
         return self._executor.submit(self._compress, chunk, itemsize)
 
     def _compress(self, chunk: memoryview, itemsize: int) -> memoryview:
-        try:
-            stored = memoryview(self._compressor.compress(chunk, itemsize)).cast("B")
-            if not 0 < len(stored) <= MAX_STORED:  # no reader would take it
-                raise ValueError(
-                    f"The compressor {self._compressor.name!r} made {len(stored):,} bytes of a chunk of "
-                    f"{len(chunk):,}. Make it at least one and at most {MAX_STORED:,}."
-                )
-            return stored
-        except Exception as error:
-            self.failure = error
-            raise
+        stored = memoryview(self._compressor.compress(chunk, itemsize)).cast("B")
+        if not 0 < len(stored) <= MAX_STORED:  # no reader would take it
+            raise ValueError(
+                f"The compressor {self._compressor.name!r} made {len(stored):,} bytes of a chunk of "
+                f"{len(chunk):,}. Make it at least one and at most {MAX_STORED:,}."
+            )
+        return stored
 
     def close(self) -> None:
         if self._executor is not None:
