@@ -113,7 +113,8 @@ def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
 
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     stop = Stop()
-    opened = Opened(FileSource(file.fileno(), stop, size), whole=True, file=file)
+    source = FileSource(file.fileno(), stop, size, is_mapped=options.mmap_mode is not None)
+    opened = Opened(source, whole=True, file=file)
     return _Loading(options, opened, stop, Meter()).load()
 
 
@@ -174,9 +175,10 @@ class _Loading:
         if options.mmap_mode is not None:
             from aparallel._persist.mapping import map_container
 
-            size = source.size or 0  # a file's is known
-            content = map_container(self._opened.file, options, self._stop, size)
-            self._meter.done = lambda: size
+            file: Any = source  # it has a path
+            self._meter.done = lambda: 0  # what comes last is read first
+            content = map_container(file, self._opened.file, options)
+            self._meter.done = lambda: file.size
         else:
             content = read_container(source, options, whole=self._opened.whole)
         with contextlib.closing(content):

@@ -92,7 +92,8 @@ def read_path(path: str, work: Work[T], stop: Stop, meter: Meter, *, mmap_mode: 
             os.lseek(file.fileno(), 0, os.SEEK_SET)
             return FileSource(file.fileno(), stop)
 
-        return work(Opened(FileSource(file.fileno(), stop), whole=True, file=file, again=again), stop, meter)
+        source = FileSource(file.fileno(), stop, is_mapped=mmap_mode is not None)
+        return work(Opened(source, whole=True, file=file, again=again), stop, meter)
 
 
 def _read_stream(

@@ -116,13 +116,65 @@ def skim_container(source: Source, options: LoadOptions, *, whole: bool) -> Cont
     return _Reading(source, options, skim=True).read(whole=whole)
 
 
-class _Reading:
-    def __init__(self, source: Source, options: LoadOptions, *, skim: bool = False) -> None:
+class Records:
+    """Reads records from where a source stands. *offset* is where the one in question begins in its container.
+
+    Attributes:
+        signature: over all that is read, to be compared with the one in the trailer; None without a key.
+    """
+
+    def __init__(self, source: Source, key: bytes | None) -> None:
         self._source = source
+        self.signature = source.signature = None if key is None else hmac.new(key, digestmod=hashlib.sha256)
+
+    def head(self, line: bytes, offset: int) -> tuple[Record, bytes]:
+        """Return a record and the bytes of its head, zeros included."""
+        _, count, _ = unpack_record_line(line, offset)
+        size = aligned(RECORD_FIXED + 8 * count)
+        head = line if size == LINE else line + self._source.read(size - LINE)
+        record = unpack_record(head, offset)
+        if any(head[RECORD_FIXED + 8 * count :]):
+            raise ChecksumError(f"the record at byte {offset} has bytes where there should be none")
+        return record, head
+
+    def plain(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
+        """Return the payload of a plain record, and go past its end."""
+        self._source.demand(record.size)
+        check = xxh3_64(head[RECORD_FIXED:], offset)
+        parts = []
+        for start in range(0, record.size, _SLICE):
+            part = self._source.read(min(_SLICE, record.size - start))
+            check.update(part)
+            parts.append(part)
+        self.check_tail(record, head, offset, check)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def check_tail(self, record: Record, head: bytes, offset: int, check: xxh3_64, *, trusted: bool = False) -> None:
+        """Read and compare the checksum after a plain payload, and the zeros after that."""
+        end = len(head) + record.size
+        tail = self._source.read(aligned(end + CHECKSUM_SIZE) - end)
+        if int.from_bytes(tail[:CHECKSUM_SIZE], "little") != check.intdigest() and not trusted:
+            raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
+        if any(tail[CHECKSUM_SIZE:]):
+            raise ChecksumError(f"the record at byte {offset} has bytes after it where there should be none")
+
+    def check_signature(self, trailer: Trailer) -> None:
+        """Compare the signature with the one that is in the container, if one was asked for.
+
+        Raises:
+            SignatureError: they differ.
+        """
+        if self.signature is not None and not hmac.compare_digest(self.signature.digest(), trailer.signature):
+            raise SignatureError(
+                "its signature is not one of the key given: another key signed it, or somebody changed it"
+            )
+
+
+class _Reading(Records):
+    def __init__(self, source: Source, options: LoadOptions, *, skim: bool = False) -> None:
+        super().__init__(source, options.signing_key)
         self._options = options
         self._skim = skim
-        self._signature = new_signature(options.signing_key)
-        source.signature = self._signature
         self._base = source.position
         self._filling = Filling(source, options.threads)
         self._decoding: _Decoding | None = None  # as the header says, once it is read
@@ -158,10 +210,10 @@ class _Reading:
                 return
             if len(line) < LINE or line.startswith(END_MAGIC):
                 raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
-            record, head = self._head(line, offset)
+            record, head = self.head(line, offset)
             if record.kind == INDEX:
                 index_offset = offset
-                if bytes(self._plain(record, head, offset)) != b"".join(index):
+                if bytes(self.plain(record, head, offset)) != b"".join(index):
                     raise CorruptFileError("its index does not describe it")
                 continue
             index.append(pack_record(record, offset))
@@ -182,36 +234,15 @@ class _Reading:
     def _end(self, trailer: Trailer, index_offset: int) -> None:
         if trailer.index_offset != index_offset:
             raise CorruptFileError("its trailer does not belong to it")
-        check_signature(self._signature, trailer)
-
-    def _head(self, line: bytes, offset: int) -> tuple[Record, bytes]:
-        """Return a record and the bytes of its head, zeros included."""
-        _, count, _ = unpack_record_line(line, offset)
-        size = aligned(RECORD_FIXED + 8 * count)
-        head = line if size == LINE else line + self._source.read(size - LINE)
-        record = unpack_record(head, offset)
-        if any(head[RECORD_FIXED + 8 * count :]):
-            raise ChecksumError(f"the record at byte {offset} has bytes where there should be none")
-        return record, head
+        self.check_signature(trailer)
 
     def _payload(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
         """Return a payload whose size the format bounds."""
         if self._decoding is None:
-            return self._plain(record, head, offset)
+            return self.plain(record, head, offset)
         target = bytearray(record.size)
         self._decode(head, record.size, memoryview(target))
         return target  # type: ignore[return-value]  # as good as bytes to whoever reads it
-
-    def _plain(self, record: Record, head: bytes, offset: int) -> bytes | memoryview:
-        self._source.demand(record.size)
-        check = xxh3_64(head[RECORD_FIXED:], offset)
-        parts = []
-        for start in range(0, record.size, _SLICE):
-            part = self._source.read(min(_SLICE, record.size - start))
-            check.update(part)
-            parts.append(part)
-        self._check_tail(record, head, offset, check)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _buffers(self, record: Record, head: bytes, offset: int, header: Header) -> Iterator[Any]:
         """Return a record's buffers, each an array of bytes."""
@@ -220,7 +251,7 @@ class _Reading:
         if self._decoding is None:
             check = xxh3_64(head[RECORD_FIXED:], offset)
             memory = self._filling.array(record.size, check.update)
-            self._check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
+            self.check_tail(record, head, offset, check, trusted=Flag.CHANGED_IN_PLACE in header.flags)
         elif self._source.believes(record.size):
             memory = np.empty(record.size, np.uint8)
             self._decode(head, record.size, memoryview(memory))
@@ -245,15 +276,6 @@ class _Reading:
             source.demand(stored)
             source.skip(stored)
         source.read(-(source.position - self._base) % LINE)
-
-    def _check_tail(self, record: Record, head: bytes, offset: int, check: xxh3_64, *, trusted: bool = False) -> None:
-        """Read and compare the checksum after a plain payload, and the zeros after that."""
-        end = len(head) + record.size
-        tail = self._source.read(aligned(end + CHECKSUM_SIZE) - end)
-        if int.from_bytes(tail[:CHECKSUM_SIZE], "little") != check.intdigest() and not trusted:
-            raise ChecksumError(f"the checksum of the record at byte {offset} does not match")
-        if any(tail[CHECKSUM_SIZE:]):
-            raise ChecksumError(f"the record at byte {offset} has bytes after it where there should be none")
 
     def _decode(self, head: bytes, size: int, target: memoryview | None) -> bytearray:
         """Decompress a record's chunks to where they belong; without *target*, return them."""
@@ -342,10 +364,6 @@ def _decoding(header: Header, options: LoadOptions) -> _Decoding | None:
     return _Decoding(decompressor(header.codec, options.compressors), options.threads) if header.codec else None
 
 
-def new_signature(key: bytes | None) -> hmac.HMAC | None:
-    return None if key is None else hmac.new(key, digestmod=hashlib.sha256)
-
-
 def check_signed(header: Header, key: bytes | None) -> None:
     """Refuse a file without signature where one is asked for.
 
@@ -354,13 +372,3 @@ def check_signed(header: Header, key: bytes | None) -> None:
     """
     if key is not None and Flag.SIGNED not in header.flags:
         raise SignatureError("it is not signed, and a signing key was given")
-
-
-def check_signature(signature: hmac.HMAC | None, trailer: Trailer) -> None:
-    """Compare a signature over a whole container, if one was asked for, with the one that is in it.
-
-    Raises:
-        SignatureError: they differ.
-    """
-    if signature is not None and not hmac.compare_digest(signature.digest(), trailer.signature):
-        raise SignatureError("its signature is not one of the key given: another key signed it, or somebody changed it")

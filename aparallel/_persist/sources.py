@@ -169,59 +169,56 @@ class Source(ABC):
         return not self.read_up_to(1)
 
 
-def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Return *size* bytes from *offset* on, fewer only at the end of the file."""
-    if hasattr(os, "pread"):
-        return os.pread(fd, size, offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # Windows; nobody else uses the descriptor
-    return os.read(fd, size)
-
-
 class FileSource(Source):
-    """A regular file, through a descriptor at its beginning that nobody else moves. It is read ahead in small steps."""
+    """A regular file, through a descriptor at its beginning that nobody else moves. It is read ahead in small steps.
 
-    _AHEAD = 64 << 10
+    Args:
+        size: bytes that are ours, from the file's beginning; None for all of them.
+        is_mapped: little of it is read.
+    """
+
     reads_anywhere = hasattr(os, "preadv")
+    size: int
 
-    def __init__(self, fd: int, stop: Stop, size: int | None = None) -> None:
-        """*size*: bytes that are ours, from the file's beginning; None for all of them."""
+    def __init__(self, fd: int, stop: Stop, size: int | None = None, *, is_mapped: bool = False) -> None:
         self.fd = fd
+        self._ahead = (4 if is_mapped else 64) << 10
         self._buffer = memoryview(b"")
-        self._end = os.fstat(fd).st_size if size is None else size
-        super().__init__(self._end, stop)
+        super().__init__(os.fstat(fd).st_size if size is None else size, stop)
 
     def _read(self, size: int) -> bytes | memoryview:
         if not len(self._buffer):
-            if size >= self._AHEAD:
+            if size >= self._ahead:
                 return os.read(self.fd, size)
-            self._buffer = memoryview(os.read(self.fd, self._AHEAD))
+            self._buffer = memoryview(os.read(self.fd, self._ahead))
         data, self._buffer = self._buffer[:size], self._buffer[size:]
         return data
 
     def _read_into(self, view: memoryview) -> int:
-        if len(self._buffer):
-            data = self._read(len(view))
-            view[: len(data)] = data
-            return len(data)
-        if hasattr(os, "readv"):
-            return os.readv(self.fd, [view])
-        data = os.read(self.fd, len(view))
-        view[: len(data)] = data
-        return len(data)
+        if len(self._buffer) or not hasattr(os, "readv"):
+            return super()._read_into(view)
+        return os.readv(self.fd, [view])
 
     def _read_at(self, view: memoryview, position: int) -> int:
         return os.preadv(self.fd, [view], position)
 
     def peek(self, size: int) -> bytes:
         if len(self._buffer) < size:
-            self._buffer = memoryview(bytes(self._buffer) + os.read(self.fd, self._AHEAD))
+            self._buffer = memoryview(bytes(self._buffer) + os.read(self.fd, self._ahead))
         return bytes(self._buffer[:size])
+
+    def move_to(self, position: int) -> None:
+        """Have what is at *position* come next."""
+        if position != self.position:
+            os.lseek(self.fd, position, os.SEEK_SET)
+            self._buffer = memoryview(b"")
+            self.position = position
 
     def skip(self, size: int) -> None:
         at_hand = min(size, len(self._buffer))
         self._buffer = self._buffer[at_hand:]
         # What a file says of sizes may be more than the system can count.
-        os.lseek(self.fd, min(size - at_hand, self._end + 1), os.SEEK_CUR)
+        os.lseek(self.fd, min(size - at_hand, self.size + 1), os.SEEK_CUR)
         self.position += size
 
 
