@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class Zlib(Compressor):
-    name = "zlib"
-    _wbits = zlib.MAX_WBITS
-
+class _Leveled(Compressor):
     def __init__(self, level: int) -> None:
         self._level = level
+
+
+class Zlib(_Leveled):
+    name = "zlib"
+    _wbits = zlib.MAX_WBITS
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
         compressor = zlib.compressobj(self._level, zlib.DEFLATED, self._wbits)
@@ -43,25 +45,19 @@ class Gzip(Zlib):
     _wbits = zlib.MAX_WBITS | 16
 
 
-class Bz2(Compressor):
+class Bz2(_Leveled):
     name = "bz2"
 
-    def __init__(self, level: int) -> None:
-        self._level = max(level, 1)
-
     def compress(self, data: memoryview, itemsize: int) -> bytes:
-        return bz2.compress(data, self._level)
+        return bz2.compress(data, max(self._level, 1))
 
     def decompress(self, data: memoryview, size: int) -> bytes:
         return bz2.BZ2Decompressor().decompress(data, size + 1)
 
 
-class Xz(Compressor):
+class Xz(_Leveled):
     name = "xz"
     _format = lzma.FORMAT_XZ
-
-    def __init__(self, level: int) -> None:
-        self._level = level
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
         return lzma.compress(data, self._format, preset=self._level)
@@ -80,49 +76,43 @@ class Lzma(Xz):
 LZMA_MEMORY = 128 << 20
 
 
-class Zstd(Compressor):
+class Zstd(_Leveled):
     """The standard library's (Python 3.14), or the package zstandard."""
 
     name = "zstd"
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        super().__init__(level)
         self._module: Any = _zstd()
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
         if self._module.__name__ == "zstandard":
-            compressed: bytes = self._module.ZstdCompressor(level=self._level).compress(data)
-        else:
-            compressed = self._module.compress(data, self._level)
-        return compressed
+            return bytes(self._module.ZstdCompressor(level=self._level).compress(data))
+        return bytes(self._module.compress(data, self._level))
 
     def decompress(self, data: memoryview, size: int) -> bytes:
         if self._module.__name__ == "zstandard":
             if self._module.frame_content_size(data) != size:
                 raise ValueError("the frame says another size")
-            found: bytes = self._module.ZstdDecompressor(max_window_size=1 << 27).decompress(data)
-            return found
-        limited: bytes = self._module.ZstdDecompressor().decompress(data, size + 1)
-        return limited
+            return bytes(self._module.ZstdDecompressor(max_window_size=1 << 27).decompress(data))
+        return bytes(self._module.ZstdDecompressor().decompress(data, size + 1))
 
 
-class Lz4(Compressor):
+class Lz4(_Leveled):
     name = "lz4"
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        super().__init__(level)
         self._module: Any = lz4_frame()
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
-        compressed: bytes = self._module.compress(data, compression_level=self._level)
-        return compressed
+        return bytes(self._module.compress(data, compression_level=self._level))
 
     def decompress(self, data: memoryview, size: int) -> bytes:
-        found: bytes = self._module.LZ4FrameDecompressor().decompress(data, size + 1)
-        return found
+        return bytes(self._module.LZ4FrameDecompressor().decompress(data, size + 1))
 
 
-class Numeric(Compressor):
+class Numeric(_Leveled):
     """Blosc, with Zstandard inside, for arrays of numbers.
 
     The bytes of numbers are shuffled (all first bytes, all second bytes, …), or their bits, or nothing is, whichever
@@ -133,7 +123,7 @@ class Numeric(Compressor):
     name = "numeric"
 
     def __init__(self, level: int) -> None:
-        self._level = level
+        super().__init__(level)
         self._blosc: Any = _imported("numcodecs.blosc", "numeric", "numcodecs")
 
     def compress(self, data: memoryview, itemsize: int) -> bytes:
@@ -154,8 +144,7 @@ class Numeric(Compressor):
         whole = len(items) // typesize * typesize
         typed = items[:whole].view(f"V{typesize}") if typesize > 1 and whole == len(items) else items
         # One block: the smaller ones that Blosc would choose serve the cache, and cost a tenth of the size.
-        compressed: bytes = self._blosc.compress(typed, b"zstd", level, shuffle, len(items))
-        return compressed
+        return bytes(self._blosc.compress(typed, b"zstd", level, shuffle, len(items)))
 
     def decompress(self, data: memoryview, size: int) -> bytes:
         # Blosc allocates what its header says: bytes 4 to 8 are the size, 12 to 16 the compressed size.
@@ -163,8 +152,7 @@ class Numeric(Compressor):
             raise ValueError("Blosc's header says another size")
         if int.from_bytes(data[12:16], "little") != len(data):
             raise ValueError("Blosc's header says another compressed size")
-        found: bytes = self._blosc.decompress(data)
-        return found
+        return bytes(self._blosc.decompress(data))
 
 
 _NOTHING, _BYTES, _BITS = 0, 1, 2
