@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import aparallel
@@ -277,6 +278,12 @@ def test_a_script_that_gathers_loads_little_before_its_first_result() -> None:
     assert not loaded_by("from aparallel import delayed, gather_parallel; gather_parallel") & (SLOW | {"cloudpickle"})
     gather = "import asyncio, aparallel as a; asyncio.run(a.gather_parallel(a.delayed(lambda: 1)()))"
     assert not loaded_by(gather) & SLOW
+
+
+async def test_a_first_load_imports_nothing_that_only_dumps_need() -> None:
+    content = await aparallel.dumps([1, "text", np.arange(9)])
+    loading = f"import asyncio, aparallel as a; asyncio.run(a.loads({content!r}))"
+    assert loaded_by(loading) & {"cloudpickle", "numpy"} == {"numpy"}
 
 
 FRAMEWORKS = {"aiohttp", "fastapi", "litestar", "pydantic", "starlette"}

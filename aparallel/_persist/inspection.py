@@ -84,9 +84,9 @@ def _inspect(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
 def _inspect_container(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
     from aparallel._persist.container import VERSION, Flag
     from aparallel._persist.guard import Survey
-    from aparallel._persist.pickling import PiecesReader
     from aparallel._persist.reader import skim_container
     from aparallel._persist.tokens import Look, needed_look
+    from aparallel._persist.unpickling import PiecesReader
     from aparallel._persist.walk import walk
 
     with contextlib.closing(skim_container(opened.source, options, whole=opened.whole)) as content:

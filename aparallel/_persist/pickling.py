@@ -1,13 +1,12 @@
-"""The pickle in a file: the C pickler and unpickler, fed in slices so that the event loop keeps running.
+"""An object into a pickle and buffers: what the C pickler writes is taken in slices, so that the loop keeps running.
 
-This module loads NumPy and cloudpickle: it is imported in a thread, with the first dump or load.
+This module loads NumPy and cloudpickle: it is imported in a thread, with the first dump.
 """
 
 from __future__ import annotations
 
 import copyreg
 import importlib
-import io
 import math
 import pickle
 import types
@@ -269,79 +268,3 @@ def _array_parts(found: Any) -> Iterator[memoryview]:
 def _bytes_of(part: Any) -> memoryview:
     flat: Any = np.ascontiguousarray(part).reshape(-1)
     return memoryview(flat.view(np.uint8))
-
-
-class PiecesReader:
-    """The pieces of a pickle as a file for the C unpickler, which asks for a frame (64 KB) at a time."""
-
-    def __init__(self, pieces: Iterator[bytes | memoryview], stop: Stop) -> None:
-        self._pieces = pieces
-        self._stop = stop
-        self._piece = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        """Return up to *size* bytes, fewer only at the end."""
-        if size <= len(self._piece):
-            if size >= _PAUSE_FROM:
-                self._pause()
-            data, self._piece = bytes(self._piece[:size]), self._piece[size:]
-            return data
-        found = io.BytesIO()  # gives what is in it without a copy
-        while size and self._fill():
-            part = self._piece[:size]
-            found.write(part)
-            self._piece = self._piece[len(part) :]
-            size -= len(part)
-        return found.getvalue()
-
-    def readinto(self, target: Any) -> int:
-        """Fill *target*, but for the end."""
-        view = memoryview(target).cast("B")
-        filled = 0
-        while filled < len(view) and self._fill():
-            part = self._piece[: min(len(view) - filled, _SLICE)]
-            if len(part) >= _PAUSE_FROM:
-                pause()
-            view[filled : filled + len(part)] = part
-            self._piece = self._piece[len(part) :]
-            filled += len(part)
-        return filled
-
-    def skip(self, size: int) -> None:
-        """Go past *size* bytes, or to the end."""
-        while size and self._fill():
-            part = min(size, len(self._piece))
-            self._piece = self._piece[part:]
-            size -= part
-
-    def readline(self) -> bytes:
-        """Return what comes up to the next end of a line. Only old opcodes need it, which this package never writes."""
-        found = bytearray()
-        while self._fill():
-            # The pieces are of 8 MiB at most, and are looked through by C code.
-            end = bytes(self._piece[:_LINE_AT_ONCE]).find(b"\n") + 1
-            part = self._piece[: end or _LINE_AT_ONCE]
-            found += part
-            self._piece = self._piece[len(part) :]
-            if end:
-                break
-        return bytes(found)
-
-    def _fill(self) -> bool:
-        """Make sure that there is something to give; return False at the end."""
-        self._stop.check()
-        while not len(self._piece):
-            piece = next(self._pieces, None)
-            if piece is None:
-                return False
-            if len(piece) >= _PAUSE_FROM:
-                pause()
-            self._piece = memoryview(piece)
-        return True
-
-    def _pause(self) -> None:
-        self._stop.check()
-        pause()
-
-
-_LINE_AT_ONCE = 512
