@@ -114,7 +114,7 @@ async def test_its_arrays_are_mapped_where_they_lie(release: str, way: str, tmp_
 async def test_arrays_that_go_beyond_what_was_read_ahead_are_mapped(
     mode: Any, trusted: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources.FileSource, "_AHEAD", 64)
+    monkeypatch.setattr(sources, "_AHEAD_IN_MAPPED", 64)
     path = tmp_path / "file.pkl"
     path.write_bytes(written(CORPUS[-1][0], "plain"))
     found = await load(path, mmap_mode=mode, trusted=trusted)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # What a source says that it holds is believed up to this size if its own is not known.
 _BELIEVED = 64 << 20
+# How far files are read ahead, and those of which only some places are read.
+_AHEAD = 64 << 10
+_AHEAD_IN_MAPPED = 4 << 10
 
 
 class Digest(Protocol):
@@ -182,7 +185,7 @@ class FileSource(Source):
 
     def __init__(self, fd: int, stop: Stop, size: int | None = None, *, is_mapped: bool = False) -> None:
         self.fd = fd
-        self._ahead = (4 if is_mapped else 64) << 10
+        self._ahead = _AHEAD_IN_MAPPED if is_mapped else _AHEAD
         self._buffer = memoryview(b"")
         super().__init__(os.fstat(fd).st_size if size is None else size, stop)
 
