@@ -18,7 +18,7 @@ What happens to an object, and back::
     freeing                           what it takes the place of
     reader, filling, mapping          read and verified, or mapped
     unpickling                        the pickle into the object
-    joblib_files, old_pickles         files of others
+    recognizing, joblib_files         what a file is; files of others
 
 What a pickle would do, before it does::
 

@@ -73,7 +73,7 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
 
 
 def _inspect(opened: Opened, options: LoadOptions, stop: Stop) -> FileInfo:
-    from aparallel._persist.joblib_files import pickle_codec
+    from aparallel._persist.recognizing import pickle_codec
 
     codec = pickle_codec(opened.source, stop)
     if codec is None:

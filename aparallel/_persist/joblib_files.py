@@ -30,13 +30,12 @@ import numpy as np
 from aparallel._ground.hop import Pauses
 from aparallel._persist.arrays import array
 from aparallel._persist.compressors import LZMA_MEMORY, lz4_frame
-from aparallel._persist.container import MAGIC
 from aparallel._persist.dtypes import is_shape
 from aparallel._persist.filling import Filling
-from aparallel._persist.old_pickles import FIRST_OPCODES, is_old_pickle
+from aparallel._persist.recognizing import XZ, check_decompressed, too_old
 from aparallel._persist.sources import Source, StreamSource
 from aparallel._persist.standins import WRAPPERS, Global
-from aparallel.errors import CorruptFileError, EmptyFileError, TruncatedFileError, UnsupportedFormatError
+from aparallel.errors import CorruptFileError, TruncatedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,52 +43,8 @@ if TYPE_CHECKING:
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.trust import Trust
 
-_XZ = b"\xfd7zXZ"
-# The first bytes of each, to the codec's name. Those of zlib and of a bare pickle are told by more than a prefix.
-_PREFIXES = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bz2",
-    b"\x5d\x00\x00": "lzma",
-    _XZ: "xz",
-    b"\x04\x22\x4d\x18": "lz4",
-}
-# So many bytes tell what a file is, and the first of them whether it is a pickle, which may have no more.
-_ENOUGH = 8
-_FEW = 2
-# Of joblib 0.9 and earlier: how a compressed file begins, and what stands for an array.
-_BEFORE_0_10 = b"ZF"
+# What stands for an array in files of joblib 0.9 and earlier.
 _WRAPPERS_BEFORE_0_10 = frozenset({"NDArrayWrapper", "ZNDArrayWrapper"})
-
-
-def pickle_codec(source: Source, stop: Stop) -> str | None:
-    """How the pickle in *source* is compressed: a codec, "" if it is not. None if it holds a container.
-
-    Raises:
-        UnsupportedFormatError: it holds neither.
-    """
-    if (codec := _codec_of(source.peek(_FEW))) is not None:
-        return codec
-    if is_old_pickle(source, stop):
-        return ""
-    start = source.peek(_ENOUGH)
-    codec = _codec_of(start)
-    if start.startswith(_BEFORE_0_10):
-        raise _too_old()
-    if codec is None and not start.startswith(MAGIC[: len(start)]):
-        raise UnsupportedFormatError(f"it begins with {start!r}, as no file of aparallel, joblib or pickle does")
-    return codec
-
-
-def _codec_of(start: bytes) -> str | None:
-    if len(start) >= 2 and start[0] == _PROTO and 2 <= start[1] <= 5:
-        return ""
-    if len(start) >= 2 and start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0:  # RFC 1950, 2.2
-        return "zlib"
-    return next((name for prefix, name in _PREFIXES.items() if start.startswith(prefix)), None)
-
-
-def _too_old() -> UnsupportedFormatError:
-    return UnsupportedFormatError("joblib 0.9 or earlier wrote it. Load it with joblib, and dump it again")
 
 
 def decompressed(source: Source, codec: str, stop: Stop) -> Source:
@@ -125,17 +80,8 @@ def decompressed(source: Source, codec: str, stop: Stop) -> Source:
         return data
 
     content = StreamSource(read, stop, exact=False)
-    start = content.peek(_ENOUGH)
-    if not start:
-        raise EmptyFileError(f"its {codec} data has nothing in it")
-    if start.startswith(MAGIC):
-        raise UnsupportedFormatError(f"it is a file of aparallel inside {codec} data: decompress that first")
-    if start[0] != _PROTO and start[0] not in FIRST_OPCODES:
-        raise UnsupportedFormatError(f"it is {codec} data that begins with {start!r}, as no pickle does")
+    check_decompressed(content, codec)
     return content
-
-
-_PROTO = 0x80
 
 
 class _Raw(io.RawIOBase):
@@ -176,7 +122,7 @@ class _Decompressing(io.RawIOBase):
         decompressor = self._decompressor
         if decompressor.eof:
             rest: bytes = decompressor.unused_data or self._file.read(_COMPRESSED_AT_ONCE)
-            if not rest.startswith(_XZ):
+            if not rest.startswith(XZ):
                 return None
             self._decompressor = self._new()
             return rest
@@ -234,7 +180,7 @@ class _Unpickler(Unpickler):
         if Global(module, name) in WRAPPERS:
             return self._reader.wrapper
         if name in _WRAPPERS_BEFORE_0_10 and Global(module, "NumpyArrayWrapper") in WRAPPERS:
-            raise _too_old()  # where joblib is installed, there would be such wrappers in place of the arrays
+            raise too_old()  # where joblib is installed, there would be such wrappers in place of the arrays
         return super().find_class(module, name) if self._trust is None else self._trust.resolve(module, name)
 
     def persistent_load(self, number: Any) -> Any:

@@ -145,7 +145,7 @@ class _Loading:
         self._meter = meter
 
     def load(self) -> Any:
-        from aparallel._persist.joblib_files import pickle_codec
+        from aparallel._persist.recognizing import pickle_codec
 
         source = self._opened.source
         self._meter.total = source.size
