@@ -32,7 +32,8 @@ from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files
 from aparallel._persist.dump import dump_to_path
-from aparallel._persist.load import _Loading, load_from_path
+from aparallel._persist.load import load_from_path
+from aparallel._persist.opening import Opened
 from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.errors import (
     EmptyFileError,
@@ -282,7 +283,7 @@ def test_a_load_that_fails_keeps_nothing(path: pathlib.Path) -> None:
         yield path.read_bytes()
 
     def count() -> int:
-        return sum(type(found) is _Loading for found in gc.get_objects())
+        return sum(type(found) is Opened for found in gc.get_objects())
 
     async def read() -> None:
         for source in (path, chunks()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,13 @@ from aparallel._ground.stoppable import Stop
 from aparallel._persist.opening import Naming, Opened, read_given, read_path
 from aparallel._persist.options import LoadOptions
 from aparallel._persist.running import Meter, in_thread_with
+from aparallel.errors import SignatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aparallel._ground.bars import ProgressOption
     from aparallel._ground.sharing import MmapMode
-    from aparallel._persist.opening import Work
     from aparallel._persist.sources import Source
     from aparallel._persist.trust import Trust
     from aparallel.abc import Compressor
@@ -72,7 +73,7 @@ async def load(
     options = LoadOptions.checked(
         mmap_mode, trusted=trusted, signing_key=signing_key, verify=verify, compressors=compressors, n_jobs=n_jobs
     )
-    return await read_given(source, _work_of(options), progress, "load", mmap_mode)
+    return await read_given(source, functools.partial(_load, options), progress, "load", mmap_mode)
 
 
 async def loads(
@@ -104,7 +105,9 @@ def load_from_path(path: str, options: LoadOptions, stop: Stop | None = None, me
         Stopped: *stop* was set.
         Exception: as :func:`load`.
     """
-    return read_path(path, _work_of(options), stop or Stop(), meter or Meter(), mmap_mode=options.mmap_mode)
+    return read_path(
+        path, functools.partial(_load, options), stop or Stop(), meter or Meter(), mmap_mode=options.mmap_mode
+    )
 
 
 def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
@@ -115,7 +118,7 @@ def load_from_file(file: Any, size: int, options: LoadOptions) -> Any:
     stop = Stop()
     source = FileSource(file.fileno(), stop, size, is_mapped=options.mmap_mode is not None)
     opened = Opened(source, whole=True, file=file)
-    return _Loading(options, opened, stop, Meter()).load()
+    return _load(options, opened, stop, Meter())
 
 
 def load_from_bytes(
@@ -128,96 +131,82 @@ def load_from_bytes(
     view = memoryview(data)
     with Naming("the data"):
         opened = Opened(MemorySource(view, stop), whole=True, again=lambda: MemorySource(view, stop))
-        return _Loading(options, opened, stop, meter or Meter()).load()
+        return _load(options, opened, stop, meter or Meter())
 
 
-def _work_of(options: LoadOptions) -> Work[Any]:
-    return lambda opened, stop, meter: _Loading(options, opened, stop, meter).load()
+def _load(options: LoadOptions, opened: Opened, stop: Stop, meter: Meter) -> Any:
+    """Return one object, from the first byte to the last, in this thread."""
+    from aparallel._persist.recognizing import pickle_codec
 
-
-class _Loading:
-    """One object, from the first byte to the last, in one thread."""
-
-    def __init__(self, options: LoadOptions, opened: Opened, stop: Stop, meter: Meter) -> None:
-        self._options = options
-        self._opened = opened
-        self._stop = stop
-        self._meter = meter
-
-    def load(self) -> Any:
-        from aparallel._persist.recognizing import pickle_codec
-
-        source = self._opened.source
-        self._meter.total = source.size
-        self._meter.done = lambda: source.position
-        codec = pickle_codec(source, self._stop)
-        if codec is None:
-            return self._load_container()
-        if self._options.signing_key is not None:
-            from aparallel.errors import SignatureError
-
-            raise SignatureError("it is not signed, and a signing key was given")
-        return self._load_pickle(codec)
-
-    def _trust(self) -> Trust | None:
-        if self._options.trusted is None:
-            return None
+    source = opened.source
+    meter.total = source.size
+    meter.done = lambda: source.position
+    codec = pickle_codec(source, stop)
+    trust = None
+    if options.trusted is not None:
         from aparallel._persist.trust import Trust
 
-        return Trust(self._options.trusted)
+        trust = Trust(options.trusted)
+    if codec is None:
+        return _load_container(options, trust, opened, stop, meter)
+    if options.signing_key is not None:
+        raise SignatureError("it is not signed, and a signing key was given")
+    return _load_pickle(codec, options, trust, opened, stop, meter)
 
-    def _load_container(self) -> Any:
+
+def _load_container(options: LoadOptions, trust: Trust | None, opened: Opened, stop: Stop, meter: Meter) -> Any:
+    from aparallel._persist.unpickling import read_object
+
+    if options.mmap_mode is not None:
+        from aparallel._persist.mapping import map_container
+
+        source: Any = opened.source  # it has a path
+        meter.done = lambda: 0  # what comes last is read first
+        content = map_container(source, opened.file, options)
+        meter.done = lambda: source.size
+    else:
         from aparallel._persist.reader import read_container
-        from aparallel._persist.unpickling import read_object
 
-        options, source = self._options, self._opened.source
-        trust = self._trust()
-        if options.mmap_mode is not None:
-            from aparallel._persist.mapping import map_container
+        content = read_container(opened.source, options, whole=opened.whole)
+    with contextlib.closing(content):
+        return read_object(content, trust, stop)
 
-            file: Any = source  # it has a path
-            self._meter.done = lambda: 0  # what comes last is read first
-            content = map_container(file, self._opened.file, options)
-            self._meter.done = lambda: file.size
-        else:
-            content = read_container(source, options, whole=self._opened.whole)
-        with contextlib.closing(content):
-            return read_object(content, trust, self._stop)
 
-    def _load_pickle(self, codec: str) -> Any:
-        from aparallel._persist.joblib_files import PickleReader, decompressed, load_pickle
+def _load_pickle(
+    codec: str, options: LoadOptions, trust: Trust | None, opened: Opened, stop: Stop, meter: Meter
+) -> Any:
+    from aparallel._persist.joblib_files import PickleReader, decompressed, load_pickle
 
-        source, _, file, again = self._opened
-        trust, stop = self._trust(), self._stop
-        mapped = None
-        if self._options.mmap_mode is not None:
-            from aparallel._persist.mapping import check_mappable, mapped_file
+    source, _, file, again = opened
+    mapped = None
+    if options.mmap_mode is not None:
+        from aparallel._persist.mapping import check_mappable, mapped_file
 
-            check_mappable(codec)
-            mapped = mapped_file(file, self._options.mmap_mode)
+        check_mappable(codec)
+        mapped = mapped_file(file, options.mmap_mode)
 
-        def opened(source: Source) -> Source:
-            return decompressed(source, codec, stop) if codec else source
+    def plain(source: Source) -> Source:
+        return decompressed(source, codec, stop) if codec else source
 
-        if trust is None:
-            return load_pickle(opened(source), stop, None, mapped, threads=self._options.threads)
-        # It is read more than once: checked, then built.
-        with contextlib.ExitStack() as stack:
-            from aparallel._persist.checking import Found, check
-            from aparallel._persist.unpickling import NamingDamage, spooled
+    if trust is None:
+        return load_pickle(plain(source), stop, None, mapped, threads=options.threads)
+    # It is read more than once: checked, then built.
+    with contextlib.ExitStack() as stack:
+        from aparallel._persist.checking import Found, check
+        from aparallel._persist.unpickling import NamingDamage, spooled
 
-            start = again if again is not None else stack.enter_context(spooled(source, stop))
+        start = again if again is not None else stack.enter_context(spooled(source, stop))
 
-            def from_start() -> Source:
-                source = start()
-                # Who watches is told of the pass that is farthest.
-                self._meter.done = lambda: source.position
-                return opened(source)
+        def from_start() -> Source:
+            source = start()
+            # Who watches is told of the pass that is farthest.
+            meter.done = lambda: source.position
+            return plain(source)
 
-            found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
-            last = from_start()
-            with NamingDamage(is_data=found is Found.DATA or trust.is_of_data_only):
-                result = load_pickle(last, stop, trust, mapped, threads=self._options.threads)
-            if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
-                source.give_back(source.position - last.position)
-            return result
+        found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
+        last = from_start()
+        with NamingDamage(is_data=found is Found.DATA or trust.is_of_data_only):
+            result = load_pickle(last, stop, trust, mapped, threads=options.threads)
+        if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
+            source.give_back(source.position - last.position)
+        return result

@@ -141,14 +141,15 @@ class Trust:
         return (check is not None and check(made)) or self.is_users(made.of)
 
     def may_build(self, target: Any) -> bool:
-        if not isinstance(target, Made) or not isinstance(target.of, Global):
-            return False
-        return target.of in STATED or self.is_users(target.of)
+        return self._may_change(target, STATED)
 
     def may_fill(self, target: Any) -> bool:
+        return self._may_change(target, FILLED)
+
+    def _may_change(self, target: Any, changed: frozenset[Global]) -> bool:
         if not isinstance(target, Made) or not isinstance(target.of, Global):
             return False
-        return target.of in FILLED or self.is_users(target.of)
+        return target.of in changed or self.is_users(target.of)
 
 
 def _checked_name(name: str) -> str:
