@@ -6,9 +6,9 @@ From what users hold down to the disk::
     options, pickled                  what may be asked of them; how a memoized function travels
     computation, computing_threads    a result that is not there is computed, and where
     single_flight                     once for all who ask
-    lookup, storing, explain          a result is looked for, and stored; why one is not there
+    lookup, storing                   a result is looked for, and stored; why one is not there
     shelf, tier                       what the functions of one memory share; the newest results in memory
-    sealed, entry, values, large      what is stored: under seal, as bytes, with a small value or a large one
+    sealed, entry, values             what is stored: under seal, as bytes, with a small value or a large one
     notes                             what is stored besides
     disk                              a directory as a store
     behind                            work that nobody waits for

@@ -15,10 +15,10 @@ from aparallel._ground.call import Call
 from aparallel._ground.hop import in_thread
 from aparallel._memory.behind import behind
 from aparallel._memory.computing_threads import ComputingThreads
+from aparallel._memory.constants import is_frozen
 from aparallel._memory.lookup import Look, Lookup, PendingCall, State, given
 from aparallel._memory.single_flight import End, Flight, Outcome, fly, is_nested
 from aparallel._memory.storing import NotStored, Storing
-from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Which values cannot change in place, so that it is enough to look at them once."""
+"""Which values cannot change in place: it is enough to look at them once, and they may be given to everyone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _CONSTANTS = (Enum, PurePath, Decimal, Fraction, date, time, timedelta, tzinfo, range, slice, UUID, re.Pattern)
+
+
+def is_frozen(value: object) -> bool:
+    """Whether nobody can change *value*: it may be given to everyone who asks."""
+    left: list[Any] = [value]
+    seen: set[int] = set()  # what many share is looked at once
+    while left:
+        part = left.pop()
+        kind = type(part)
+        if kind in ATOMS or id(part) in seen:
+            continue
+        if kind is not tuple and kind is not frozenset:
+            return False
+        seen.add(id(part))
+        left += part
+    return True
 
 
 def is_constant(value: Any) -> bool:

@@ -12,13 +12,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._ground.store import Place, age
+from aparallel._memory.constants import is_frozen
 from aparallel._memory.entry import Body, Damaged, Entry, NotOurs
 from aparallel._memory.keys import Key, KeyMaker
 from aparallel._memory.notes import tag_states
 from aparallel._memory.options import checked_tags
 from aparallel._memory.results import FunctionStatistics
 from aparallel._memory.tier import LOOP_SIZE, TRUSTED_FOR, Kept, copy_of, keepable, size_of
-from aparallel._memory.values import is_frozen
 from aparallel.errors import UntrustedDirectoryError
 
 if TYPE_CHECKING:

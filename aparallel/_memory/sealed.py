@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aparallel._ground.cpus import cpu_count
-from aparallel._memory.entry import Body, Damaged, Entry, pack, secret_of, split, unpack
-from aparallel._memory.large import read_value, verify_value, write_to_bytes, write_to_file
-from aparallel._memory.values import unpickle
+from aparallel._memory.entry import Body, Damaged, Entry, NotOurs, pack, secret_of, split, unpack
+from aparallel._memory.values import read_value, verify_value, write_to_bytes, write_to_file
 from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.abc import Compressor
 
@@ -77,6 +77,17 @@ class SealedStore:
             raise
         return Found(entry, record.version, content, size)
 
+    def described(self, place: Place) -> tuple[Entry, dict[str, Any]] | None:
+        """Return the entry at *place* and its metadata, for who lists what there is; None if that cannot be read."""
+        try:
+            found = self.read(place)
+            if found is None:
+                return None
+            with found:
+                return found.entry, found.entry.meta()
+        except (OSError, ValueError, Damaged, NotOurs):
+            return None
+
     def value_of(self, found: Found, mmap_mode: MmapMode | None = None) -> Any:
         """Return the value of an entry. Arrays are mapped, if that is asked for, and their file is one.
 
@@ -90,7 +101,7 @@ class SealedStore:
             )
             return read_value(found.content, found.container_size, options)
         try:
-            return unpickle(found.entry.body)
+            return pickle.loads(found.entry.body)
         except Exception as error:
             raise Damaged(f"it cannot be unpickled here: {type(error).__name__}: {error}") from error
 

@@ -254,18 +254,14 @@ async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
 
 def stored_call(sealed: SealedStore, listed: Listed) -> StoredCall | None:
     """Read what there is to tell of an entry; None if it is gone or cannot be read."""
-    try:
-        found = sealed.read(listed.place)
-        if found is None:
-            return None
-        with found:
-            meta = found.entry.meta()
-    except (OSError, ValueError, Damaged, NotOurs):
+    described = sealed.described(listed.place)
+    if described is None:
         return None
+    entry, meta = described
     return StoredCall(
         function=meta.get("function", listed.place.function),
         key=listed.place.key.hex(),
-        created=found.entry.created,
+        created=entry.created,
         last_used=listed.used,
         size=listed.size,
         seconds=meta.get("seconds", 0.0),

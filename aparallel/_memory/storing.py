@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from dataclasses import replace
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aparallel._memory.digest import digest
 from aparallel._memory.entry import Body, Entry, metadata_of
-from aparallel._memory.explain import explain_missing
 from aparallel._memory.lookup import State
-from aparallel._memory.notes import note_function
+from aparallel._memory.notes import about_function, note_function
 from aparallel._memory.results import Explanation
 from aparallel._memory.values import pickle_error, pickle_small
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aparallel._memory.keys import Key
     from aparallel._memory.lookup import Lookup, PendingCall
 
@@ -25,6 +27,7 @@ _logger = logging.getLogger("aparallel.memory")
 _ARGUMENT_DIGITS = 16
 _CODE_DIGITS = 16
 _LONGEST_TEXT = 200  # characters of an argument
+_MOST_COMPARED = 2000  # stored calls, when one is missing
 
 
 class NotStored(NamedTuple):
@@ -71,7 +74,7 @@ class Storing:
 
     def _write(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> None:
         own, options = self._lookup, self._lookup.options
-        entry = Entry(Body.VALUE, time.time(), self._metadata(call, seconds), b"")
+        entry = Entry(Body.VALUE, time.time(), metadata_of(self._described(call, seconds)), b"")
         if is_error:
             entry = entry._replace(body_kind=Body.ERROR, body=pickle_error(value))
         else:
@@ -86,7 +89,8 @@ class Storing:
         version = own.shelf.sealed.write(call.place, entry, lifetime=options.lifetime)
         own.keep(call.place, version, entry, value, is_error=is_error, tags=call.tags)
 
-    def _metadata(self, call: PendingCall, seconds: float) -> bytes:
+    def _described(self, call: PendingCall, seconds: float) -> dict[str, Any]:
+        """Return the metadata of a call that took so long."""
         own, key = self._lookup, call.key
         parts = {
             "function": own.name,
@@ -99,7 +103,7 @@ class Storing:
         if own.shelf.options.store_arguments:
             binder = own.keys.binder
             parts["values"] = dict(zip(binder.names, map(_short, binder.bind(call.args, call.kwargs)), strict=True))
-        return metadata_of(parts)
+        return parts
 
     def _note_function(self, key: Key) -> None:
         """Write down, once per process and version, what entries need not repeat."""
@@ -122,9 +126,45 @@ class Storing:
         if look.state is not State.MISSING:
             reason = State.EXPIRED if look.state is State.STALE else look.state
             return Explanation(hit=False, reason=reason.value, unseen=unseen)
-        meta = Entry(Body.VALUE, 0.0, self._metadata(call, 0.0), b"").meta()
-        explanation = explain_missing(own.store, own.shelf.sealed, call.place, meta, self._names(), _parts_of(call.key))
-        return replace(explanation, unseen=unseen)
+        return replace(self._explain_missing(call), unseen=unseen)
+
+    def _explain_missing(self, call: PendingCall) -> Explanation:
+        """Say how *call* differs from the stored one of the same function that is most like it."""
+        store = self._lookup.store
+        if store.was_evicted(call.place):
+            return Explanation(hit=False, reason="evicted")
+        if store.was_expired(call.place):
+            return Explanation(hit=False, reason="expired")
+        own, names, parts = self._described(call, 0.0), self._names(), _parts_of(call.key)
+        # What of the code is another now, by the version that a stored call was made with.
+        changed: dict[str, tuple[str, ...]] = {own["code"]: ()}
+        best: tuple[tuple[int, int], tuple[str, ...], str] | None = None
+        for other in itertools.islice(self._stored(), _MOST_COMPARED):
+            theirs, code = other.get("arguments", []), other.get("code", "")
+            differing = tuple(
+                name
+                for name, a, b in itertools.zip_longest(names, own["arguments"], theirs)
+                if a != b and name is not None
+            )
+            if code not in changed:
+                known = about_function(store, call.place.function, code).get("parts", {})
+                changed[code] = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
+            distance = (len(differing) + (code != own["code"]), len(changed[code]))
+            if distance[0] and (best is None or distance < best[0]):
+                best = (distance, differing, code)
+        if best is None:
+            return Explanation(hit=False, reason="never computed")
+        _, differing, code = best
+        reason = "code changed" if code != own["code"] and not differing else "argument differs"
+        return Explanation(hit=False, reason=reason, arguments=differing, code=changed[code])
+
+    def _stored(self) -> Iterator[dict[str, Any]]:
+        """Yield the metadata of the function's stored calls."""
+        own = self._lookup
+        for listed in own.store.entries(own.identifier):
+            described = own.shelf.sealed.described(listed.place)
+            if described is not None:
+                yield described[1]
 
     def _names(self) -> list[str]:
         """What the digests in metadata are of."""

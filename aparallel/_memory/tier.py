@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._ground.forks import renew_after_fork
-from aparallel._memory.values import is_frozen, unpickle
+from aparallel._memory.constants import is_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -64,7 +65,7 @@ class Kept:
     def value(self) -> Any:
         """Return the result: itself if it cannot be changed, else a new copy."""
         if self._body is not None:
-            return unpickle(self._body)
+            return pickle.loads(self._body)
         return copy_of(self._value)
 
 
