@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ _VERSION: Final = b"aparallel key 1\n"
 _NOTHING: Final = object()
 
 
+@dataclass(slots=True, eq=False)
 class Key:
     """What a call is known by.
 
@@ -32,13 +34,10 @@ class Key:
         fingerprint: the function's, as it was.
     """
 
-    __slots__ = ("arguments", "digest", "fingerprint", "held")
-
-    def __init__(self, digest: bytes, arguments: list[bytes], held: bytes, fingerprint: Fingerprint) -> None:
-        self.digest = digest
-        self.arguments = arguments
-        self.held = held
-        self.fingerprint = fingerprint
+    digest: bytes
+    arguments: list[bytes]
+    held: bytes
+    fingerprint: Fingerprint
 
 
 class Binder:
@@ -54,7 +53,6 @@ class Binder:
     def __init__(self, fn: Callable[..., Any], ignore: Sequence[str] = (), name: str = "") -> None:
         if isinstance(ignore, str):
             raise TypeError(f"ignore={ignore!r} is a text. Write ignore=[{ignore!r}].")
-        self._ignored = frozenset(ignore)
         self._called = name or "The function"
         try:
             self._signature = _signature_of(fn)
@@ -62,46 +60,35 @@ class Binder:
             self._signature = inspect.Signature(
                 [Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)]
             )
-        by_kind: dict[Any, list[str]] = {kind: [] for kind in _KINDS}
-        self._defaults: dict[str, Any] = {}
-        for parameter in self._signature.parameters.values():
-            by_kind[parameter.kind].append(parameter.name)
-            if parameter.default is not Parameter.empty:
-                self._defaults[parameter.name] = parameter.default
-        self._positional_only = len(by_kind[Parameter.POSITIONAL_ONLY])
-        self._positional = (*by_kind[Parameter.POSITIONAL_ONLY], *by_kind[Parameter.POSITIONAL_OR_KEYWORD])
-        self._keyword_only = tuple(by_kind[Parameter.KEYWORD_ONLY])
-        self._rest = next(iter(by_kind[Parameter.VAR_POSITIONAL]), None)
-        self._keywords = next(iter(by_kind[Parameter.VAR_KEYWORD]), None)
-        self._ignored_keywords = self._ignored_among_keywords()
-        self.all_names = (
-            *self._positional,
-            *([self._rest] if self._rest else []),
-            *self._keyword_only,
-            *([self._keywords] if self._keywords else []),
-        )
-        stars = {"*": self._rest, "**": self._keywords}
-        ignored = {stars.get(name, name) for name in self._ignored}
-        self._kept = tuple(index for index, name in enumerate(self.all_names) if name not in ignored)
-        self.names = tuple(self.all_names[index] for index in self._kept)
-        # Whether giving every positional parameter by position, and nothing else, is the bound form already.
-        self._is_simple = len(self._kept) == len(self.all_names) == len(self._positional)
+        parameters = self._signature.parameters
+
+        def names_of(*kinds: Any) -> tuple[str, ...]:
+            return tuple(name for name, parameter in parameters.items() if parameter.kind in kinds)
+
+        self._positional_only = len(names_of(Parameter.POSITIONAL_ONLY))
+        self._positional = names_of(Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        self._rest = next(iter(names_of(Parameter.VAR_POSITIONAL)), None)
+        self._keyword_only = names_of(Parameter.KEYWORD_ONLY)
+        self._keywords = next(iter(names_of(Parameter.VAR_KEYWORD)), None)
+        self._defaults = {
+            name: parameter.default
+            for name, parameter in parameters.items()
+            if parameter.default is not Parameter.empty
+        }
         self._sentinels = {id(value) for value in self._defaults.values() if type(value) is object}
-
-    def _ignored_among_keywords(self) -> frozenset[str]:
-        """Return what is to be ignored and is no parameter: it may come as one of ``**kwargs``.
-
-        Raises:
-            ValueError: there are none of these.
-        """
-        known = {*self._signature.parameters, *(["*"] if self._rest else []), *(["**"] if self._keywords else [])}
-        unknown = self._ignored - known
-        if unknown and not self._keywords:
+        stars = {"*": self._rest, "**": self._keywords}
+        ignored = {stars.get(name) or name for name in ignore}
+        # What is to be ignored and is no parameter may come as one of ``**kwargs``.
+        self._ignored_keywords = ignored - parameters.keys()
+        if self._ignored_keywords and not self._keywords:
             raise ValueError(
-                f"{self._called} has no parameter {min(unknown)!r} to ignore; "
-                f"it has {', '.join(self._signature.parameters) or 'none'}."
+                f"{self._called} has no parameter {min(self._ignored_keywords)!r} to ignore; "
+                f"it has {', '.join(parameters) or 'none'}."
             )
-        return unknown
+        self._kept = tuple(index for index, name in enumerate(parameters) if name not in ignored)
+        self.names = tuple(name for name in parameters if name not in ignored)
+        # Whether giving every positional parameter by position, and nothing else, is the bound form already.
+        self._is_simple = len(self._kept) == len(parameters) == len(self._positional)
 
     def is_sentinel(self, value: object) -> bool:
         """Whether *value* is a bare ``object()`` that is a default of this signature."""
@@ -159,15 +146,6 @@ if sys.version_info >= (3, 14):
 
     # There annotations are computed when they are asked for, which may fail. Here they do not matter.
     _signature = functools.partial(inspect.signature, annotation_format=Format.STRING)
-
-
-_KINDS = (
-    Parameter.POSITIONAL_ONLY,
-    Parameter.POSITIONAL_OR_KEYWORD,
-    Parameter.VAR_POSITIONAL,
-    Parameter.KEYWORD_ONLY,
-    Parameter.VAR_KEYWORD,
-)
 
 
 class KeyMaker:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +56,7 @@ class Look(NamedTuple):
     is_from_memory: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class PendingCall:
     """A call whose result is looked for, or computed.
 
@@ -70,52 +72,26 @@ class PendingCall:
         is_abandoned: nobody waits for it any more. Who takes the lock then gives it back at once.
     """
 
-    __slots__ = (
-        "args",
-        "deadline",
-        "is_abandoned",
-        "is_locked",
-        "is_new",
-        "is_refresh",
-        "is_told",
-        "key",
-        "kwargs",
-        "mutex",
-        "place",
-        "removals",
-        "tags",
-    )
-
-    def __init__(
-        self,
-        place: Place,
-        key: Key,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        is_new: bool = False,
-        is_refresh: bool = False,
-    ) -> None:
-        self.place = place
-        self.key = key
-        self.args = args
-        self.kwargs = kwargs
-        self.tags: dict[str, str] = {}
-        self.removals: Hashable = None
-        self.is_new = is_new
-        self.is_refresh = is_refresh
-        self.is_told = False
-        self.deadline = math.inf
-        # Guards the two below: a thread takes the lock while the task that asked for it may be cancelled.
-        self.mutex = threading.Lock()
-        self.is_locked = False
-        self.is_abandoned = False
+    place: Place
+    key: Key
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    is_new: bool = False
+    is_refresh: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    removals: Hashable = None
+    is_told: bool = False
+    deadline: float = math.inf
+    # Guards the two below: a thread takes the lock while the task that asked for it may be cancelled.
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+    is_locked: bool = False
+    is_abandoned: bool = False
 
     def again(self) -> PendingCall:
         """Return the same call, which nobody has begun to look for."""
-        anew = PendingCall(self.place, self.key, self.args, self.kwargs, is_refresh=self.is_refresh)
-        anew.deadline = self.deadline
-        return anew
+        return PendingCall(
+            self.place, self.key, self.args, self.kwargs, is_refresh=self.is_refresh, deadline=self.deadline
+        )
 
 
 class Lookup:
