@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from aparallel._ground.store import Limits, Store
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from aparallel._ground.sharing import MmapMode
-    from aparallel._ground.store import Listed
     from aparallel._memory.tracking import Track
 
 P = ParamSpec("P")
@@ -257,20 +258,11 @@ class Memory:
         store = self._shelf.store
         if store is None:
             return
-        listing = await self._shelf.reach("list its results", lambda: iter(store.entries()))
-        while batch := await self._shelf.reach("list its results", self._next_entries, listing):
+        read = functools.partial(stored_call, self._shelf.sealed)
+        found = await self._shelf.reach("list its results", lambda: filter(None, map(read, store.entries())))
+        while batch := await self._shelf.reach("list its results", lambda: list(itertools.islice(found, _AT_ONCE))):
             for entry in batch:
                 yield entry
-
-    def _next_entries(self, listing: Iterator[Listed]) -> list[StoredCall]:
-        found: list[StoredCall] = []
-        for listed in listing:
-            entry = stored_call(self._shelf.sealed, listed)
-            if entry is not None:
-                found.append(entry)
-            if len(found) == _AT_ONCE:
-                break
-        return found
 
     def __aparallel_key__(self) -> Any:
         return self.location

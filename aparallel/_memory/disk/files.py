@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 import sys
-from typing import Any, Final
+from typing import Final
 
 try:
     import fcntl
@@ -73,19 +73,6 @@ def names_in(folder: str) -> list[str]:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def stats_in(folder: str) -> dict[str, Any]:
-    """Return the status of each file in *folder*, by name."""
-    found: dict[str, os.stat_result] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    found[entry.name] = entry.stat(follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):  # nothing was stored there, or somebody removed it
-        pass
-    return found
 
 
 def spread_over_disk(folder: str) -> None:

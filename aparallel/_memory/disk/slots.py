@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from aparallel._ground.store import Totals
 from aparallel._memory.disk.directory import SLOTS
 from aparallel._memory.disk.eviction import Candidate
-from aparallel._memory.disk.files import names_in, remove, size_of, stats_in
+from aparallel._memory.disk.files import names_in, remove, size_of
 from aparallel._memory.disk.locks import acquire_soon, open_locks
 
 if TYPE_CHECKING:
@@ -156,11 +156,19 @@ def lock_of_key(key: bytes) -> int:
     return int.from_bytes(key[:8], "big") >> 2
 
 
-def scan_folder(folder: str, function: str) -> Iterator[Candidate]:
-    """Yield the entries of one function in one slot. What else lies there is somebody else's."""
-    for name, status in stats_in(folder).items():
-        if len(name) == _KEY_DIGITS:
-            yield Candidate(function, name, status.st_size, status.st_mtime, status.st_atime)
+def scan_folder(folder: str, function: str) -> list[Candidate]:
+    """Return the entries of one function in one slot. What else lies there is somebody else's."""
+    found: list[Candidate] = []
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                if len(file.name) == _KEY_DIGITS:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat(follow_symlinks=False)
+                        found.append(Candidate(function, file.name, status.st_size, status.st_mtime, status.st_atime))
+    except (FileNotFoundError, NotADirectoryError):  # nothing was stored there, or somebody removed it
+        pass
+    return found
 
 
 class Counts:
