@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Unpack
 
 from aparallel.errors import MissingPoolError
-from aparallel.web._finding import STATE_KEY, found_at, get_pool
+from aparallel.web._finding import STATE_KEY, get_pool
 from aparallel.web._serving import PoolSettings, PoolSource
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ class PoolMiddleware:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         inner = _Inner(await receive(), receive, send)
         try:
-            async with self._source.opened() as pool:
-                with found_at(self, pool):
-                    scope.setdefault("state", {})[STATE_KEY] = pool
-                    await inner.live(self._app, scope)
+            async with self._source.opened_for(self) as pool:
+                scope.setdefault("state", {})[STATE_KEY] = pool
+                await inner.live(self._app, scope)
         except Exception:
             inner.fail(traceback.format_exc())
         await send(inner.last_word)
@@ -78,10 +77,12 @@ class _Inner:
         self._started = False
         # It waits for the shutdown, or has been asked for it.
         self._asked_to_stop = False
-        # A stage has failed: the server is told so with the last word.
-        self._failed = False
-        # What the server is told when the pool has ended.
+        # What the server is told when the pool has ended, such as that a stage has failed.
         self.last_word: Message = {"type": "lifespan.shutdown.complete"}
+
+    @property
+    def _failed(self) -> bool:
+        return str(self.last_word["type"]).endswith(".failed")
 
     async def live(self, app: ASGIApp, scope: Scope) -> None:
         try:
@@ -100,7 +101,6 @@ class _Inner:
     def fail(self, message: str) -> None:
         """Have the server told that the startup failed, or the shutdown, unless it will be told so."""
         if not self._failed:
-            self._failed = True
             stage = "shutdown" if self._started else "startup"
             self.last_word = {"type": f"lifespan.{stage}.failed", "message": message}
 
@@ -115,6 +115,5 @@ class _Inner:
         if message["type"] == "lifespan.startup.complete":
             self._started = True
             await self._send(message)
-            return
-        self._failed = message["type"].endswith(".failed")
-        self.last_word = message
+        else:
+            self.last_word = message

@@ -67,13 +67,12 @@ class Lifespan:
     @contextlib.asynccontextmanager
     async def __call__(self, app: Any) -> AsyncIterator[dict[str, Any]]:
         """Start the pool, then the app's own lifespan; yield the state of both."""
-        async with self._source.opened() as pool:
-            with found_at(app, pool):
-                if self._inner is None:
-                    yield {STATE_KEY: pool}
-                    return
-                async with self._inner(app) as state:
-                    yield {**(state or {}), STATE_KEY: pool}
+        async with self._source.opened_for(app) as pool:
+            if self._inner is None:
+                yield {STATE_KEY: pool}
+                return
+            async with self._inner(app) as state:
+                yield {**(state or {}), STATE_KEY: pool}
 
 
 class PoolSource:
@@ -95,8 +94,17 @@ class PoolSource:
         self._shutdown_timeout = None if shutdown_timeout is None else parse_seconds(shutdown_timeout)
 
     @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[Pool]:
-        """Yield a pool whose workers are ready. No cancel scope is held meanwhile: it may end in another task."""
+    async def opened_for(self, app: object) -> AsyncIterator[Pool]:
+        """Yield a pool whose workers are ready, and which :func:`get_pool` finds for *app*.
+
+        No cancel scope is held meanwhile: it may end in another task.
+        """
+        async with self._opened() as pool:
+            with found_at(app, pool):
+                yield pool
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Pool]:
         if isinstance(self._pool, Pool):
             await self._pool.warm_up()
             yield self._pool

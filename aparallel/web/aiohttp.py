@@ -13,7 +13,6 @@ from aiohttp import web
 from aparallel._parallel.pool import Pool
 from aparallel.errors import MissingPoolError
 from aparallel.web._errors import ANSWERED, problem_of
-from aparallel.web._finding import found_at
 from aparallel.web._serving import PoolSettings, PoolSource
 
 if TYPE_CHECKING:
@@ -47,10 +46,9 @@ def pool_ctx(
     source = PoolSource(pool, shutdown_timeout, settings)
 
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with source.opened() as pool:
+        async with source.opened_for(app) as pool:
             app[POOL] = pool
-            with found_at(app, pool):
-                yield
+            yield
 
     return context
 
