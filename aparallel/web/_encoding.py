@@ -38,9 +38,9 @@ def encode(value: object, dumps: Dumps | None = None) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return _one_line(bytes(value))
     if dumps is None:
-        return to_json(value)
+        return _as_utf8(_text(value))
     encoded = dumps(value)
-    return _one_line(encoded.encode("utf-8", "backslashreplace") if isinstance(encoded, str) else bytes(encoded))
+    return _one_line(_as_utf8(encoded) if isinstance(encoded, str) else bytes(encoded))
 
 
 async def encode_aside(value: object, dumps: Dumps | None = None) -> bytes:
@@ -53,11 +53,6 @@ async def encode_aside(value: object, dumps: Dumps | None = None) -> bytes:
     if dumps is not None:
         return await in_thread(encode, value, dumps)
     return await in_thread(_encode_in_slices, value)
-
-
-def to_json(value: object) -> bytes:
-    """Return *value* as JSON by the encoder that is the default."""
-    return _as_utf8(_text(value))
 
 
 def _text(value: object) -> str:
@@ -85,8 +80,8 @@ def weight(value: object, depth: int = 0) -> int:
         return 1 + _weight_of_all(value.values(), len(value), depth)
     if isinstance(value, list | tuple):
         return 1 + _weight_of_all(value, len(value), depth)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return 1 + sum(weight(getattr(value, field.name), depth + 1) for field in dataclasses.fields(value))
+    if (fields := _fields_of(value)) is not None:
+        return 1 + sum(weight(field, depth + 1) for field in fields.values())
     return 1
 
 
@@ -99,6 +94,13 @@ def _weight_of_all(items: Iterable[object], count: int, depth: int) -> int:
 def _is_array(value: object) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _fields_of(value: object) -> dict[str, object] | None:
+    """The fields of a dataclass's instance by name, None for anything else."""
+    if isinstance(value, type) or not dataclasses.is_dataclass(value):
+        return None
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _encode_in_slices(value: object) -> bytes:
@@ -119,50 +121,37 @@ def _pieces(value: Any, depth: int = 0) -> Iterator[str]:
         for start in range(0, len(value), _SLICE):
             yield ("," if start else "[") + _text(value[start : start + _SLICE])[1:-1]
         yield "]"
-    elif isinstance(value, list | tuple) or (_is_array(value) and value.ndim > 1):
-        yield from _pieces_of_items(value, depth)
-    elif isinstance(value, dict):
-        yield from _pieces_of_members(value, depth)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _pieces(_plain(value), depth)
+    elif isinstance(value, list | tuple | dict) or (_is_array(value) and value.ndim > 1):
+        yield from _pieces_of_parts(value, depth)
+    elif (fields := _fields_of(value)) is not None:
+        yield from _pieces(fields, depth)
     else:
         yield _text(value)
 
 
-def _pieces_of_items(items: Any, depth: int) -> Iterator[str]:
-    small: list[Any] = []
-    separator, total = "[", 0
-    for item in items:
-        heft = weight(item)
-        if small and total + heft > _SLICE:
-            yield separator + _text(small)[1:-1]
-            separator, small, total = ",", [], 0
-        if heft > _SLICE:
-            yield separator
-            yield from _pieces(item, depth + 1)
-            separator = ","
-        else:
-            small.append(item)
-            total += heft
-    yield separator + _text(small)[1:-1] + "]" if small else "]"
+def _pieces_of_parts(container: Any, depth: int) -> Iterator[str]:
+    """Yield the members of an object or the items of an array, as many at a time as are a slice together."""
+    is_object = isinstance(container, dict)
+    separator, end = "{}" if is_object else "[]"
 
+    def inside(parts: dict[Any, Any]) -> str:
+        return _text(parts if is_object else list(parts.values()))[1:-1]
 
-def _pieces_of_members(members: dict[Any, Any], depth: int) -> Iterator[str]:
     small: dict[Any, Any] = {}
-    separator, total = "{", 0
-    for key, item in members.items():
+    total = 0
+    for key, item in container.items() if is_object else enumerate(container):
         heft = weight(item)
         if small and total + heft > _SLICE:
-            yield separator + _text(small)[1:-1]
+            yield separator + inside(small)
             separator, small, total = ",", {}, 0
         if heft > _SLICE:
-            yield separator + _text({key: None})[1 : -len("null}")]
+            yield separator + (inside({key: None}).removesuffix("null") if is_object else "")
             yield from _pieces(item, depth + 1)
             separator = ","
         else:
             small[key] = item
             total += heft
-    yield separator + _text(small)[1:-1] + "}" if small else "}"
+    yield separator + inside(small) + end if small else end
 
 
 def _one_line(encoded: bytes) -> bytes:
@@ -182,8 +171,8 @@ def _plain(value: object) -> object:
             return value.astype(str).tolist() if value.dtype.kind in "Mm" else value.tolist()
         if isinstance(value, numpy.generic):
             return str(value) if value.dtype.kind in "Mm" else value.item()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if (fields := _fields_of(value)) is not None:
+        return fields
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, uuid.UUID):
