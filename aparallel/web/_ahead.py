@@ -39,8 +39,6 @@ class ReadAhead:
         # Read and not taken, and how much that is.
         self._waiting: deque[Message] = deque()
         self._ahead = 0
-        # The end of the body was read.
-        self._is_whole = False
         # What there is after all of these: the disconnect, or what the server's receive raised.
         self._last: Message | Exception | None = None
         self._arrived = asyncio.Event()
@@ -90,18 +88,19 @@ class ReadAhead:
 
     async def _read(self) -> None:
         """Read until the client has left."""
+        is_whole = False  # the end of the body was read
         try:
             while (message := await self._receive())["type"] != "http.disconnect":
                 self._waiting.append(message)
                 self._ahead += _weight(message)
                 self._arrived.set()
-                if self._is_whole:
+                if is_whole:
                     # There can be no message but the disconnect. Receivers that repeat themselves are not followed.
                     await self._until(0)
                 elif message.get("more_body", False):
                     await self._until(MOST_AHEAD)
                 else:
-                    self._is_whole = True
+                    is_whole = True
         except Exception as error:
             self._last = error
         else:

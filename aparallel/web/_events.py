@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from aparallel._ground.shield import outlast
 from aparallel._ground.units import parse_seconds
@@ -15,7 +14,7 @@ from aparallel.web._encoding import encode, encode_aside
 from aparallel.web._streaming import Chunks, opened, problem_in_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from aparallel.web._encoding import Dumps
     from aparallel.web._streaming import Results
@@ -136,7 +135,7 @@ async def _events(
     event: Callable[[object], Awaitable[bytes]],
     failure: Callable[[Exception], bytes],
 ) -> AsyncGenerator[bytes, None]:
-    async with _drawn(results) as drawer:
+    async with _Drawer(results) as drawer:
         yield b""
         if first:
             yield first
@@ -178,11 +177,24 @@ class _Drawer:
         self._task = self._loop.create_task(self._draw(results), name="aparallel-events")
         self._task.add_done_callback(self._wake)
 
-    async def begin(self) -> None:
+    async def __aenter__(self) -> Self:
         """Wait until the results have begun; raise what they raise."""
-        await asyncio.wait([self._begun, self._task], return_when=asyncio.FIRST_COMPLETED)
-        if not self._begun.done():
-            self._task.result()
+        try:
+            await asyncio.wait([self._begun, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if not self._begun.done():
+                self._task.result()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the task, and the results with it."""
+        self._task.cancel()
+        await outlast([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # was raised where the items were asked for, or nobody asks any more
+        del self._task  # an error that it has refers to us
 
     async def next(self, timeout: float | None) -> Any:
         """Return the next item; TimeoutError if there is none within *timeout* seconds, and ask again later."""
@@ -210,14 +222,6 @@ class _Drawer:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def aclose(self) -> None:
-        """End the task, and the results with it."""
-        self._task.cancel()
-        await outlast([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # was raised where the items were asked for, or nobody asks any more
-        del self._task  # an error that it has refers to us
-
     async def _draw(self, results: Results) -> None:
         async with opened(results) as items:
             self._begun.set_result(None)
@@ -228,13 +232,3 @@ class _Drawer:
                 del item
                 self._wake()
                 await self._asked.wait()
-
-
-@contextlib.asynccontextmanager
-async def _drawn(results: Results) -> AsyncIterator[_Drawer]:
-    drawer = _Drawer(results)
-    try:
-        await drawer.begin()
-        yield drawer
-    finally:
-        await drawer.aclose()
