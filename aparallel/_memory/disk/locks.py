@@ -73,14 +73,12 @@ class ByteLocks:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
             try:
                 fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
+                self._held.add(number)
+                return True
             except (BlockingIOError, PermissionError):
-                self._close_if_unused()
                 return False
-            except OSError:
+            finally:
                 self._close_if_unused()
-                raise
-            self._held.add(number)
-            return True
 
     def release(self, number: int) -> None:
         with self._mutex:
@@ -128,12 +126,10 @@ class FileLocks:
                         self._held[number] = fd
                         return True
                 except BlockingIOError:
-                    os.close(fd)
                     return False
-                except OSError:
-                    os.close(fd)
-                    raise
-                os.close(fd)  # its holder removed it between our two steps
+                finally:
+                    if number not in self._held:  # perhaps its holder removed the file between our two steps
+                        os.close(fd)
 
     def release(self, number: int) -> None:
         with self._mutex:
