@@ -236,9 +236,10 @@ class Computation:
                 return _Begun.BUSY
         with call.mutex:
             call.is_locked = bool(is_locked)
-            if call.is_abandoned:
-                self._unlock_now(call)
-                return _Begun.BUSY
+            is_abandoned = call.is_abandoned
+        if is_abandoned:
+            self._unlock(call)
+            return _Begun.BUSY
         call.tags = self._lookup.tags_of(call)
         call.removals = self._lookup.removals_at(call.place)
         found = None if call.is_refresh else self._found(call)
@@ -286,12 +287,9 @@ class Computation:
 
     def _unlock(self, call: PendingCall) -> None:
         with call.mutex:
-            self._unlock_now(call)
-
-    def _unlock_now(self, call: PendingCall) -> None:
-        if call.is_locked:
-            call.is_locked = False
-            self._lookup.store.unlock(call.place.key)
+            if call.is_locked:
+                call.is_locked = False
+                self._lookup.store.unlock(call.place.key)
 
     def _abandon(self, call: PendingCall) -> None:
         """Give the lock back without waiting, also if a thread is about to take it."""

@@ -43,10 +43,6 @@ class Outcome(NamedTuple):
 _GONE = Outcome(End.ABANDONED)
 
 
-def _hold_nothing() -> None:
-    pass
-
-
 class Flight:
     """A computation under way. Its attributes are guarded by the module's mutex."""
 
@@ -62,7 +58,7 @@ class Flight:
         # A thread has it, and will end it whatever happens to the task.
         self.in_thread = False
         # Lets go of what the task holds, if its loop runs no more. Called in any thread.
-        self.give_up: Callable[[], object] = _hold_nothing
+        self.give_up: Callable[[], object] = lambda: None
 
     @property
     def is_wanted(self) -> bool:
