@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 def about_function(store: Store, function: str, code: str = "") -> dict[str, Any]:
     """Return what is noted of a function, or of a version of its code; an empty dict if nothing is."""
+    return about_of(store.read_note(_function_note(function, code)))
+
+
+def about_of(note: bytes | None) -> dict[str, Any]:
+    """Return what a note of a function, or of a version of its code, says."""
     try:
-        found = json.loads(store.read_note(_function_note(function, code)) or b"{}")
+        found = json.loads(note or b"{}")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import threading
@@ -15,6 +14,7 @@ from aparallel._ground.store import Limits, Totals, age
 from aparallel._memory.behind import behind
 from aparallel._memory.disk.eviction import SAMPLE, Candidate, choose
 from aparallel._memory.disk.files import names_in, read_file
+from aparallel._memory.notes import about_of, function_of_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -161,14 +161,13 @@ class Bounds:
         return removed
 
     def _lifetimes(self) -> dict[str, float | None]:
-        """How long the entries of each function are of use, as its note says: see notes.py."""
+        """How long the entries of each function are of use, as its note says."""
         found: dict[str, float | None] = {}
         for name in names_in(self._directory.path("functions")):
-            function, _, rest = name.partition(".")
-            if rest == "json":
-                with contextlib.suppress(ValueError, AttributeError, OSError):
-                    note = json.loads(read_file(self._directory.path("functions", name)) or b"{}")
-                    found[function] = note.get("ttl")
+            function = function_of_note(f"functions/{name}")
+            if function is not None:
+                with contextlib.suppress(OSError):
+                    found[function] = about_of(read_file(self._directory.path("functions", name))).get("ttl")
         return found
 
 
