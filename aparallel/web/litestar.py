@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from litestar import Litestar, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions.responses import create_debug_response, create_exception_response
 from litestar.plugins import InitPlugin
-from litestar.response.base import ASGIResponse
 from litestar.response.streaming import Stream
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 from litestar.types import Scope
@@ -140,9 +140,21 @@ class ChunksStream(Stream):
         self._chunks = chunks
 
     def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **more: Any) -> Any:
-        """Return what sends the response."""
+        """Return what sends the response, with the head of Litestar's own.
+
+        Litestar would send the chunks in a task group that a disconnect cancels: their clean-up could not await.
+        """
         response = super().to_asgi_response(app, request, **more)
-        return _Responder(self._chunks, response)
+
+        async def send_all(scope: Any, receive: Any, send: Any) -> None:
+            await response.start_response(send)
+            if not response.is_head_response:
+                async for chunk in self._chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await response.after_response()
+
+        return functools.partial(respond, self._chunks, send_all)
 
 
 class NDJSON(ChunksStream):
@@ -178,27 +190,3 @@ class ServerSentEvents(ChunksStream):
     ) -> None:
         chunks = server_sent_events(results, ping=ping, retry=retry, dumps=dumps)
         super().__init__(chunks, status_code=status_code, headers=headers)
-
-
-class _Responder:
-    """Sends *chunks* with the head of Litestar's own response, begun before its status and closed with it.
-
-    Litestar would send them in a task group that a disconnect cancels: clean-up of the results could not await.
-    """
-
-    __slots__ = ("_chunks", "_response")
-
-    def __init__(self, chunks: Chunks, response: ASGIResponse) -> None:
-        self._chunks = chunks
-        self._response = response
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await respond(self._chunks, self._send, scope, receive, send)
-
-    async def _send(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._response.start_response(send)
-        if not self._response.is_head_response:
-            async for chunk in self._chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        await self._response.after_response()
