@@ -50,10 +50,10 @@ class Binder:
         ValueError: *ignore* names something that is not a parameter.
     """
 
-    def __init__(self, fn: Callable[..., Any], ignore: Sequence[str] = (), name: str = "") -> None:
+    def __init__(self, fn: Callable[..., Any], ignore: Sequence[str] = (), name: str = "The function") -> None:
         if isinstance(ignore, str):
             raise TypeError(f"ignore={ignore!r} is a text. Write ignore=[{ignore!r}].")
-        self._called = name or "The function"
+        self._name = name
         try:
             self._signature = _signature_of(fn)
         except (TypeError, ValueError):  # some built-in functions do not tell theirs
@@ -82,7 +82,7 @@ class Binder:
         self._ignored_keywords = ignored - parameters.keys()
         if self._ignored_keywords and not self._keywords:
             raise ValueError(
-                f"{self._called} has no parameter {min(self._ignored_keywords)!r} to ignore; "
+                f"{self._name} has no parameter {min(self._ignored_keywords)!r} to ignore; "
                 f"it has {', '.join(parameters) or 'none'}."
             )
         self._kept = tuple(index for index, name in enumerate(parameters) if name not in ignored)
@@ -126,7 +126,7 @@ class Binder:
         given_twice = any(name in left for name in names[self._positional_only : len(args)])
         is_complete = all(value is not _NOTHING for value in values)
         if not is_complete or not fits or given_twice or (left and self._keywords is None):
-            raise TypeError(f"{self._called}() {self._misfit(args, kwargs)}.")
+            raise TypeError(f"{self._name}() {self._misfit(args, kwargs)}.")
         if self._keywords is not None:
             values.append({name: value for name, value in left.items() if name not in self._ignored_keywords})
         return values

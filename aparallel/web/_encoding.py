@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aparallel._ground.hop import in_thread, pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     Dumps = Callable[[Any], bytes | str]
 
@@ -77,18 +77,18 @@ def weight(value: object, depth: int = 0) -> int:
     if depth > _DEEPEST:  # perhaps a circle: the encoder will say so
         return 1
     if isinstance(value, dict):
-        return 1 + _weight_of_all(value.values(), len(value), depth)
+        return 1 + _weight_of_all(value.values(), depth)
     if isinstance(value, list | tuple):
-        return 1 + _weight_of_all(value, len(value), depth)
+        return 1 + _weight_of_all(value, depth)
     if (fields := _fields_of(value)) is not None:
         return 1 + sum(weight(field, depth + 1) for field in fields.values())
     return 1
 
 
-def _weight_of_all(items: Iterable[object], count: int, depth: int) -> int:
-    if count <= 16 and depth < 4:
+def _weight_of_all(items: Collection[object], depth: int) -> int:
+    if len(items) <= 16 and depth < 4:
         return sum(weight(item, depth + 1) for item in items)
-    return count * weight(next(iter(items), None), depth + 1)
+    return len(items) * weight(next(iter(items), None), depth + 1)
 
 
 def _is_array(value: object) -> bool:
