@@ -16,10 +16,9 @@ from aparallel._memory.options import (
     FunctionSettings,
     MemoryOptions,
     check_pool,
-    checked_bound,
     checked_bytes,
     checked_count,
-    checked_entries,
+    checked_limits,
     checked_tags,
     function_options,
 )
@@ -98,7 +97,7 @@ class Memory:
             memory_bytes=parse_bytes(memory_bytes),
             track=track,
         )
-        home = _home(location, Limits(checked_entries(max_entries), checked_bound(max_bytes)), trust_group)
+        home = _home(location, checked_limits(max_entries, max_bytes), trust_group)
         _check_can_map(home, mmap_mode)
         self._pool = check_pool(pool)
         self._shelf = Shelf(home, options)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from aparallel._ground.store import Limits
 from aparallel._ground.units import parse_bytes, parse_seconds, whole_number
 from aparallel._persist.compressors import chosen
 
@@ -34,7 +35,7 @@ class MemoryOptions:
     track: Track = "deep"
 
     def __post_init__(self) -> None:
-        check_mmap_mode(self.mmap_mode, self.compress)
+        check_mmap_mode(self.mmap_mode, is_compressed=self.is_compressed)
         check_track(self.track)
         check_verbose(self.verbose)
         chosen(self.compress, None)  # raises what dump would
@@ -83,57 +84,44 @@ class FunctionOptions:
         return None if self.ttl is None else self.ttl + self.stale_while_revalidate
 
 
-def function_options(
-    own: MemoryOptions,
-    *,
-    ignore: Sequence[str] | None,
-    ttl: str | float | timedelta | None,
-    stale_while_revalidate: str | float | timedelta,
-    tags: Sequence[str] | Callable[..., Iterable[str]],
-    mmap_mode: MmapMode | None,
-    validate: Callable[[Mapping[str, Any]], bool] | None,
-    cache_validation_callback: Callable[[Mapping[str, Any]], bool] | None,
-    depends_on: Sequence[Any],
-    track: Track | None,
-    cache_errors: bool | type[BaseException] | tuple[type[BaseException], ...],
-    pool: Any,
-    verbose: int | None,
-) -> FunctionOptions:
-    """Return what was said of one function, and of the memory where nothing was.
+def function_options(own: MemoryOptions, **given: Unpack[FunctionSettings]) -> FunctionOptions:
+    """Return what was said of one function, all of it given, and of the memory where nothing was.
 
     Raises:
         TypeError, ValueError: a bad option.
     """
-    if validate is not None and cache_validation_callback is not None:
+    validate, callback = given["validate"], given["cache_validation_callback"]
+    if validate is not None and callback is not None:
         raise TypeError("validate= and cache_validation_callback= are the same. Give one.")
-    lifetime = own.ttl if ttl is None else parse_seconds(ttl)
-    stale = parse_seconds(stale_while_revalidate)
-    if lifetime == 0 and not stale:
-        raise ValueError(
-            "ttl=0 has every result expire at once. Memory(None) caches nothing; "
-            "stale_while_revalidate= serves the last result while a new one is computed."
-        )
-    mode = own.mmap_mode if mmap_mode is None else mmap_mode
-    check_mmap_mode(mode, own.compress)
-    validate = validate if cache_validation_callback is None else cache_validation_callback
+    validate = callback if validate is None else validate
     if validate is not None and not callable(validate):
         raise TypeError(
             f"validate={validate!r} is no function. It is called with a mapping, and returns True or False."
         )
+    ttl = own.ttl if given["ttl"] is None else parse_seconds(given["ttl"])
+    stale = parse_seconds(given["stale_while_revalidate"])
+    if ttl == 0 and not stale:
+        raise ValueError(
+            "ttl=0 has every result expire at once. Memory(None) caches nothing; "
+            "stale_while_revalidate= serves the last result while a new one is computed."
+        )
+    mmap_mode = own.mmap_mode if given["mmap_mode"] is None else given["mmap_mode"]
+    check_mmap_mode(mmap_mode, is_compressed=own.is_compressed)
+    ignore, tags, depends_on = given["ignore"], given["tags"], given["depends_on"]
     if isinstance(depends_on, str) or not isinstance(depends_on, Iterable):
         raise TypeError(f"depends_on={depends_on!r} is no list. Write depends_on=[{depends_on!r}].")
     return FunctionOptions(
         ignore=ignore if isinstance(ignore, str) else tuple(ignore or ()),  # type: ignore[arg-type]  # refused later
-        ttl=lifetime,
+        ttl=ttl,
         stale_while_revalidate=stale,
         tags=tags if callable(tags) else checked_tags(tags),
-        mmap_mode=mode,
+        mmap_mode=mmap_mode,
         validate=validate,
         depends_on=tuple(depends_on),
-        track=check_track(own.track if track is None else track),
-        cache_errors=_checked_errors(cache_errors),
-        pool=check_pool(pool),
-        verbose=own.verbose if verbose is None else check_verbose(verbose),
+        track=check_track(own.track if given["track"] is None else given["track"]),
+        cache_errors=_checked_errors(given["cache_errors"]),
+        pool=check_pool(given["pool"]),
+        verbose=own.verbose if given["verbose"] is None else check_verbose(given["verbose"]),
     )
 
 
@@ -148,13 +136,13 @@ def _checked_errors(errors: Any) -> bool | tuple[type[BaseException], ...]:
     return tuple(kinds)
 
 
-def check_mmap_mode(mmap_mode: object, compress: object) -> None:
+def check_mmap_mode(mmap_mode: object, *, is_compressed: bool) -> None:
     if mmap_mode not in (None, "r", "c"):
         raise ValueError(
             f"mmap_mode={mmap_mode!r}: results can be mapped with 'r' or 'c'. "
             f"What others share must not be changed in place."
         )
-    if mmap_mode is not None and compress not in (None, False, 0):
+    if mmap_mode is not None and is_compressed:
         raise ValueError("mmap_mode= and compress= exclude each other: what is compressed cannot be mapped.")
 
 
@@ -176,11 +164,13 @@ def check_track(track: Track) -> Track:
     return track
 
 
-def checked_entries(count: int | None) -> int | None:
-    number = checked_count(count, "max_entries")
-    if number == 0:
-        raise ValueError("max_entries=0 leaves no room for any result. Memory(None) caches nothing.")
-    return number
+def checked_limits(max_entries: int | None, max_bytes: str | int | None) -> Limits:
+    """Return what a memory's directory may hold."""
+    limits = Limits(checked_count(max_entries, "max_entries"), checked_bytes(max_bytes))
+    if limits.entries == 0 or limits.bytes == 0:
+        bound = f"max_entries={max_entries!r}" if limits.entries == 0 else f"max_bytes={max_bytes!r}"
+        raise ValueError(f"{bound} leaves no room for any result. Memory(None) caches nothing.")
+    return limits
 
 
 def checked_count(count: int | None, name: str) -> int | None:
@@ -196,13 +186,6 @@ def checked_count(count: int | None, name: str) -> int | None:
 
 def checked_bytes(size: str | int | None) -> int | None:
     return None if size is None else parse_bytes(size)
-
-
-def checked_bound(size: str | int | None) -> int | None:
-    bound = checked_bytes(size)
-    if bound == 0:
-        raise ValueError(f"max_bytes={size!r} leaves no room for any result. Memory(None) caches nothing.")
-    return bound
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
