@@ -7,9 +7,10 @@ recursive one does; the inner reference is then pickled as a promise, which is k
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
+import operator
 import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,7 @@ def reduce_function(function: Any, parts: tuple[Any, ...]) -> Any:
 
 
 def _by_name(module: str, qualname: str) -> Any:
-    __import__(module)
-    found: Any = sys.modules[module]
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    return found
+    return operator.attrgetter(qualname)(importlib.import_module(module))
 
 
 def _promised(token: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.awaiting import is_coroutine_function
 from aparallel.web._errors import problem_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _first(answer_ours: Callable[..., Any], answer_others: Callable[..., Any]) -
     async def answer(connection: Any, error: Exception) -> Any:
         if problem_of(error) is not None:
             return await answer_ours(connection, error)
-        if inspect.iscoroutinefunction(answer_others) or inspect.iscoroutinefunction(type(answer_others).__call__):
+        if is_coroutine_function(answer_others):
             return await answer_others(connection, error)
         return await run_in_threadpool(answer_others, connection, error)  # as Starlette does
 
