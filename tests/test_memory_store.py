@@ -25,7 +25,6 @@ import pytest
 from memory_support import files_of, temporary_files, until
 
 from aparallel import Memory, errors, expires_after
-from aparallel._ground.store import Place
 from aparallel._memory.disk import bounds, directory, files, locks, recency, slots, store
 from aparallel._memory.disk.bounds import Bounds, Removed
 from aparallel._memory.disk.directory import Directory
@@ -692,9 +691,21 @@ async def test_what_somebody_else_removed_meanwhile_is_not_counted_twice(memory:
     disk = disk_of(memory)
     slot = max(disk.slots.numbers(), key=lambda slot: len(list(disk.slots.scan(slot))))
     seen = disk.slots.look_through(slot)
-    assert disk.remove(Place(seen[0].function, bytes.fromhex(seen[0].name)))
+    assert disk.remove(seen[0].place)
     assert disk.slots.remove_all(slot, seen) == len(seen) - 1
     assert disk.totals().entries == len(files_of(location)) == 300 - len(seen)
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "notes"])
+async def test_a_file_of_somebody_else_among_the_entries_is_let_lie(memory: Memory, location: str, name: str) -> None:
+    await memory.cache(lambda x: x)(1)
+    (stored,) = files_of(location)
+    foreign = stored.with_name(name)
+    foreign.write_text("theirs")
+    assert len([entry async for entry in memory.entries()]) == 1
+    assert await memory.reduce_size(items_limit=0) == 1
+    assert await memory.clear() == 0
+    assert foreign.read_text() == "theirs"
 
 
 async def test_only_who_has_the_lock_of_a_slot_changes_its_count(

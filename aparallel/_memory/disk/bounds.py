@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from aparallel._ground.forks import renew_after_fork
 from aparallel._ground.store import Limits, Totals, age
 from aparallel._memory.behind import behind
-from aparallel._memory.disk.eviction import SAMPLE, Candidate, choose
+from aparallel._memory.disk.eviction import SAMPLE, choose
 from aparallel._memory.disk.files import names_in, read_file
 from aparallel._memory.notes import about_of, function_of_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from aparallel._ground.store import Listed
     from aparallel._memory.disk.directory import Directory
     from aparallel._memory.disk.recency import Recency
     from aparallel._memory.disk.slots import Slots
@@ -97,7 +98,7 @@ class Bounds:
         random.shuffle(slots)
         removed = 0
         kept = Totals(0, 0)  # of what was looked at
-        sample: list[Candidate] = []
+        sample: list[Listed] = []
         for position, slot in enumerate(slots, start=1):
             sample += self._slots.look_through(slot)
             if len(sample) < SAMPLE and position < len(slots):
@@ -114,12 +115,12 @@ class Bounds:
             sample = []
         return removed
 
-    def _remove(self, victims: Sequence[Candidate]) -> int:
-        by_slot: dict[int, list[Candidate]] = {}
+    def _remove(self, victims: Sequence[Listed]) -> int:
+        by_slot: dict[int, list[Listed]] = {}
         for victim in victims:
-            by_slot.setdefault(int(victim.name[:2], 16), []).append(victim)
+            by_slot.setdefault(victim.place.key[0], []).append(victim)
         removed = sum([self._slots.remove_all(slot, chosen) for slot, chosen in by_slot.items()])
-        self.evicted.note(bytes.fromhex(victim.name) for victim in victims)
+        self.evicted.note(victim.place.key for victim in victims)
         return removed
 
     # At leisure
@@ -140,24 +141,24 @@ class Bounds:
     def _sweep(self, slots: Sequence[int], unused_for: float | None) -> int:
         """Remove from slots what has outlived its function's lifetime, or was not used for so many seconds."""
         lifetimes = self._lifetimes()
-        expired: list[str] = []
-        unused: list[str] = []
+        expired: list[bytes] = []
+        unused: list[bytes] = []
 
-        def is_over(one: Candidate) -> bool:
+        def is_over(one: Listed) -> bool:
             now = time.time()
-            lifetime = lifetimes.get(one.function)
+            lifetime = lifetimes.get(one.place.function)
             if lifetime is not None and age(one.created, now) > lifetime:
-                expired.append(one.name)
+                expired.append(one.place.key)
             elif unused_for is not None and age(one.used, now) > unused_for:
-                unused.append(one.name)
+                unused.append(one.place.key)
             else:
                 return False
             return True
 
         removed = sum([self._slots.remove_if(slot, is_over) for slot in slots])
-        for names, reason in ((expired, self.expired), (unused, self.evicted)):
-            if names:
-                reason.note(map(bytes.fromhex, names))
+        for keys, reason in ((expired, self.expired), (unused, self.evicted)):
+            if keys:
+                reason.note(keys)
         return removed
 
     def _lifetimes(self) -> dict[str, float | None]:

@@ -8,14 +8,14 @@ how much it frees and not on how much there is.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from aparallel._ground.store import age
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aparallel._ground.store import Totals
+    from aparallel._ground.store import Listed, Totals
 
 SAMPLE: Final = 64
 """Entries to choose among, at least: slots are added to the sample until it has so many."""
@@ -27,41 +27,24 @@ _SHARE_OF_MANY = 0.2
 _MANY = 4
 
 
-class Candidate(NamedTuple):
-    """An entry that may be evicted.
-
-    Attributes:
-        function: the identifier of its function.
-        name: of its file, which is its key in hexadecimal digits.
-        size: in bytes.
-        created, used: seconds since 1970.
-    """
-
-    function: str
-    name: str
-    size: int
-    created: float
-    used: float
-
-
-def choose(candidates: Iterable[Candidate], excess: Totals, left: Totals, now: float) -> list[Candidate]:
+def choose(sample: Iterable[Listed], excess: Totals, left: Totals, now: float) -> list[Listed]:
     """Choose what of a sample is evicted, least recently used first.
 
     *left* is everything that has not been looked at yet, this sample included. From it the share
     is taken that must go to free *excess*, and at least 5 %, or 20 % of a small sample, so that the next eviction is a
     while off.
     """
-    by_age = sorted(candidates, key=lambda candidate: -age(candidate.used, now))
+    by_age = sorted(sample, key=lambda entry: -age(entry.used, now))
     least = _SHARE_OF_MANY if left.entries > _MANY * len(by_age) else _SHARE
     entries = math.ceil(_share(excess.entries, left.entries, least) * len(by_age))
-    size = _share(excess.bytes, left.bytes, least) * sum(candidate.size for candidate in by_age)
-    chosen: list[Candidate] = []
+    size = _share(excess.bytes, left.bytes, least) * sum(entry.size for entry in by_age)
+    chosen: list[Listed] = []
     freed = 0
-    for candidate in by_age:
+    for entry in by_age:
         if len(chosen) >= entries and freed >= size:
             break
-        chosen.append(candidate)
-        freed += candidate.size
+        chosen.append(entry)
+        freed += entry.size
     return chosen
 
 

@@ -12,19 +12,17 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from aparallel._ground.store import Totals
+from aparallel._ground.store import Listed, Place, Totals
 from aparallel._memory.disk.directory import SLOTS
-from aparallel._memory.disk.eviction import Candidate
 from aparallel._memory.disk.files import names_in, remove, size_of
 from aparallel._memory.disk.locks import acquire_soon, open_locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from aparallel._ground.store import Place
     from aparallel._memory.disk.directory import Directory
 
-_KEY_DIGITS: Final = 64
+_KEY_BYTES: Final = 32
 
 # Numbers of locks. Keys use those below 2**62.
 _SLOT_LOCKS = 1 << 62
@@ -65,7 +63,7 @@ class Slots:
     def remove(self, place: Place) -> bool:
         """Remove an entry, and return whether there was one."""
         with self._lock_of(place.key[0]) as is_ours:
-            return bool(self._remove(place.key[0], [self._directory.entry_path(place)], counted=is_ours))
+            return bool(self._remove(place.key[0], [place], counted=is_ours))
 
     # Many
 
@@ -74,43 +72,43 @@ class Slots:
         names = set(names_in(self._directory.path("entries")))  # others may have put something there, too
         return [slot for slot in range(SLOTS) if f"{slot:02x}" in names]
 
-    def scan(self, slot: int, function: str | None = None) -> Iterator[Candidate]:
+    def scan(self, slot: int, function: str | None = None) -> Iterator[Listed]:
         """Yield the entries of a slot, or those of one function."""
         folder = self._folder(slot)
         for name in [function] if function is not None else names_in(folder):
             yield from scan_folder(os.path.join(folder, name), name)
 
-    def look_through(self, slot: int) -> list[Candidate]:
+    def look_through(self, slot: int) -> list[Listed]:
         """Return the entries of a slot, and put its count right."""
         with self._lock_of(slot) as is_ours:
             return self._look_through(slot, counted=is_ours)
 
-    def remove_all(self, slot: int, chosen: Iterable[Candidate]) -> int:
+    def remove_all(self, slot: int, chosen: Iterable[Listed]) -> int:
         """Remove entries of a slot that were seen there. Return how many still were."""
         with self._lock_of(slot) as is_ours:
-            return self._remove(slot, self._paths(slot, chosen), counted=is_ours)
+            return self._remove(slot, [one.place for one in chosen], counted=is_ours)
 
-    def remove_if(self, slot: int, is_unwanted: Callable[[Candidate], bool], *, with_folders: bool = False) -> int:
+    def remove_if(self, slot: int, is_unwanted: Callable[[Listed], bool], *, with_folders: bool = False) -> int:
         """Remove the entries of a slot that are unwanted, and folders that this empties. Return how many there were."""
         with self._lock_of(slot) as is_ours:
             chosen = [one for one in self._look_through(slot, counted=is_ours) if is_unwanted(one)]
-            self._remove(slot, self._paths(slot, chosen), counted=is_ours)
-            for name in {one.function for one in chosen} if with_folders else ():
+            self._remove(slot, [one.place for one in chosen], counted=is_ours)
+            for name in {one.place.function for one in chosen} if with_folders else ():
                 with contextlib.suppress(OSError):  # it is not empty
                     os.rmdir(os.path.join(self._folder(slot), name))
             return len(chosen)
 
-    def _look_through(self, slot: int, *, counted: bool) -> list[Candidate]:
+    def _look_through(self, slot: int, *, counted: bool) -> list[Listed]:
         found = list(self.scan(slot))
         if counted:
             with contextlib.suppress(OSError):
-                self.counts.set(slot, Totals(len(found), sum(candidate.size for candidate in found)))
+                self.counts.set(slot, Totals(len(found), sum(one.size for one in found)))
         return found
 
-    def _remove(self, slot: int, paths: Iterable[str], *, counted: bool) -> int:
-        """Remove files of a slot, as far as they are there, and return how many were. *counted*: its lock is held."""
+    def _remove(self, slot: int, places: Iterable[Place], *, counted: bool) -> int:
+        """Remove entries of a slot, as far as they are there, and return how many were. *counted*: its lock is held."""
         sizes: list[int] = []
-        for path in paths:
+        for path in map(self._directory.entry_path, places):
             size = size_of(path)
             if size is not None:
                 remove(path)
@@ -119,9 +117,6 @@ class Slots:
             with contextlib.suppress(OSError):
                 self.counts.add(slot, -len(sizes), -sum(sizes))
         return len(sizes)
-
-    def _paths(self, slot: int, chosen: Iterable[Candidate]) -> list[str]:
-        return [os.path.join(self._folder(slot), one.function, one.name) for one in chosen]
 
     def _folder(self, slot: int) -> str:
         return self._directory.path("entries", f"{slot:02x}")
@@ -156,16 +151,17 @@ def lock_of_key(key: bytes) -> int:
     return int.from_bytes(key[:8], "big") >> 2
 
 
-def scan_folder(folder: str, function: str) -> list[Candidate]:
+def scan_folder(folder: str, function: str) -> list[Listed]:
     """Return the entries of one function in one slot. What else lies there is somebody else's."""
-    found: list[Candidate] = []
+    found: list[Listed] = []
     try:
         with os.scandir(folder) as files:
             for file in files:
-                if len(file.name) == _KEY_DIGITS:
-                    with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(ValueError, FileNotFoundError):
+                    key = bytes.fromhex(file.name)
+                    if len(key) == _KEY_BYTES:
                         status = file.stat(follow_symlinks=False)
-                        found.append(Candidate(function, file.name, status.st_size, status.st_mtime, status.st_atime))
+                        found.append(Listed(Place(function, key), status.st_size, status.st_mtime, status.st_atime))
     except (FileNotFoundError, NotADirectoryError):  # nothing was stored there, or somebody removed it
         pass
     return found

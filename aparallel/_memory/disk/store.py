@@ -20,8 +20,6 @@ from aparallel.errors import UnsupportedPlatformError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from aparallel._memory.disk.eviction import Candidate
-
 # Reading is no use of an entry: who lists a cache would make everything in it recently used.
 _UNNOTICED: Final = getattr(os, "O_NOATIME", 0)
 
@@ -120,8 +118,8 @@ class DiskStore(Store):
     def clear(self, function: str | None = None) -> int:
         self.directory.is_there()  # which raises if it is not to be believed; of one that is missing there are no slots
 
-        def is_unwanted(one: Candidate) -> bool:
-            return function is None or one.function == function
+        def is_unwanted(one: Listed) -> bool:
+            return function is None or one.place.function == function
 
         return sum([self.slots.remove_if(slot, is_unwanted, with_folders=True) for slot in self.slots.numbers()])
 
@@ -129,9 +127,7 @@ class DiskStore(Store):
         if not self.directory.is_there():
             return
         for slot in self.slots.numbers():
-            for found in self.slots.scan(slot, function):
-                place = Place(found.function, bytes.fromhex(found.name))
-                yield Listed(place, found.size, found.created, found.used)
+            yield from self.slots.scan(slot, function)
 
     def totals(self) -> Totals:
         self.directory.is_there()  # as in clear()
