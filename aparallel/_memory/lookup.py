@@ -216,25 +216,16 @@ class Lookup:
         if state not in (State.HIT, State.STALE):
             return Look(state)
         value = self.shelf.sealed.value_of(found, self.options.mmap_mode)
-        is_error = entry.body_kind is Body.ERROR
         if state is State.HIT:
-            self.keep(place, found.version, entry, value, is_error=is_error, tags=meta.get("tags"))
+            self.keep(place, found.version, entry, value, meta.get("tags"))
             self.store.touch(place)
         self.say(10, "found")
-        return Look(state, value, is_error)
+        return Look(state, value, entry.body_kind is Body.ERROR)
 
-    def keep(
-        self,
-        place: Place,
-        version: Hashable,
-        entry: Entry,
-        value: Any,
-        *,
-        is_error: bool,
-        tags: dict[str, str] | None,
-    ) -> None:
+    def keep(self, place: Place, version: Hashable, entry: Entry, value: Any, tags: dict[str, str] | None) -> None:
         """Put a result into the memory tier."""
         tier = self.shelf.tier
+        is_error = entry.body_kind is Body.ERROR
         if is_error or (entry.body_kind is not Body.CONTAINER and not is_frozen(value)):
             tier.put(Kept(place, version, entry.created, body=entry.body, is_error=is_error, tags=tags))
         elif keepable(value) and tier.takes(size_of(value)):  # else it would be copied for nothing

@@ -46,9 +46,8 @@ _GONE = Outcome(End.ABANDONED)
 class Flight:
     """A computation under way. Its attributes are guarded by the module's mutex."""
 
-    def __init__(self, key: Hashable, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
         self.key = key
-        self.name = name
         self.loop = loop
         self.task: asyncio.Task[None] | None = None
         self.outcome: Outcome | None = None
@@ -162,7 +161,7 @@ async def fly(key: Hashable, name: str, lead: Callable[[Flight], Coroutine[Any, 
             flight = _flights.get(key)
             is_first = flight is None
             if flight is None:
-                flight = _flights[key] = Flight(key, name, loop)
+                flight = _flights[key] = Flight(key, loop)
             elif outer is not None and _leads_to(flight, outer):
                 raise RecursiveCallError(
                     f"{name} awaits its own result, directly or through other memoized functions, so it would wait "

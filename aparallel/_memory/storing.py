@@ -87,7 +87,7 @@ class Storing:
             entry = entry._replace(body=body)
         self._note_function(call.key)
         version = own.shelf.sealed.write(call.place, entry, lifetime=options.lifetime)
-        own.keep(call.place, version, entry, value, is_error=is_error, tags=call.tags)
+        own.keep(call.place, version, entry, value, call.tags)
 
     def _described(self, call: PendingCall, seconds: float) -> dict[str, Any]:
         """Return the metadata of a call that took so long."""
