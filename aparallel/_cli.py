@@ -190,7 +190,7 @@ def _show(options: argparse.Namespace) -> int:
     if found or options.what is None:
         return 0
     sys.stderr.write(
-        f"aparallel: There is no function or key {options.what} in {store.directory.location}; `ls` lists functions.\n"
+        f"aparallel: There is no function or key {options.what} in {store.location}; `ls` lists functions.\n"
     )
     return 1
 
@@ -217,7 +217,7 @@ def _clear(options: argparse.Namespace) -> int:
         return _removed(options, store, store.clear())
     known = [function for function, name in _names(store).items() if name == options.function]
     if not known:
-        raise ValueError(f"There is no function {options.function} in {store.directory.location}; `ls` lists them.")
+        raise ValueError(f"There is no function {options.function} in {store.location}; `ls` lists them.")
     store.note_removal(None)
     return _removed(options, store, sum(map(store.clear, known)))
 

@@ -51,6 +51,7 @@ class DiskStore(Store):
                 "Memory needs the file locks of Linux or macOS, and this is Windows. "
                 "Use Memory(None), which caches nothing, or a store of your own."
             )
+        self.location = location
         self.limits = limits or Limits()
         self.directory = Directory(location, is_signed=is_signed, trust_group=trust_group)
         self.slots = Slots(self.directory)
