@@ -52,7 +52,7 @@ class _Computed(NamedTuple):
 class Computation:
     """Answers the calls of one function: finds its results, and computes those that are not there.
 
-    Attributes:
+    Args:
         on_pool: what stands for the function on a pool, which pickles.
         is_async: it runs on the loop.
     """
@@ -60,9 +60,9 @@ class Computation:
     def __init__(
         self, lookup: Lookup, storing: Storing, fn: Callable[..., Any], *, on_pool: Callable[..., Any], is_async: bool
     ) -> None:
-        self.fn = fn
-        self.on_pool = on_pool
-        self.is_async = is_async
+        self._fn = fn
+        self._on_pool = on_pool
+        self._is_async = is_async
         self._lookup = lookup
         self._storing = storing
         self._options = lookup.options
@@ -74,16 +74,16 @@ class Computation:
     async def answer(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of a call, or raise it; *key* is None if it has still to be made."""
         if key is not None and self._may_look_late():
-            return await self.fly(self._lookup.call_of(args, kwargs, key, is_new=True))
+            return await self.compute_once(self._lookup.call_of(args, kwargs, key, is_new=True))
         call, look = await in_thread(self._lookup.find, key, args, kwargs)
         if look.state is State.HIT:
             self._lookup.count_hit(look)
             return given(look)
         if look.state is State.STALE:
             self._lookup.count_hit(look)
-            self._lookup.shelf.in_background(self.fly(call))
+            self._lookup.shelf.in_background(self.compute_once(call))
             return given(look)
-        return await self.fly(call)
+        return await self.compute_once(call)
 
     def _may_look_late(self) -> bool:
         """Whether to look for a result where it would be computed, which saves a hop if it has to be.
@@ -94,7 +94,7 @@ class Computation:
             return False
         return self._is_for_loop or self._threads.has_free()
 
-    async def fly(self, call: PendingCall) -> Any:
+    async def compute_once(self, call: PendingCall) -> Any:
         """Wait for the computation of *call*, which other callers share, and return its result."""
         shelf = self._lookup.shelf
         if is_nested():
@@ -125,19 +125,19 @@ class Computation:
                 del computed, outcome
         return computed.value
 
-    async def compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function where it belongs: on the loop, on the pool, or in a thread."""
-        if self.is_async:
-            return await self.fn(*args, **kwargs)
+        if self._is_async:
+            return await self._fn(*args, **kwargs)
         pool = self._options.pool
         if pool is not None:
-            return await pool.run(Call(self.on_pool, *args, **kwargs))
+            return await pool.run(Call(self._on_pool, *args, **kwargs))
         return await self._threads.run(functools.partial(self._call_here, args, kwargs), is_nested=is_nested())
 
     async def only_compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same where nothing is remembered. It counts as a miss once it is done."""
         try:
-            value = await self.compute(args, kwargs)
+            value = await self._compute(args, kwargs)
         except Exception:
             self._statistics.misses += 1
             raise
@@ -145,7 +145,7 @@ class Computation:
         return value
 
     def _call_here(self, args: Any, kwargs: Any) -> Any:
-        value = self.fn(*args, **kwargs)
+        value = self._fn(*args, **kwargs)
         if inspect.iscoroutine(value):
             value.close()
             raise TypeError(f"{self._name} is no coroutine function, but returned a coroutine. Make it `async def`.")
@@ -209,7 +209,7 @@ class Computation:
             self._lookup.say(2, "computing")
             started = time.perf_counter()
             try:
-                value = await self.compute(call.args, call.kwargs)
+                value = await self._compute(call.args, call.kwargs)
             except Exception as error:
                 flight.end(await in_thread(self._failed, call, error, time.perf_counter() - started))
             else:

@@ -98,7 +98,7 @@ class MemorizedFunction(Generic[P, T]):
         if self._shelf.store is None:
             return await self._computation.only_compute(args, kwargs)  # type: ignore[no-any-return]
         call = await in_thread(functools.partial(self._lookup.call_of, args, kwargs, is_refresh=True))
-        return await self._computation.fly(call)  # type: ignore[no-any-return]
+        return await self._computation.compute_once(call)  # type: ignore[no-any-return]
 
     call = refresh  # joblib's name
 

@@ -144,11 +144,7 @@ class Lookup:
         ttl = self.options.ttl
         if ttl is not None and age(kept.created, time.time()) > ttl:
             return None
-        look = rebuilt(kept)
-        if look is not None:
-            self.shelf.tier.used(key)
-            self.store.touch(kept.place)
-        return look
+        return self._use_kept(kept)
 
     def find(self, key: Key | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PendingCall, Look]:
         """Make the key, if it is not made yet, and look for its result: one hop for both."""
@@ -168,11 +164,9 @@ class Lookup:
             kept = tier.get(place.key)
             if kept is not None and self.is_plain and self.store.version(place) == kept.version:
                 state = self._state_of(kept.created, kept.tags)
-                look = rebuilt(kept) if state is State.HIT else None
+                look = self._use_kept(kept) if state is State.HIT else None
                 if look is not None:
                     kept.checked = time.monotonic()
-                    tier.used(place.key)
-                    self.store.touch(place)
                     return look
             tier.drop(place.key)
             return self._read(call)
@@ -181,6 +175,16 @@ class Lookup:
         except OSError as error:
             self.shelf.log_trouble(f"Results of {self.name} cannot be read", error)
             return Look(State.MISSING)
+
+    def _use_kept(self, kept: Kept) -> Look | None:
+        """Return what is kept; None if it cannot be unpickled, which the store's copy then says, too."""
+        try:
+            look = Look(State.HIT, kept.value(), kept.is_error, is_from_memory=True)
+        except Exception:
+            return None
+        self.shelf.tier.used(kept.place.key)
+        self.store.touch(kept.place)
+        return look
 
     def _read(self, call: PendingCall) -> Look:
         place = call.place
@@ -273,14 +277,6 @@ class Lookup:
         """Tell on stderr, if so much is to be told."""
         if self.options.verbose >= level:
             sys.stderr.write(f"[memory] {self.name}: {what}\n")
-
-
-def rebuilt(kept: Kept) -> Look | None:
-    """Return what is kept; None if it cannot be unpickled, which the store's copy then says, too."""
-    try:
-        return Look(State.HIT, kept.value(), kept.is_error, is_from_memory=True)
-    except Exception:
-        return None
 
 
 def given(look: Look) -> Any:
