@@ -8,13 +8,7 @@ import weakref
 from collections import OrderedDict
 from enum import Enum
 from pathlib import PurePath
-from types import (
-    BuiltinFunctionType,
-    FunctionType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from aparallel._memory.encoding import (
@@ -25,9 +19,9 @@ from aparallel._memory.encoding import (
     Pairs,
     Parts,
     Spend,
-    combine,
     encode_content,
     encode_name,
+    join,
     long_content,
 )
 from aparallel.errors import UnstableValueError
@@ -56,7 +50,7 @@ def take_apart(value: Any, spend: Spend, encode: Encode) -> Parts | bytes:
     if isinstance(value, type):
         return _type(value, encode)
     if hasattr(cls, _HOOK):
-        return Parts(b"h", Kind.ORDERED, [cls, getattr(value, _HOOK)()])
+        return Parts(b"h", [cls, getattr(value, _HOOK)()])
     handler = _handlers.get(cls)
     if handler is None:
         handler = _handlers[cls] = _find_handler(cls)
@@ -86,35 +80,35 @@ def _type(cls: type, encode: Encode) -> bytes:
         return _named_type(cls)
     from aparallel._memory.tracking import class_content
 
-    return combine(b"T", Kind.ORDERED, [encode_name(cls), class_content(cls, encode)])
+    return join(b"T", [encode_name(cls), class_content(cls, encode)])
 
 
 @functools.lru_cache(maxsize=1024)
 def _named_type(cls: type) -> bytes:
-    return combine(b"T", Kind.ORDERED, [encode_name(cls)])
+    return join(b"T", [encode_name(cls)])
 
 
 def _function(value: FunctionType, encode: Encode) -> Parts:
     from aparallel._memory.fingerprint import fingerprint_of
 
     fingerprint = fingerprint_of(value, encode)
-    return Parts(b"F" + fingerprint.static, Kind.ORDERED, fingerprint.dynamic())
+    return Parts(b"F" + fingerprint.static, fingerprint.dynamic())
 
 
 def _builtin_function(value: Any) -> Parts:
     owner = value.__self__
     bound_to = [] if owner is None or isinstance(owner, ModuleType) else [owner]
-    return Parts(b"B", Kind.ORDERED, [Name(value), *bound_to])
+    return Parts(b"B", [Name(value), *bound_to])
 
 
 def _range(value: range) -> Parts:
     # As Python compares them: by the numbers that they give.
     numbers = [len(value), *value[:1], *([value.step] if len(value) > 1 else [])]
-    return Parts(b"R", Kind.ORDERED, numbers)
+    return Parts(b"R", numbers)
 
 
 def _memoryview(value: memoryview) -> Parts:
-    return Parts(b"M", Kind.ORDERED, [value.format, value.shape, value.tobytes()])
+    return Parts(b"M", [value.format, value.shape, value.tobytes()])
 
 
 def _bytearray(value: bytearray) -> bytes:
@@ -124,30 +118,30 @@ def _bytearray(value: bytearray) -> bytes:
 
 
 _BY_TYPE: Final[dict[type, Callable[[Any], Parts | bytes]]] = {
-    tuple: lambda value: Parts(b"(", Kind.ORDERED, list(value)),
-    list: lambda value: Parts(b"[", Kind.ORDERED, value),
-    dict: lambda value: Parts(b"{", Kind.PAIRS, [part for pair in value.items() for part in pair]),
-    set: lambda value: Parts(b"<", Kind.UNORDERED, list(value)),
-    frozenset: lambda value: Parts(b">", Kind.UNORDERED, list(value)),
-    Pairs: lambda value: Parts(b"}", Kind.PAIRS, value),
+    tuple: lambda value: Parts(b"(", list(value)),
+    list: lambda value: Parts(b"[", value),
+    dict: lambda value: Parts(b"{", [part for pair in value.items() for part in pair], Kind.PAIRS),
+    set: lambda value: Parts(b"<", list(value), Kind.UNORDERED),
+    frozenset: lambda value: Parts(b">", list(value), Kind.UNORDERED),
+    Pairs: lambda value: Parts(b"}", value, Kind.PAIRS),
     Name: lambda value: encode_name(value.named),
     bytearray: _bytearray,
     range: _range,
-    slice: lambda value: Parts(b"S", Kind.ORDERED, [value.start, value.stop, value.step]),
+    slice: lambda value: Parts(b"S", [value.start, value.stop, value.step]),
     memoryview: _memoryview,
     BuiltinFunctionType: _builtin_function,
-    MethodType: lambda value: Parts(b"m", Kind.ORDERED, [value.__func__, value.__self__]),
-    ModuleType: lambda value: Parts(b"O", Kind.ORDERED, [value.__name__]),
-    MappingProxyType: lambda value: Parts(b"P", Kind.ORDERED, [dict(value)]),
-    property: lambda value: Parts(b"p", Kind.ORDERED, [value.fget, value.fset, value.fdel]),
-    staticmethod: lambda value: Parts(b"q", Kind.ORDERED, [value.__func__]),
-    classmethod: lambda value: Parts(b"k", Kind.ORDERED, [value.__func__]),
+    MethodType: lambda value: Parts(b"m", [value.__func__, value.__self__]),
+    ModuleType: lambda value: Parts(b"O", [value.__name__]),
+    MappingProxyType: lambda value: Parts(b"P", [dict(value)]),
+    property: lambda value: Parts(b"p", [value.fget, value.fset, value.fdel]),
+    staticmethod: lambda value: Parts(b"q", [value.__func__]),
+    classmethod: lambda value: Parts(b"k", [value.__func__]),
 }
 """How values of exactly these types are taken apart."""
 
 
 def _enum(value: Enum, spend: Spend) -> Parts:
-    return Parts(b"e", Kind.ORDERED, [type(value), value._name_, value._value_])
+    return Parts(b"e", [type(value), value._name_, value._value_])
 
 
 def _path(value: PurePath, spend: Spend) -> Parts:
@@ -165,7 +159,7 @@ def _ordered_dict(value: OrderedDict[Any, Any], spend: Spend) -> Parts:
 def _with_state(tag: bytes, value: Any, content: list[Any]) -> Parts:
     """Take apart what subclasses may have given attributes."""
     attributes = getattr(value, "__dict__", None)
-    return Parts(tag, Kind.ORDERED, [type(value), *content, *([attributes] if attributes else [])])
+    return Parts(tag, [type(value), *content, *([attributes] if attributes else [])])
 
 
 _BY_BASE: Final[dict[type, Handler]] = {
@@ -192,14 +186,14 @@ def _by_reduce(value: Any, spend: Spend) -> Parts | bytes:
     if isinstance(reduced, str):  # the name of a global
         wrapped = getattr(value, "__wrapped__", None)  # by what lru_cache has made of it
         of = [wrapped] if callable(wrapped) else []
-        return Parts(b"g", Kind.ORDERED, [Name(cls), reduced, str(getattr(value, "__module__", None)), *of])
+        return Parts(b"g", [Name(cls), reduced, str(getattr(value, "__module__", None)), *of])
     build, arguments, state, items, pairs = [*reduced, None, None, None][:5]
     children = [_builder(build), *arguments, state]
     if items is not None:
         children.append(list(items))
     if pairs is not None:
         children.append(Pairs(part for pair in pairs for part in pair))
-    return Parts(b"o", Kind.ORDERED, children)
+    return Parts(b"o", children)
 
 
 def _builder(build: Any) -> Any:

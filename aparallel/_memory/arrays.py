@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._memory.digest import Hasher
-from aparallel._memory.encoding import Handler, Kind, Parts, Spend
+from aparallel._memory.encoding import Handler, Parts, Spend
 from aparallel.errors import UnstableValueError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _ndarray(value: np.ndarray[Any, Any], spend: Spend) -> Parts:
     cls = type(value)
     if cls is np.ndarray or cls is np.memmap:
         return _array(np.asarray(value), spend)
-    return Parts(b"a", Kind.ORDERED, [cls, np.asarray(value), _attributes(value)])
+    return Parts(b"a", [cls, np.asarray(value), _attributes(value)])
 
 
 def _attributes(value: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _array(array: np.ndarray[Any, Any], spend: Spend) -> Parts:
         hasher = Hasher()
         _update(hasher, array.T if in_fortran_order else array)
         content = hasher.digest()
-    return Parts(b"A", Kind.ORDERED, [dtype, "F" if in_fortran_order else "C", array.shape, content])
+    return Parts(b"A", [dtype, "F" if in_fortran_order else "C", array.shape, content])
 
 
 def _update(hasher: Hasher, array: np.ndarray[Any, Any]) -> None:
@@ -96,12 +96,12 @@ def _update(hasher: Hasher, array: np.ndarray[Any, Any]) -> None:
 
 
 def _scalar(value: np.generic, spend: Spend) -> Parts:
-    return Parts(b"#", Kind.ORDERED, [type(value), _array(np.asarray(value), spend).children])
+    return Parts(b"#", [type(value), _array(np.asarray(value), spend).children])
 
 
 def _masked(value: Any, spend: Spend) -> Parts:
     data, mask = np.ma.getdata(value), np.ma.getmaskarray(value)
-    return Parts(b"x", Kind.ORDERED, [type(value), np.asarray(data), np.asarray(mask), value.fill_value])
+    return Parts(b"x", [type(value), np.asarray(data), np.asarray(mask), value.fill_value])
 
 
 def _dtype(value: np.dtype[Any], spend: Spend) -> Parts:
@@ -113,7 +113,7 @@ def _dtype(value: np.dtype[Any], spend: Spend) -> Parts:
         content = list(value.subdtype)
     else:
         content = [value.str, value.name if value.kind != "T" else repr(value)]
-    return Parts(b"d", Kind.ORDERED, content)
+    return Parts(b"d", content)
 
 
 def _ufunc(value: np.ufunc, spend: Spend) -> Parts:
@@ -121,7 +121,7 @@ def _ufunc(value: np.ufunc, spend: Spend) -> Parts:
         raise UnstableValueError.of(value)
     # Others' by their loops too: they do not know their module, and some of SciPy's have the names of NumPy's.
     is_numpys = getattr(np, value.__name__, None) is value
-    return Parts(b"U", Kind.ORDERED, [value.__name__, *([] if is_numpys else [value.types])])
+    return Parts(b"U", [value.__name__, *([] if is_numpys else [value.types])])
 
 
 def _sparse(value: Any, spend: Spend) -> Parts:
@@ -129,7 +129,7 @@ def _sparse(value: Any, spend: Spend) -> Parts:
     content = {name: part for name in names if (part := getattr(value, name, None)) is not None}
     if len(value.shape) != 2 and hasattr(value, "coords"):
         content["coords"] = value.coords  # of which rows and columns are the last two
-    return Parts(b"z", Kind.ORDERED, [type(value), value.format, value.shape, value.dtype, content])
+    return Parts(b"z", [type(value), value.format, value.shape, value.dtype, content])
 
 
 def _find_pandas_handler(cls: type) -> Handler | None:
@@ -147,11 +147,11 @@ def _find_pandas_handler(cls: type) -> Handler | None:
 def _frame(value: Any, spend: Spend) -> Parts:
     columns = [_column(value.iloc[:, position]) for position in range(value.shape[1])]
     spend(8 * len(columns))
-    return Parts(b"w", Kind.ORDERED, [type(value), value.columns, value.index, columns, _extras(value)])
+    return Parts(b"w", [type(value), value.columns, value.index, columns, _extras(value)])
 
 
 def _series(value: Any, spend: Spend) -> Parts:
-    return Parts(b"v", Kind.ORDERED, [type(value), value.name, value.index, _column(value), _extras(value)])
+    return Parts(b"v", [type(value), value.name, value.index, _column(value), _extras(value)])
 
 
 def _extras(value: Any) -> list[Any]:
@@ -175,7 +175,7 @@ def _index(value: Any, spend: Spend) -> Parts:
         content = [_column(value.get_level_values(level)) for level in range(value.nlevels)]
     else:
         content = [_column(value), getattr(value, "freqstr", None)]
-    return Parts(b"j", Kind.ORDERED, [type(value), list(value.names), *content])
+    return Parts(b"j", [type(value), list(value.names), *content])
 
 
 def _extension_array(value: Any, spend: Spend) -> Parts:
@@ -196,4 +196,4 @@ def _extension_array(value: Any, spend: Spend) -> Parts:
         content = [value.sp_values, value.sp_index.indices, value.fill_value, len(value)]
     else:
         content = [value.to_numpy(dtype=object)]
-    return Parts(b"l", Kind.ORDERED, [type(value), str(value.dtype), *content])
+    return Parts(b"l", [type(value), str(value.dtype), *content])

@@ -7,7 +7,7 @@ import functools
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from aparallel._memory.encoding import Kind, combine, encode_content, plain_encoding
+from aparallel._memory.encoding import encode_content, join, plain_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def encode_code(code: CodeType) -> bytes:
     shape = plain_encoding((names, counts, tuple(places[place] for place in loaded)))
     assert shape is not None
     parts = [encode_content(b"b", body), encode_content(b"b", code.co_exceptiontable), shape]
-    return combine(b"C", Kind.ORDERED, [*parts, *(_encode_constant(code.co_consts[place]) for place in places)])
+    return join(b"C", [*parts, *(_encode_constant(code.co_consts[place]) for place in places)])
 
 
 def _without_places(code: CodeType) -> tuple[bytes, list[int]]:

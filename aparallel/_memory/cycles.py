@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.hop import pause
-from aparallel._memory.encoding import ATOMS, Kind, Parts, combine
+from aparallel._memory.encoding import ATOMS, Parts, combine, join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +78,7 @@ def _combined(graph: _Graph, number: int, colours: Mapping[int, bytes]) -> bytes
     parts = graph.parts[number]
     assert parts is not None
     children: list[Any] = [colours.get(child) or graph.encodings[child] for child in graph.children[number]]
-    return combine(parts.tag, parts.kind, children)
+    return combine(parts.tag, children, parts.kind)
 
 
 def _encode_cycle(graph: _Graph, component: list[int]) -> None:
@@ -93,9 +93,9 @@ def _encode_cycle(graph: _Graph, component: list[int]) -> None:
             break
     # With the set of all colours, equal encodings also mean equal refinements: the colours of two
     # components that agree in it are each other's translation from every round to the next.
-    all_colours = combine(b"*", Kind.ORDERED, sorted(set(colours.values())))
+    all_colours = join(b"*", sorted(set(colours.values())))
     for number, colour in colours.items():
-        graph.encodings[number] = combine(b"@", Kind.ORDERED, [colour, all_colours])
+        graph.encodings[number] = join(b"@", [colour, all_colours])
 
 
 def _components(graph: _Graph, start: int) -> Iterator[list[int]]:

@@ -44,20 +44,17 @@ def shorten(encoding: bytes) -> bytes:
     return encoding if len(encoding) <= INLINE else b"D" + digest(encoding)
 
 
-def combine(tag: bytes, kind: Kind, children: Iterable[bytes]) -> bytes:
-    """Encode a value made of others, given their encodings. No *tag* may be the beginning of another."""
-    parts = list(children)
-    if kind is Kind.PAIRS:
-        parts = [key + value for key, value in zip(parts[::2], parts[1::2], strict=True)]
-    if kind is not Kind.ORDERED:
-        parts.sort()
-    return join(tag, parts)
-
-
 def join(tag: bytes, parts: list[bytes]) -> bytes:
-    """Encode a value whose *parts* are in their canonical order."""
+    """Encode a value made of others, given their encodings in order. No *tag* may be the beginning of another."""
     encoding = b"%b%x:%b" % (tag, len(parts), b"".join(parts))
     return encoding if len(encoding) <= INLINE else b"D" + digest(encoding)
+
+
+def combine(tag: bytes, parts: list[bytes], kind: Kind) -> bytes:
+    """Encode a value made of others, whose order means what *kind* says."""
+    if kind is Kind.PAIRS:
+        parts = [key + value for key, value in zip(parts[::2], parts[1::2], strict=True)]
+    return join(tag, parts if kind is Kind.ORDERED else sorted(parts))
 
 
 def long_content(tag: bytes, size: int, data: Any) -> bytes:
@@ -121,15 +118,15 @@ def plain_encoding(value: object) -> bytes | None:
     else:
         return None
     children = [plain_encoding(part) for part in parts]
-    return None if None in children else combine(tag, kind, children)  # type: ignore[arg-type]
+    return None if None in children else combine(tag, children, kind)  # type: ignore[arg-type]
 
 
 class Parts(NamedTuple):
     """A value taken apart. *tag* says what it is; *kind* what the order of the children means."""
 
     tag: bytes
-    kind: Kind
     children: list[Any]
+    kind: Kind = Kind.ORDERED
 
 
 Spend = Callable[[int], None]
@@ -157,7 +154,7 @@ class Name:
 
 def encode_name(named: Any) -> bytes:
     name = _text_of(named, "__qualname__") or _text_of(named, "__name__") or type(named).__qualname__
-    return combine(b"N", Kind.ORDERED, [encode_str(str(_text_of(named, "__module__"))), encode_str(name)])
+    return join(b"N", [encode_str(str(_text_of(named, "__module__"))), encode_str(name)])
 
 
 def _text_of(named: Any, attribute: str) -> str | None:

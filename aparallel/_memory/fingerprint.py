@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aparallel._memory.callables import MISSING, content_of, functions_of, is_importable, package_of, unbind
 from aparallel._memory.digest import digest
-from aparallel._memory.encoding import Encode, Kind, combine, encode_name
+from aparallel._memory.encoding import Encode, encode_name, join
 from aparallel._memory.tracking import Walk
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Fingerprint:
     """
 
     def __init__(self, walk: Walk, identity: bytes, own: list[Any]) -> None:
-        self.static = digest(combine(b"W", Kind.ORDERED, [identity, *walk.entries]))
+        self.static = digest(join(b"W", [identity, *walk.entries]))
         self.parts: Mapping[str, bytes] = walk.parts
         self.unseen = tuple(sorted(walk.unseen - walk.parts.keys()))
         self._packages = walk.packages

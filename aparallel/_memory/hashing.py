@@ -166,7 +166,7 @@ class _Encoder:
         if isinstance(parts, bytes):
             return parts
         self._spend(4 + len(parts.children))
-        return combine(parts.tag, parts.kind, [own(child) for child in parts.children])
+        return combine(parts.tag, [own(child) for child in parts.children], parts.kind)
 
     def _spend(self, amount: int) -> None:
         before = self._done

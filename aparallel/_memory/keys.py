@@ -11,7 +11,7 @@ from inspect import Parameter
 from typing import Any, Final
 
 from aparallel._memory.digest import digest
-from aparallel._memory.encoding import ATOMS, Kind, combine, encode_str
+from aparallel._memory.encoding import ATOMS, encode_str, join
 from aparallel._memory.fingerprint import Fingerprint, fingerprint_of_callable
 from aparallel._memory.hashing import TooLarge, encode
 from aparallel._memory.tracking import Track
@@ -169,7 +169,7 @@ class KeyMaker:
         self._track: Track = track
         self._depends_on = tuple(depends_on)
         self.binder = Binder(fn, ignore, name)
-        self._names = combine(b"n", Kind.ORDERED, map(encode_str, self.binder.names))
+        self._names = join(b"n", [encode_str(name) for name in self.binder.names])
         # Made at the first call, and anew when it no longer holds. Whoever finds it stale, in any thread, replaces it.
         self._fingerprint: Fingerprint | None = None
 

@@ -10,7 +10,7 @@ from aparallel._memory.bytecode import cells_written, encode_code, globals_read,
 from aparallel._memory.callables import MISSING, content_of, functions_of, package_of, unbind
 from aparallel._memory.constants import is_constant
 from aparallel._memory.digest import digest
-from aparallel._memory.encoding import ATOMS, Encode, Kind, combine, encode_name, encode_str
+from aparallel._memory.encoding import Encode, encode_int, encode_name, encode_str, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,15 +70,13 @@ class Walk:
             for name in sorted(own):
                 if not name.startswith("__"):
                     self._note(vars(value), name, own[name])
-                    self.entries.append(
-                        combine(b"V", Kind.ORDERED, [encode_str(name), self._refer_to(own[name], name)])
-                    )
+                    self.entries.append(join(b"V", [encode_str(name), self._refer_to(own[name], name)]))
         elif callable(value):
             inner, own_values = unbind(value)
             self.dynamic += own_values
-            self.entries.append(combine(b"V", Kind.ORDERED, [self.visit(inner)]))
+            self.entries.append(join(b"V", [self.visit(inner)]))
         elif is_constant(value):
-            self.entries.append(combine(b"V", Kind.ORDERED, [self._encode(value)]))
+            self.entries.append(join(b"V", [self._encode(value)]))
         else:
             self.dynamic.append(value)
 
@@ -98,7 +96,7 @@ class Walk:
         if (wrapped := vars(fn).get("__wrapped__")) is not None:
             self._note(vars(fn), "__wrapped__", wrapped)
             content.append(self._refer_to(wrapped, "__wrapped__"))
-        self._leave(number, f"{fn.__module__}.{fn.__qualname__}", combine(b"f", Kind.ORDERED, content))
+        self._leave(number, f"{fn.__module__}.{fn.__qualname__}", join(b"f", content))
         return self._reference(fn)
 
     def _imported(self, fn: FunctionType) -> Iterator[str]:
@@ -138,7 +136,7 @@ class Walk:
         return number
 
     def _reference(self, value: object) -> bytes:
-        return combine(b"r", Kind.ORDERED, [ATOMS[int](self._numbers[id(value)])])
+        return join(b"r", [encode_int(self._numbers[id(value)])])
 
     def _leave(self, number: int, name: str, entry: bytes) -> None:
         self.entries[number] = entry
@@ -159,7 +157,7 @@ class Walk:
                 content += [self._refer_to(part, name) for part in code] or [self._encode(value)]
             elif not name.startswith("_") and not hasattr(type(value), "__get__"):
                 self.unseen.add(f"{cls.__qualname__}.{name}")
-        self._leave(number, f"{cls.__module__}.{cls.__qualname__}", combine(b"k", Kind.ORDERED, content))
+        self._leave(number, f"{cls.__module__}.{cls.__qualname__}", join(b"k", content))
         return self._reference(cls)
 
     def _note(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
@@ -191,7 +189,7 @@ class Walk:
         if callable(value):
             return self._refer_to_callable(value, path)
         if type(value) is tuple:  # of functions, for instance
-            return combine(b"(", Kind.ORDERED, [self._refer_to(part, path) for part in value])
+            return join(b"(", [self._refer_to(part, path) for part in value])
         self.unseen.add(path)
         return b"n"
 
@@ -199,14 +197,12 @@ class Walk:
         """Encode a constant, and visit its class if that has code of ours."""
         cls = type(value)
         encoding = self._encode(value)
-        return combine(b"K", Kind.ORDERED, [encoding, self.visit(cls)]) if self._is_ours(cls) else encoding
+        return join(b"K", [encoding, self.visit(cls)]) if self._is_ours(cls) else encoding
 
     def _refer_to_callable(self, value: Any, path: str) -> bytes:
         inner, held = unbind(value)
         code = self._refer_to_code(inner, path)
-        return (
-            combine(b"h", Kind.ORDERED, [code, *(self._refer_to_held(part, path) for part in held)]) if held else code
-        )
+        return join(b"h", [code, *(self._refer_to_held(part, path) for part in held)]) if held else code
 
     def _refer_to_code(self, inner: Any, path: str) -> bytes:
         if isinstance(inner, FunctionType | type) and id(inner) not in self._numbers and not self._is_ours(inner):
@@ -221,7 +217,7 @@ class Walk:
         found: list[bytes] = []
         for cls in sorted(registry, key=encode_name):
             found += [encode_name(cls), self._refer_to(registry[cls], path)]
-        return combine(b"G", Kind.ORDERED, found)
+        return join(b"G", found)
 
     def _refer_to_held(self, value: Any, path: str) -> bytes:
         """Encode what a partial, or a method, at *path* brings along."""
@@ -271,4 +267,4 @@ def class_content(cls: type, encode: Encode) -> bytes:
             content += [encode(part) for part in held if is_constant(part)]
         if not functions and is_constant(value) and name not in _NOT_CONTENT:
             content += [encode_str(name), encode(value)]
-    return combine(b"L", Kind.ORDERED, content)
+    return join(b"L", content)
