@@ -23,7 +23,6 @@ from aparallel._memory.entry import Damaged, NotOurs, WrongSignature
 from aparallel._memory.notes import about_function, function_of_note
 from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
-from aparallel._memory.shelf import stored_call
 from aparallel._persist.options import checked_key
 from aparallel.errors import AparallelError
 
@@ -169,7 +168,7 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
     sealed = _sealed(options, store)
-    read = [stored_call(sealed, listed) for listed in store.entries()]
+    read = [sealed.stored_call(listed) for listed in store.entries()]
     calls = [call for call in read if call is not None]
     found = _called(options.what, calls)
     if options.json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from aparallel._memory.options import (
     function_options,
 )
 from aparallel._memory.results import MemoryStatistics, StoredCall
-from aparallel._memory.shelf import Home, Shelf, stored_call
+from aparallel._memory.shelf import Home, Shelf
 from aparallel._persist.options import checked_key
 
 if TYPE_CHECKING:
@@ -257,7 +256,7 @@ class Memory:
         store = self._shelf.store
         if store is None:
             return
-        read = functools.partial(stored_call, self._shelf.sealed)
+        read = self._shelf.sealed.stored_call
         found = await self._shelf.reach("list its results", lambda: filter(None, map(read, store.entries())))
         while batch := await self._shelf.reach("list its results", lambda: list(itertools.islice(found, _AT_ONCE))):
             for entry in batch:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aparallel._ground.cpus import cpu_count
 from aparallel._memory.entry import Body, Damaged, Entry, NotOurs, pack, secret_of, split, unpack
+from aparallel._memory.results import StoredCall
 from aparallel._memory.values import read_value, verify_value, write_to_bytes, write_to_file
 from aparallel._persist.options import DumpOptions, LoadOptions
 from aparallel.abc import Compressor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from aparallel._ground.sharing import MmapMode
-    from aparallel._ground.store import Place, Store
+    from aparallel._ground.store import Listed, Place, Store
 
 
 class Found(NamedTuple):
@@ -77,8 +78,25 @@ class SealedStore:
             raise
         return Found(entry, record.version, content, size)
 
+    def stored_call(self, listed: Listed) -> StoredCall | None:
+        """Return what there is to tell of an entry; None if that cannot be read."""
+        described = self.described(listed.place)
+        if described is None:
+            return None
+        entry, meta = described
+        return StoredCall(
+            function=meta.get("function", listed.place.function),
+            key=listed.place.key.hex(),
+            created=entry.created,
+            last_used=listed.used,
+            size=listed.size,
+            seconds=meta.get("seconds", 0.0),
+            tags=tuple(meta.get("tags", ())),
+            arguments=meta.get("values", {}),
+        )
+
     def described(self, place: Place) -> tuple[Entry, dict[str, Any]] | None:
-        """Return the entry at *place* and its metadata, for who lists what there is; None if that cannot be read."""
+        """Return the entry at *place* and its metadata; None if it is gone or cannot be read."""
         try:
             found = self.read(place)
             if found is None:

@@ -16,7 +16,6 @@ from aparallel._ground.store import Limits, Store
 from aparallel._memory import notes
 from aparallel._memory.disk.store import DiskStore
 from aparallel._memory.entry import Body, Damaged, NotOurs
-from aparallel._memory.results import StoredCall
 from aparallel._memory.sealed import SealedStore
 from aparallel._memory.tier import Tier
 from aparallel.errors import MissingResultError, NotStoredWarning, StoreError, UntrustedDirectoryError
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from aparallel._ground.sharing import MmapMode
-    from aparallel._ground.store import Listed, Place
+    from aparallel._ground.store import Place
     from aparallel._memory.options import MemoryOptions
 
 T = TypeVar("T")
@@ -250,21 +249,3 @@ async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
         await doing
     except Exception:
         _logger.warning("Computing a stale result anew failed; the old one is served on.", exc_info=True)
-
-
-def stored_call(sealed: SealedStore, listed: Listed) -> StoredCall | None:
-    """Read what there is to tell of an entry; None if it is gone or cannot be read."""
-    described = sealed.described(listed.place)
-    if described is None:
-        return None
-    entry, meta = described
-    return StoredCall(
-        function=meta.get("function", listed.place.function),
-        key=listed.place.key.hex(),
-        created=entry.created,
-        last_used=listed.used,
-        size=listed.size,
-        seconds=meta.get("seconds", 0.0),
-        tags=tuple(meta.get("tags", ())),
-        arguments=meta.get("values", {}),
-    )
