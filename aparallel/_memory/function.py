@@ -39,7 +39,6 @@ class MemorizedFunction(Generic[P, T]):
 
     def __init__(self, shelf: Shelf, fn: Callable[P, Any], options: FunctionOptions) -> None:
         self._shelf = shelf
-        self._options = options
         if isinstance(fn, MemorizedFunction | BoundMemorizedFunction):
             fn = fn.__wrapped__
         _check_function(fn)
@@ -53,7 +52,7 @@ class MemorizedFunction(Generic[P, T]):
         mark_as_coroutine_function(self)
         name = qualname if module in ("__main__", "None", "builtins") else f"{module}.{qualname}"
         identifier = digest(f"{module}\0{qualname}".encode("utf-8", "surrogatepass")).hex()[:24]
-        self._lookup = Lookup(self._shelf, fn, self._options, name, identifier)
+        self._lookup = Lookup(shelf, fn, options, name, identifier)
         self._storing = Storing(self._lookup)
         self._computation = Computation(
             self._lookup, self._storing, fn, on_pool=RawFunction(self), is_async=is_coroutine_function(fn)
@@ -128,7 +127,7 @@ class MemorizedFunction(Generic[P, T]):
         call = await in_thread(self._lookup.call_of, args, kwargs)
         if not await self._shelf.has(call.place):  # it could not be stored
             return ShelvedValue(self._lookup.name, value)
-        return MemorizedResult(self._shelf, self._lookup.name, call.place, self._options.mmap_mode)
+        return MemorizedResult(self._shelf, self._lookup.name, call.place, self._lookup.options.mmap_mode)
 
     async def forget(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of this one call, and return whether it was stored.
@@ -179,7 +178,7 @@ class MemorizedFunction(Generic[P, T]):
         return self if instance is None else BoundMemorizedFunction(self, instance)
 
     def __reduce__(self) -> Any:
-        options = replace(self._options, pool=None)  # a pool belongs to its process
+        options = replace(self._lookup.options, pool=None)  # a pool belongs to its process
         return reduce_function(self, (self._shelf, self.__wrapped__, options))
 
     def __aparallel_key__(self) -> Any:

@@ -28,7 +28,6 @@ from aparallel._persist.options import checked_key
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from aparallel._ground.sharing import MmapMode
     from aparallel._memory.tracking import Track
 
 P = ParamSpec("P")
@@ -96,8 +95,8 @@ class Memory:
             memory_bytes=parse_bytes(memory_bytes),
             track=track,
         )
-        home = _home(location, checked_limits(max_entries, max_bytes), trust_group)
-        _check_can_map(home, mmap_mode)
+        home = Home.at(location, checked_limits(max_entries, max_bytes), trust_group)
+        home.check_can_map(mmap_mode)
         self._pool = check_pool(pool)
         self._shelf = Shelf(home, options)
 
@@ -182,7 +181,7 @@ class Memory:
             pool=self._pool if pool is None else pool,
             verbose=verbose,
         )
-        _check_can_map(self._shelf.home, options.mmap_mode)
+        self._shelf.home.check_can_map(options.mmap_mode)
         return _Decorator(self._shelf, options) if fn is None else MemorizedFunction(self._shelf, fn, options)
 
     @overload
@@ -292,21 +291,3 @@ class _Decorator:
     def __call__(self, fn: Callable[P, T], /) -> MemorizedFunction[P, T]: ...
     def __call__(self, fn: Any, /) -> Any:
         return MemorizedFunction(self._shelf, fn, self._options)
-
-
-def _home(location: str | os.PathLike[str] | Store | None, limits: Limits, trust_group: bool) -> Home:
-    if not isinstance(location, Store):
-        if not isinstance(location, str | bytes | os.PathLike | None):
-            raise TypeError(f"Memory({location!r}): {type(location).__name__} is neither a path nor a Store.")
-        return Home(None if location is None else os.path.abspath(os.fsdecode(location)), limits, trust_group)
-    if limits != (None, None) or trust_group:
-        raise ValueError(
-            f"max_bytes=, max_entries= and trust_group= are about a directory, and {type(location).__name__} is a "
-            f"store, which bounds and protects itself. Tell the store."
-        )
-    return Home(store=location)
-
-
-def _check_can_map(home: Home, mmap_mode: MmapMode | None) -> None:
-    if mmap_mode is not None and home.store is not None and not home.store.keeps_files:
-        raise ValueError(f"mmap_mode={mmap_mode!r} maps files, and {type(home.store).__name__} keeps none.")

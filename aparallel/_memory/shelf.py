@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import sys
 import time
 import warnings
@@ -49,6 +50,29 @@ class Home(NamedTuple):
     limits: Limits = Limits()
     trust_group: bool = False
     store: Store | None = None
+
+    @classmethod
+    def at(cls, location: str | os.PathLike[str] | Store | None, limits: Limits, trust_group: bool) -> Home:
+        """Return the home that a memory is given.
+
+        Raises:
+            TypeError, ValueError: it is none, or what was said with it is about a directory and it is a store.
+        """
+        if not isinstance(location, Store):
+            if not isinstance(location, str | bytes | os.PathLike | None):
+                raise TypeError(f"Memory({location!r}): {type(location).__name__} is neither a path nor a Store.")
+            return cls(None if location is None else os.path.abspath(os.fsdecode(location)), limits, trust_group)
+        if limits != (None, None) or trust_group:
+            raise ValueError(
+                f"max_bytes=, max_entries= and trust_group= are about a directory, and {type(location).__name__} is a "
+                f"store, which bounds and protects itself. Tell the store."
+            )
+        return cls(store=location)
+
+    def check_can_map(self, mmap_mode: MmapMode | None) -> None:
+        """Refuse to map files where none are kept."""
+        if mmap_mode is not None and self.store is not None and not self.store.keeps_files:
+            raise ValueError(f"mmap_mode={mmap_mode!r} maps files, and {type(self.store).__name__} keeps none.")
 
     @property
     def name(self) -> str | int | None:
