@@ -74,20 +74,20 @@ class Storing:
 
     def _write(self, call: PendingCall, value: Any, seconds: float, *, is_error: bool) -> None:
         own, options = self._lookup, self._lookup.options
-        entry = Entry(Body.VALUE, time.time(), metadata_of(self._described(call, seconds)), b"")
+        body: bytes | None
         if is_error:
-            entry = entry._replace(body_kind=Body.ERROR, body=pickle_error(value))
+            body = pickle_error(value)
         else:
             is_mapped = options.mmap_mode is not None
             body = pickle_small(value, compressed=own.shelf.options.is_compressed, mapped=is_mapped)
-            if body is None:
-                self._note_function(call.key)
-                own.shelf.sealed.write_large(call.place, entry, value, lifetime=options.lifetime)
-                return
-            entry = entry._replace(body=body)
+        kind = Body.ERROR if is_error else Body.VALUE
+        entry = Entry(kind, time.time(), metadata_of(self._described(call, seconds)), body or b"")
         self._note_function(call.key)
-        version = own.shelf.sealed.write(call.place, entry, lifetime=options.lifetime)
-        own.keep(call.place, version, entry, value, call.tags)
+        if body is None:
+            own.shelf.sealed.write_large(call.place, entry, value, lifetime=options.lifetime)
+        else:
+            version = own.shelf.sealed.write(call.place, entry, lifetime=options.lifetime)
+            own.keep(call.place, version, entry, value, call.tags)
 
     def _described(self, call: PendingCall, seconds: float) -> dict[str, Any]:
         """Return the metadata of a call that took so long."""
@@ -135,27 +135,27 @@ class Storing:
             return Explanation(hit=False, reason="evicted")
         if store.was_expired(call.place):
             return Explanation(hit=False, reason="expired")
-        own, names, parts = self._described(call, 0.0), self._names(), _parts_of(call.key)
+        this, names, parts = self._described(call, 0.0), self._names(), _parts_of(call.key)
         # What of the code is another now, by the version that a stored call was made with.
-        changed: dict[str, tuple[str, ...]] = {own["code"]: ()}
+        changed: dict[str, tuple[str, ...]] = {this["code"]: ()}
         best: tuple[tuple[int, int], tuple[str, ...], str] | None = None
         for other in itertools.islice(self._stored(), _MOST_COMPARED):
             theirs, code = other.get("arguments", []), other.get("code", "")
             differing = tuple(
                 name
-                for name, a, b in itertools.zip_longest(names, own["arguments"], theirs)
+                for name, a, b in itertools.zip_longest(names, this["arguments"], theirs)
                 if a != b and name is not None
             )
             if code not in changed:
                 known = about_function(store, call.place.function, code).get("parts", {})
                 changed[code] = tuple(sorted(name for name in {*known, *parts} if known.get(name) != parts.get(name)))
-            distance = (len(differing) + (code != own["code"]), len(changed[code]))
+            distance = (len(differing) + (code != this["code"]), len(changed[code]))
             if distance[0] and (best is None or distance < best[0]):
                 best = (distance, differing, code)
         if best is None:
             return Explanation(hit=False, reason="never computed")
         _, differing, code = best
-        reason = "code changed" if code != own["code"] and not differing else "argument differs"
+        reason = "code changed" if code != this["code"] and not differing else "argument differs"
         return Explanation(hit=False, reason=reason, arguments=differing, code=changed[code])
 
     def _stored(self) -> Iterator[dict[str, Any]]:
