@@ -17,7 +17,7 @@ import pytest
 from traveling import by_value
 from work import double, fail
 
-from aparallel import Call, Pool, delayed, stream_parallel
+from aparallel import Call, Pool, delayed, gather_parallel, stream_parallel
 from aparallel.testing import FakeBackend
 
 BACKENDS: list[Any] = ["process", "thread", "inline"]
@@ -195,10 +195,78 @@ async def test_leaving_early_lets_go_of_the_source(backend: Any) -> None:
         closed.clear()
         async with stream_parallel(async_source(), backend=backend, n_jobs=1) as results:
             await anext(results)
-        async with asyncio.timeout(10):  # the loop closes it
-            await closed.wait()
+        assert closed.is_set()
     finally:
         gc.enable()
+
+
+@each_backend
+async def test_an_async_source_is_closed_in_the_task_that_ran_it_before_the_block_is_left(backend: Any) -> None:
+    closed = asyncio.Event()
+
+    async def calls() -> AsyncIterator[Any]:
+        async with asyncio.timeout(100):  # may only be left in the task that entered it
+            try:
+                for x in itertools.count():
+                    yield delayed(double)(x)
+            finally:
+                await asyncio.sleep(0)
+                closed.set()
+
+    source = calls()  # who holds it keeps nothing open
+    async with stream_parallel(source, backend=backend, n_jobs=1) as results:
+        assert await anext(results) == 0
+    assert closed.is_set()
+
+    closed.clear()
+    source = calls()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await gather_parallel(source, backend=backend, n_jobs=1)
+    assert closed.is_set()
+
+
+async def test_leaving_waits_for_the_end_of_an_async_source_that_a_failure_has_begun() -> None:
+    events: list[str] = []
+    closing, proceed = asyncio.Event(), asyncio.Event()
+
+    async def calls() -> AsyncIterator[Any]:
+        try:
+            yield delayed(divmod)(1, 0)
+            for x in itertools.count():
+                yield delayed(double)(x)
+        finally:
+            closing.set()
+            await proceed.wait()
+            events.append("closed")
+
+    async with stream_parallel(calls(), backend="inline", pre_dispatch=2) as results:
+        with pytest.raises(ZeroDivisionError):
+            await anext(results)
+        await closing.wait()
+        asyncio.get_running_loop().call_later(0.01, proceed.set)
+    events.append("left")
+    assert events == ["closed", "left"]
+
+
+async def test_what_an_async_source_raises_when_it_is_closed_is_told_to_the_loop() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def calls() -> AsyncIterator[Any]:
+        try:
+            for x in itertools.count():
+                yield delayed(double)(x)
+        finally:
+            raise OSError("cursor")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    try:
+        async with stream_parallel(calls(), backend="inline", n_jobs=1) as results:
+            assert await anext(results) == 0
+    finally:
+        loop.set_exception_handler(None)
+    assert [repr(context["exception"]) for context in told] == ["OSError('cursor')"]
 
 
 async def test_leaving_early_lets_go_of_results_whose_turn_has_not_come() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 from aparallel._ground.awaiting import Announced
@@ -106,6 +106,8 @@ class Flow(Queue):
         # Set when more may be drawn than when the drawer looked last.
         self._room = asyncio.Event()
         self._drawer: asyncio.Task[None] | None = None
+        # The drawer draws no more, and is not to be cancelled: it awaits what the source does at its end.
+        self._closing = False
 
     @property
     def queue(self) -> Flow:
@@ -191,6 +193,25 @@ class Flow(Queue):
                 return drawn
 
     async def _draw_async(self, calls: AsyncIterator[Any]) -> None:
+        try:
+            await self._draw_each(calls)
+        finally:
+            if isinstance(calls, AsyncGenerator) and self._scheduler.loop.is_running():  # else nobody would go on
+                await self._close(calls)
+
+    async def _close(self, calls: AsyncGenerator[Any, Any]) -> None:
+        """Have the source run its ``finally`` in the task that ran it, where it may have scopes and timeouts open.
+
+        Left to itself it would do so soon after, in another task, and nobody could wait for that.
+        """
+        self._closing = True
+        try:
+            await calls.aclose()
+        except Exception as error:  # nobody asks any more; asyncio tells it so, too
+            message = f"an error occurred when {calls!r}, which calls were drawn from, was closed"
+            self._scheduler.loop.call_exception_handler({"message": message, "exception": error, "asyncgen": calls})
+
+    async def _draw_each(self, calls: AsyncIterator[Any]) -> None:
         # Encoded already, and to be handed out together: before the source suspends, or when it has not for a while.
         drawn = Drawn([])
 
@@ -332,14 +353,15 @@ class Flow(Queue):
         with self.ending:
             if not self._scheduler.loop.is_closed():  # else the workers went with it, and this is the end of its tasks
                 if self._drawer is not None and not self._drawer.done():
-                    self._drawer.cancel()
+                    if not self._closing:
+                        self._drawer.cancel()
                     waiting.append(self._drawer)
                 if not clean:
                     waiting += self._scheduler.cancel(self)
             try:
                 await outlast(waiting)
             finally:
-                # A generator that nobody else holds runs its finally now, an asynchronous one soon.
+                # A generator that nobody else holds runs its finally now; an asynchronous one has done so.
                 self._source, self._drawer = (), None
                 self._encoder.close()
                 self._reporter.close(failed=not clean)
