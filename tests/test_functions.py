@@ -230,6 +230,55 @@ async def test_functions_with_state_travel_as_they_are_at_each_draw() -> None:
     assert results == [10 * factor for factor in range(5) for _ in range(2)]
 
 
+class Heavy:
+    """Has a method, can be called, and counts how often it is pickled."""
+
+    def __init__(self, size: int) -> None:
+        self.table = list(range(size))
+        self.pickled = [0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled[0] += 1
+        return self.__dict__
+
+    def __call__(self, number: int) -> int:
+        return len(self.table) + number
+
+    def method(self, number: int) -> int:
+        return len(self.table) + number
+
+
+@pytest.mark.parametrize("size", [10, 100_000], ids=["on the loop", "in a thread"])
+async def test_what_has_state_travels_once_per_list_or_map(size: int) -> None:
+    numbers = list(range(150))
+    async with Pool(2) as pool:
+        for gather in (
+            lambda heavy: pool.gather([delayed(heavy)(number) for number in numbers]),
+            lambda heavy: pool.gather(tuple(delayed(heavy.method)(number) for number in numbers)),
+            lambda heavy: pool.map(heavy, numbers),
+            lambda heavy: pool.map(heavy.method, [*numbers[:-1], 149]),
+        ):
+            heavy = Heavy(size)
+            assert await gather(heavy) == [size + number for number in numbers]
+            assert (
+                heavy.pickled[0] <= 4
+            )  # what proves too large on the loop, each time that it is asked for, and then once
+            heavy.table.append(0)
+            assert await gather(heavy) == [size + 1 + number for number in numbers]
+
+
+async def test_equal_things_with_state_in_one_list_are_told_apart() -> None:
+    class Equal(Scale):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    scales = [Equal(factor) for factor in range(100)]
+    assert await gather_parallel([delayed(scale)(10) for scale in scales]) == [10 * factor for factor in range(100)]
+    assert await gather_parallel([delayed(scale.method)(1) for scale in scales]) == list(range(100))
+
+
 async def test_functions_travel_once_per_gather_however_many_with_state_are_drawn_among_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

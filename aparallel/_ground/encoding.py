@@ -43,7 +43,8 @@ class Moments(enum.Enum):
     ANY = "any"
     """Separate calls: at any time, as long as the pool lives."""
     ONE = "one"
-    """A list or tuple of calls: all at once. What they carry counts as being what it is when it is first met."""
+    """A list or tuple of calls, or a map of lists and the like: all at once. What they carry counts as being what it is
+    when it is first met."""
     SUCCESSIVE = "successive"
     """Calls of an iterator: one after the other, each when it is drawn. What they carry may change in between."""
 

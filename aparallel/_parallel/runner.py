@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aparallel._ground.call import MappedCalls
 from aparallel._parallel.flow import Flow, GatherFlow, Source, prepare
 from aparallel._parallel.singles import Singles
 from aparallel._parallel.stream import StreamFlow
@@ -77,7 +78,8 @@ class Runner:
         if workers is None:
             workers = engine.n_jobs if options.n_jobs is None else min(options.workers(), engine.n_jobs)
         sharing = options.sharing(engine.sharing)
-        moments = Moments.ONE if type(source) in (list, tuple) else Moments.SUCCESSIVE
+        is_given = type(source) in (list, tuple) or (type(source) is MappedCalls and source.is_quiet)
+        moments = Moments.ONE if is_given else Moments.SUCCESSIVE
         flow = kind(
             scheduler,
             engine.backend.encoder(sharing, moments),

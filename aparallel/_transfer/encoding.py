@@ -44,7 +44,10 @@ class _Heavy(Exception):
 
 
 class ProcessEncoder(Encoder):
-    """Pickles calls. Within one encoder a plain function is pickled once, when it is first drawn."""
+    """Pickles calls. Within one encoder a plain function is pickled once, when it is first drawn.
+
+    Where all calls count as made at once, so is what has state.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class ProcessEncoder(Encoder):
         # Arrays are kept in shared memory for this one's sake as long as it lives: not for separate calls, which may
         # come as long as the pool does.
         self._packer = Packer(functions, memory, sharing, None if moments is Moments.ANY else User())
-        self._recent = RecentFunctions(functions, self._packer.pickle_function)
+        self._recent = RecentFunctions(functions, self._packer.pickle_function, at_once=moments is Moments.ONE)
         self._holding = (
             Holding(self._pickled_to_hold, self._packer.reference_as_held) if moments is Moments.SUCCESSIVE else None
         )
@@ -124,7 +127,8 @@ class ProcessEncoder(Encoder):
                         fn = call.func
                         add = drawn.group_for(self._recent.of(fn)).append
                         # A callable's state may change from call to call, unless only its name travels.
-                        last = fn if type(fn) is FunctionType or self._functions.importable(fn) else None
+                        is_same = self._recent.at_once or type(fn) is FunctionType or self._functions.importable(fn)
+                        last = fn if is_same else None
                     args = call.args
                     for value in args:
                         kind = type(value)

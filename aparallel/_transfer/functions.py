@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from _blake2 import blake2b  # hashlib, whose it is, would delay a script's first result by 2 ms
 from pickle import dumps
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -16,7 +16,7 @@ from aparallel._transfer.unchanged import NAMED, Witness, is_importable
 from aparallel.abc import Function
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from aparallel.abc import Timing
 
@@ -105,18 +105,24 @@ class Functions:
 
 
 class RecentFunctions:
-    """The functions of one encoder: it pickles a plain one once, when first asked for, whatever changes in it then.
+    """Pickles a plain function once, when it is first asked for, whatever changes that it refers to.
 
     Args:
         functions: what the pool knows.
         pickled: pickles a function by value, as it is now.
+        at_once: all calls count as made at once, so what has state, a method or a callable object, is pickled once,
+            too.
     """
 
-    def __init__(self, functions: Functions, pickled: Callable[[Callable[..., Any]], bytes]) -> None:
+    def __init__(
+        self, functions: Functions, pickled: Callable[[Callable[..., Any]], bytes], *, at_once: bool = False
+    ) -> None:
+        self.at_once = at_once
         self._functions = functions
         self._pickled = pickled
-        # Plain functions, newest last, and the bytes of their pickles.
-        self._recent: dict[FunctionType, PickledFunction] = {}
+        # By what they are known by, newest last: functions, which so keep their identity, and their pickles.
+        self._recent: dict[Hashable, tuple[Callable[..., Any], PickledFunction]] = {}
+        # Of these pickles.
         self._bytes = 0
 
     def of(self, fn: Callable[..., Any]) -> PickledFunction:
@@ -128,20 +134,30 @@ class RecentFunctions:
         function = self._functions.known(fn)
         if function is not None:
             return function
-        if type(fn) is FunctionType and (known := self._recent.get(fn)) is not None:
-            return known
+        if (known := self._recent.get(self._key(fn))) is not None:
+            return known[1]
         function = self._functions.by_content(fn, self._pickled(fn))
         self.remember(fn, function)
         return function
 
     def remember(self, fn: Callable[..., Any], function: PickledFunction) -> None:
         """Keep the pickle of *fn* if it is a plain function: the state of others may change from call to call."""
-        if type(fn) is not FunctionType:
+        key = self._key(fn)
+        if key is None:
             return
-        self._recent[fn] = function
+        self._recent[key] = fn, function
         self._bytes += len(function.blob)
         while len(self._recent) > (_MANY_FUNCTIONS if self._bytes <= _MANY_BYTES else 1):
-            self._bytes -= len(self._recent.pop(next(iter(self._recent))).blob)
+            self._bytes -= len(self._recent.pop(next(iter(self._recent)))[1].blob)
+
+    def _key(self, fn: Callable[..., Any]) -> Hashable:
+        """What *fn* is known by; None if it is not to be."""
+        if type(fn) is FunctionType:
+            return fn
+        if not self.at_once:
+            return None
+        # By identity: what is equal may have another state. A method is bound anew wherever it is named.
+        return (id(fn.__self__), id(fn.__func__)) if isinstance(fn, MethodType) else id(fn)
 
     def forget(self) -> None:
         """Pickle each anew when it is asked for next."""
