@@ -312,6 +312,17 @@ async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
             await loads(data, signing_key="key")
 
 
+@pytest.mark.parametrize("trusted", [None, []])
+async def test_a_memmap_that_an_old_numpy_pickled_is_read(trusted: list[Any] | None, tmp_path: pathlib.Path) -> None:
+    import pickle
+
+    data = pickle.dumps(np.memmap(tmp_path / "array", np.int64, "w+", shape=3), 2)
+    assert b"cnumpy\nmemmap\n" in data
+    found = await loads(data.replace(b"cnumpy\nmemmap\n", b"cnumpy.core.memmap\nmemmap\n"), trusted=trusted)
+    assert type(found) is np.memmap
+    assert found.tolist() == [0, 0, 0]
+
+
 class Pipe(io.BytesIO):
     """Cannot go back."""
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # What stands for an array in files of joblib 0.9 and earlier.
 _WRAPPERS_BEFORE_0_10 = frozenset({"NDArrayWrapper", "ZNDArrayWrapper"})
+# What NumPy up to 1.15 called numpy.memmap; NumPy 2 has no such module.
+_MEMMAP_BEFORE_1_16 = ("numpy.core.memmap", "memmap")
 
 
 def decompressed(source: Source, codec: str, stop: Stop) -> Source:
@@ -181,7 +183,11 @@ class _Unpickler(Unpickler):
             return self._reader.wrapper
         if name in _WRAPPERS_BEFORE_0_10 and Global(module, "NumpyArrayWrapper") in WRAPPERS:
             raise too_old()  # where joblib is installed, there would be such wrappers in place of the arrays
-        return super().find_class(module, name) if self._trust is None else self._trust.resolve(module, name)
+        if self._trust is not None:
+            return self._trust.resolve(module, name)
+        if (module, name) == _MEMMAP_BEFORE_1_16:
+            module = "numpy"
+        return super().find_class(module, name)
 
     def persistent_load(self, number: Any) -> Any:
         return self._reader.taken(number)

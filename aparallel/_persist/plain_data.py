@@ -156,6 +156,7 @@ def _table() -> dict[Global, Check]:
     add("numpy", "dtype", _a_dtype)
     add("numpy._core._internal", "_convert_to_stringdtype_kwargs", _a_dtype)
     add("numpy", "ndarray matrix memmap record recarray", _never)
+    add("numpy.core.memmap", "memmap", _never)
     add("numpy.matrixlib.defmatrix", "matrix", _never)
     add("numpy.rec numpy.core.records numpy._core.records", "record recarray", _never)
     add("numpy.char numpy.core.defchararray numpy._core.defchararray", "chararray", _never)

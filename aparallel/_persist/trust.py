@@ -255,6 +255,7 @@ def _safe_of_numpy(name: str) -> Any:
         "MaskedConstant": np.ma.core,
         "chararray": np.char,
         "matrix": np,
+        "memmap": np,
         "record": np,
         "recarray": np,
     }
