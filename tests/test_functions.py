@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cloudpickle
+import numpy as np
 import pytest
 from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
@@ -247,6 +248,9 @@ class Heavy:
     def method(self, number: int) -> int:
         return len(self.table) + number
 
+    def count(self, array: Any) -> int:
+        return len(self.table)
+
 
 @pytest.mark.parametrize("size", [10, 100_000], ids=["on the loop", "in a thread"])
 async def test_what_has_state_travels_once_per_list_or_map(size: int) -> None:
@@ -260,11 +264,60 @@ async def test_what_has_state_travels_once_per_list_or_map(size: int) -> None:
         ):
             heavy = Heavy(size)
             assert await gather(heavy) == [size + number for number in numbers]
-            assert (
-                heavy.pickled[0] <= 4
-            )  # what proves too large on the loop, each time that it is asked for, and then once
+            assert heavy.pickled[0] <= 4  # tried on the loop when asked for, and then done in a thread
             heavy.table.append(0)
             assert await gather(heavy) == [size + 1 + number for number in numbers]
+
+
+async def test_what_has_state_is_pickled_few_times_from_a_generator_that_cannot_change_it() -> None:
+    heavy = Heavy(10)
+    arrays = [np.arange(3)] * 500
+    async with Pool(2) as pool:
+        for gather in (
+            lambda: pool.gather(delayed(heavy.method)(number) for number in range(500)),
+            lambda: pool.gather(delayed(heavy)(number) for number in range(500)),
+            lambda: pool.gather(delayed(heavy.count)(array) for array in arrays),
+        ):
+            heavy.pickled[0] = 0
+            await gather()
+            assert heavy.pickled[0] < 100
+            heavy.table.append(0)
+            assert set(await gather()) >= {len(heavy.table)}
+
+
+async def test_an_argument_that_changes_what_is_called_when_it_is_pickled_is_followed() -> None:
+    scale = Scale(0)
+
+    class Changes:
+        def __reduce__(self) -> Any:
+            scale.factor += 1
+            return int, (10,)
+
+    arguments = [Changes() for _ in range(100)]
+    results = await gather_parallel(delayed(scale.method)(argument) for argument in arguments)
+    # A function is pickled before its arguments.
+    assert results == [10 * factor for factor in range(100)]
+    scale.factor = 0
+    assert await gather_parallel(delayed(scale)(argument) for argument in arguments) == results
+
+
+async def test_a_method_whose_lookup_changes_what_it_is_of_is_followed() -> None:
+    class Turning(Scale):
+        @property
+        def turn(self) -> Any:
+            self.factor += 1
+            return self.method
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "other":
+                raise AttributeError(name)
+            return self.turn
+
+    turning = Turning(0)
+    results = await gather_parallel(delayed(turning.turn)(10) for _ in range(100))
+    assert results == [10 * factor for factor in range(1, 101)]
+    turning.factor = 0
+    assert await gather_parallel(delayed(turning.other)(10) for _ in range(100)) == results
 
 
 async def test_equal_things_with_state_in_one_list_are_told_apart() -> None:

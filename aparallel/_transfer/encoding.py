@@ -81,7 +81,10 @@ class ProcessEncoder(Encoder):
             self._draw_fresh(calls, limit, first, deadline, drawn)
         else:
             if holding.draw(limit, deadline, drawn):
-                self._draw_fresh(holding.not_drawn(calls), limit, first, deadline, drawn)
+                try:
+                    self._draw_fresh(holding.not_drawn(calls), limit, first, deadline, drawn, calls)
+                finally:
+                    self._recent.end_moment()
             room = limit - drawn.count - 1
             if drawn.large is not None and room > 0 and self._recent.has(drawn.large.func):
                 from aparallel._transfer.stillness import is_still  # and dis with it, which NumPy has loaded by now
@@ -110,12 +113,19 @@ class ProcessEncoder(Encoder):
 
         return Held(call, function, pieces, sources, frozenset(Buffer(marker.source).key for marker in awaited))
 
-    def _draw_fresh(self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn) -> None:
-        """Draw until there are *limit* calls, or it is late. The path of tiny calls."""
+    def _draw_fresh(
+        self, calls: Iterator[Any], limit: int, first: int, deadline: float, drawn: Drawn, source: Any = None
+    ) -> None:
+        """Draw until there are *limit* calls, or it is late. The path of tiny calls.
+
+        *source* is where calls come from that may change something between them: what has state is pickled for each of
+        them, unless it is seen that they do not.
+        """
         last: Any = None
         add: Any = None
         kind: Any = None
         variables = self._variables
+        with_state = 0
         index, end = first + drawn.count, first + limit
         while index < end and drawn.large is None and drawn.failed is None:
             stop = min(index + _CLOCK_EVERY, end)
@@ -125,10 +135,16 @@ class ProcessEncoder(Encoder):
                 try:
                     if call.func is not last:
                         fn = call.func
-                        add = drawn.group_for(self._recent.of(fn)).append
                         # A callable's state may change from call to call, unless only its name travels.
-                        is_same = self._recent.at_once or type(fn) is FunctionType or self._functions.importable(fn)
-                        last = fn if is_same else None
+                        has_state = type(fn) is not FunctionType and not self._functions.importable(fn)
+                        if has_state and source is not None:
+                            with_state += 1
+                            if with_state == 2:  # to look costs more than most pickles
+                                from aparallel._transfer.stillness import is_still
+
+                                self._recent.at_once = is_still(source)
+                        add = drawn.group_for(self._recent.of(fn)).append
+                        last = None if has_state and source is not None else fn
                     args = call.args
                     for value in args:
                         kind = type(value)
@@ -198,7 +214,13 @@ class ProcessEncoder(Encoder):
             _Heavy: it is drawn, and the clock is to be read.
         """
         self._begin_moment()
-        pickled = self._packer.pack((call.args, call.keywords, self._values()))
+        content = call.args, call.keywords, self._values()
+        if self._holding is not None and self._recent.at_once:
+            from aparallel._transfer.stillness import is_inert
+
+            if not is_inert(content):  # to pickle it may change what is called
+                self._recent.end_moment()
+        pickled = self._packer.pack(content)
         add(pickled)
         if isinstance(pickled, bytes):
             drawn.size += len(pickled)

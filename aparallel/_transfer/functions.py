@@ -112,6 +112,9 @@ class RecentFunctions:
         pickled: pickles a function by value, as it is now.
         at_once: all calls count as made at once, so what has state, a method or a callable object, is pickled once,
             too.
+
+    Attributes:
+        at_once: as given, or set for a while: calls until :meth:`end_moment` are.
     """
 
     def __init__(
@@ -158,6 +161,13 @@ class RecentFunctions:
             return None
         # By identity: what is equal may have another state. A method is bound anew wherever it is named.
         return (id(fn.__self__), id(fn.__func__)) if isinstance(fn, MethodType) else id(fn)
+
+    def end_moment(self) -> None:
+        """From now on, what has state may be another than what was pickled."""
+        if self.at_once:
+            self.at_once = False
+            for key in [key for key in self._recent if type(key) is not FunctionType]:
+                self._bytes -= len(self._recent.pop(key)[1].blob)
 
     def forget(self) -> None:
         """Pickle each anew when it is asked for next."""

@@ -15,7 +15,7 @@ import functools
 import gc
 import itertools
 import sys
-from types import CodeType, GeneratorType, ModuleType
+from types import CodeType, FunctionType, GeneratorType, ModuleType
 from typing import Any
 
 from aparallel._ground.call import delayed
@@ -213,6 +213,9 @@ class _Loop:
             stack.extend([_NULL, value] if argument & 1 else [value])
         elif name in ("LOAD_ATTR", "LOAD_METHOD"):
             owner = stack.pop()
+            if _has_method(owner, instruction.argval):  # bound, as an argument: what calls it is not harmless
+                stack.append(_UNKNOWN)
+                return name == "LOAD_ATTR" and not (argument & 1 and _methods_are_attributes)
             if type(owner) is not ModuleType or instruction.argval not in owner.__dict__:
                 return False
             is_method = name == "LOAD_METHOD" or (argument & 1 and _methods_are_attributes)
@@ -257,6 +260,16 @@ def _names(instruction: dis.Instruction) -> tuple[str, ...]:
 
 def _is_number(value: Any) -> bool:
     return value is _NUMBER or type(value) in _NUMBERS
+
+
+def _has_method(owner: Any, name: str) -> bool:
+    """Whether to look up *name* in *owner* gives a method, and runs nobody's code."""
+    found: Any = None
+    for base in type(owner).__mro__:
+        if base is not object and "__getattribute__" in base.__dict__:
+            return False
+        found = base.__dict__.get(name) if found is None else found
+    return type(found) is FunctionType
 
 
 def _is_sized(value: Any) -> bool:
