@@ -89,7 +89,9 @@ def test_any_changed_byte_is_an_error_and_nothing_runs(compress: str | None, key
         for change in (0x01, 0x80, 0xFF):
             damaged = bytearray(data)
             damaged[position] ^= change
-            with pytest.raises(BROKEN):
+            # A chunk's size may have become more than there is.
+            expected = ChecksumError if compress is None and position >= len(container.MAGIC) else BROKEN
+            with pytest.raises(expected):
                 loaded(bytes(damaged), key)
     assert ran == []
 

@@ -229,7 +229,7 @@ def unpack_record(head: bytes, offset: int) -> Record:
         return Record(kind, size)
     lengths = struct.unpack_from(f"<{count}Q", head, RECORD_FIXED)
     if buffers_size(lengths) != size:
-        raise CorruptFileError(f"the lengths of the buffers at byte {offset} do not add up to the record's size")
+        raise ChecksumError(f"the lengths of the buffers at byte {offset} do not add up to the record's size")
     return Record(kind, size, lengths)
 
 
@@ -256,7 +256,7 @@ def unpack_chunk(header: bytes, offset: int) -> tuple[int, int, int]:
     """
     size, stored, check = _CHUNK.unpack(header)
     if size > MAX_CHUNK or stored > MAX_STORED or bool(size) != bool(stored):
-        raise CorruptFileError(f"the chunk at byte {offset} has sizes that cannot be")
+        raise ChecksumError(f"the chunk at byte {offset} has sizes that cannot be")
     return size, stored, check
 
 
@@ -272,7 +272,8 @@ def unpack_trailer(line: bytes, offset: int) -> Trailer:
         CorruptFileError: it is damaged, or does not belong there.
     """
     magic, index_offset, file_size, signature, stored = _TRAILER.unpack(line)
-    if magic != END_MAGIC:
+    # All else being right, it is the magic that has changed.
+    if magic != END_MAGIC and checksum(END_MAGIC + line[len(END_MAGIC) : -8], offset) != stored:
         raise TruncatedFileError("its end is missing: the writer was interrupted, or the file was cut")
     if checksum(line[:-8], offset) != stored:
         raise ChecksumError("the checksum of its trailer does not match")
