@@ -22,10 +22,9 @@ from aparallel._parallel.batching import (
     calls_per_message,
     calls_within,
     fair_share,
-    parse_batch_size,
-    parse_pre_dispatch,
     rough_bytes,
 )
+from aparallel._parallel.parsing import parse_batch_size, parse_pre_dispatch
 from aparallel.abc import Batch, Function
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from math import ceil, inf
-from typing import Any, Literal, NamedTuple
-
-from aparallel._ground.units import whole_number
-
-PreDispatch = Literal["auto", "all"] | int | str
-BatchSize = Literal["auto"] | int
+from math import ceil
+from typing import Any
 
 # A message carries calls for about this long: enough that its cost, some 100 µs, does not matter,
 # and short enough that workers, gathers and results take turns quickly.
@@ -119,81 +113,3 @@ def rough_bytes(value: Any, depth: int = 0) -> int:
     # While another thread imports NumPy, it is there and has nothing in it.
     ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
     return int(value.nbytes) if ndarray is not None and isinstance(value, ndarray) else 0
-
-
-class DrawLimit(NamedTuple):
-    """How many calls may be drawn and not finished: a hard limit, or none.
-
-    Attributes:
-        calls: how many, in all; None for no hard limit, or for *expression*.
-        expression: what it is of so many workers.
-    """
-
-    calls: int | None = None
-    expression: str | None = None
-
-    def of(self, n_jobs: int) -> int | None:
-        """Return the limit for so many workers, in calls.
-
-        Raises:
-            ValueError: it is less than one call.
-        """
-        if self.expression is None:
-            return self.calls
-        from aparallel._parallel.expressions import evaluate
-
-        try:
-            limit = evaluate(self.expression, n_jobs)
-        except ArithmeticError as error:
-            raise ValueError(f"pre_dispatch={self.expression!r} with n_jobs={n_jobs} is no number: {error}.") from None
-        if not 1 <= limit < inf:
-            raise ValueError(
-                f"pre_dispatch={self.expression!r} with n_jobs={n_jobs} is {limit:g} calls; at least one must be drawn "
-                f"for any to run."
-            )
-        return int(limit)
-
-
-def parse_pre_dispatch(value: PreDispatch) -> DrawLimit:
-    """Return the limit that *value* means: none for ``"auto"``.
-
-    Raises:
-        ValueError: not ``"auto"``, ``"all"``, a positive int or an expression such as ``"2*n_jobs"``.
-    """
-    if isinstance(value, str):
-        if value == "auto":
-            return DrawLimit()
-        if value == "all":
-            return DrawLimit(1 << 62)
-        if _is_arithmetic(value):
-            return DrawLimit(expression=value)
-    elif (calls := whole_number(value)) is not None and calls >= 1:
-        return DrawLimit(calls)
-    raise ValueError(
-        f"pre_dispatch={value!r} is not 'auto', 'all', a number of calls from 1 on, or an expression like '2*n_jobs'."
-    )
-
-
-def _is_arithmetic(text: str) -> bool:
-    from aparallel._parallel.expressions import evaluate
-
-    try:
-        with contextlib.suppress(ArithmeticError):  # with another number of workers it may have a value
-            evaluate(text, 1)
-    except SyntaxError:
-        return False
-    return True
-
-
-def parse_batch_size(value: BatchSize) -> int | None:
-    """Return the fixed number of calls per message, or None for ``"auto"``.
-
-    Raises:
-        ValueError: not ``"auto"`` and not a positive int.
-    """
-    if isinstance(value, str) and value == "auto":
-        return None
-    calls = whole_number(value)
-    if calls is None or calls < 1:
-        raise ValueError(f"batch_size={value!r} is not 'auto' or a positive number of calls.")
-    return min(calls, MESSAGE_CALLS)

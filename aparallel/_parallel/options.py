@@ -8,8 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
-from aparallel._parallel.batching import DrawLimit
-from aparallel._parallel.parsing import PARSERS, kind_of
+from aparallel._parallel.parsing import PARSERS, DrawLimit, kind_of
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from aparallel._parallel.batching import BatchSize, PreDispatch
 from aparallel.abc import Backend
 
 if TYPE_CHECKING:
     from aparallel._ground.sharing import MmapMode
     from aparallel.abc import OnCancel
 
+BatchSize = Literal["auto"] | int
+PreDispatch = Literal["auto", "all"] | int | str
 BackendName = Literal["process", "thread", "inline", "loky", "multiprocessing", "threading", "sequential"]
 
 
