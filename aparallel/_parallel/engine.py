@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
-from aparallel._ground.units import whole_number
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase
-from aparallel._parallel.parsing import parse_count, parse_seconds
+from aparallel._parallel.parsing import parse_count, parse_most, parse_seconds
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Quota, Tallies
 from aparallel._parallel.scheduler import Scheduler
@@ -191,10 +190,7 @@ class Engine:
 
     def limit(self, key: Hashable, workers: int, max_queued: int | None) -> tuple[Quota, SingleQueue]:
         """Let the calls of *key* have so many workers; return what they share and where single ones of them wait."""
-        most = whole_number(workers)
-        if most is None or most < 1:
-            raise ValueError(f"n={workers!r} is not a whole number of workers, 1 or more.")
-        max_queued = parse_count("max_queued", max_queued, 0)
+        workers, max_queued = parse_count("n", workers, 1), parse_most("max_queued", max_queued, 0)
         try:
             queue = self._single_queues.get(key)
         except TypeError as error:
@@ -208,7 +204,7 @@ class Engine:
             queue = self._single_queues[key] = SingleQueue(
                 sys.maxsize, self.sharing, self.admitted.tell, self._waiting, quota
             )
-        if quota.allow(most, max_queued) and quota.turns.entries and self._bound is not None:
+        if quota.allow(workers, max_queued) and quota.turns.entries and self._bound is not None:
             self._bound.scheduler.dispatch_soon()
         return quota, queue
 

@@ -90,18 +90,6 @@ def _parse_verbose(verbose: int) -> int:
     return lines
 
 
-def parse_retries(retries: int) -> int:
-    """Return how often a call is run again after its worker died.
-
-    Raises:
-        ValueError: not a whole number, 0 or more.
-    """
-    count = whole_number(retries)
-    if count is None or count < 0:
-        raise ValueError(f"retries={retries!r} is not a number of further attempts, 0 or more.")
-    return count
-
-
 def parse_seconds(name: str, seconds: float | None, *, zero: bool = True) -> float | None:
     """Return how long something may take, in seconds; None for ever. *zero*: it may be 0.
 
@@ -140,18 +128,21 @@ def _one_of(name: str, *choices: str) -> Callable[[Any], Any]:
 parse_on_cancel: Callable[[OnCancel | None], OnCancel | None] = _one_of("on_cancel", "kill", "wait", "abandon")
 
 
-def parse_count(name: str, value: int | None, least: int) -> int | None:
-    """Return a whole number, which may be NumPy's, or None.
+def parse_count(name: str, value: int, least: int) -> int:
+    """Return a whole number, which may be NumPy's.
 
     Raises:
-        ValueError: neither, or less than *least*.
+        ValueError: it is none, or less than *least*.
     """
-    if value is None:
-        return None
     count = whole_number(value)
     if count is None or count < least:
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}, or None.")
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}.")
     return count
+
+
+def parse_most(name: str, value: int | None, least: int) -> int | None:
+    """Do the same for a limit that there need not be: then it is None."""
+    return None if value is None else parse_count(name, value, least)
 
 
 class DrawLimit(NamedTuple):
@@ -243,10 +234,10 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "pre_dispatch": parse_pre_dispatch,
         "timeout": lambda seconds: parse_seconds("timeout", seconds, zero=False),
         "verbose": _parse_verbose,
-        "retries": parse_retries,
+        "retries": lambda count: parse_count("retries", count, 0),
         "on_cancel": parse_on_cancel,
         "progress": checked_progress,
-        "inner_max_num_threads": lambda count: parse_count("inner_max_num_threads", count, 1),
+        "inner_max_num_threads": lambda count: parse_most("inner_max_num_threads", count, 1),
         "max_nbytes": _parse_max_nbytes,
         "mmap_mode": _parse_mmap_mode,
         "temp_folder": _parse_temp_folder,

@@ -16,7 +16,7 @@ from aparallel._parallel.parsing import (
     KINDS,
     kind_of,
     make_sharing,
-    parse_count,
+    parse_most,
     parse_on_cancel,
     parse_seconds,
 )
@@ -95,9 +95,9 @@ class Settings(NamedTuple):  # not a dataclass, which takes a script's start ten
         effective_n_jobs(self.n_jobs, 1)
         parse_on_cancel(self.on_cancel)
         checked = self._replace(
-            inner_max_num_threads=parse_count("inner_max_num_threads", self.inner_max_num_threads, 1),
-            max_calls_per_worker=parse_count("max_calls_per_worker", self.max_calls_per_worker, 1),
-            max_queued=parse_count("max_queued", self.max_queued, 0),
+            inner_max_num_threads=parse_most("inner_max_num_threads", self.inner_max_num_threads, 1),
+            max_calls_per_worker=parse_most("max_calls_per_worker", self.max_calls_per_worker, 1),
+            max_queued=parse_most("max_queued", self.max_queued, 0),
             queue_timeout=parse_seconds("queue_timeout", self.queue_timeout),
             idle_timeout=parse_seconds("idle_timeout", self.idle_timeout, zero=False),
             nice=_parse_nice(self.nice),

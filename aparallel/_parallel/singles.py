@@ -15,7 +15,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
 from aparallel._parallel.options import UNSET
-from aparallel._parallel.parsing import parse_on_cancel, parse_retries, parse_seconds
+from aparallel._parallel.parsing import parse_count, parse_on_cancel, parse_seconds
 from aparallel.errors import AparallelError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Singles:
             patience = parse_seconds("queue_timeout", options.queue_timeout)
         timeout = parse_seconds("timeout", options.timeout, zero=False)
         policy = self._engine.policy.of_call(parse_on_cancel(options.on_cancel), timeout)
-        return policy, timeout, patience, parse_retries(options.retries)
+        return policy, timeout, patience, parse_count("retries", options.retries, 0)
 
     def begin_soon(self, future: CallFuture[Any]) -> None:
         """Begin the call that *future* requests when it has its turn: see :attr:`_to_begin`."""
