@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,17 @@ def decorated(x: int) -> int:
 @functools.lru_cache
 def cached(x: int) -> int:
     return x + 2
+
+
+class Locked:
+    @staticmethod
+    @functools.lru_cache
+    def cached(x: int) -> int:
+        with _lock:
+            return x + 3
+
+
+_lock = threading.Lock()
 
 
 @functools.singledispatch

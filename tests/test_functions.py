@@ -26,7 +26,7 @@ from typing import Any, Literal
 import cloudpickle
 import numpy as np
 import pytest
-from importable import Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
+from importable import Locked, Scale, cached, closure, decorated, dispatched, double, factorial, later, traced
 
 from aparallel import Pool, delayed, errors, gather_parallel
 from aparallel._transfer import by_name, by_value, packing
@@ -1039,6 +1039,12 @@ def test_cached_functions_of_main_travel(tmp_path: Path) -> None:
     asyncio.run(main())
     """
     assert run_script(tmp_path, body) == "[3, 4, 12586269025]\n"
+
+
+async def test_a_cached_function_of_an_imported_class_travels_as_its_name_inside_a_closure() -> None:
+    cached = Locked.cached  # by value, it would bring a lock
+
+    assert await gather_parallel([delayed(lambda: cached(1))()], n_jobs=1) == [4]
 
 
 def test_objects_of_main_with_cached_properties_go_and_come_back(tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ def _is_by_name(module: str) -> bool:
 
 
 def _can_be_imported(thing: Any, name: str) -> bool:
-    """Whether *thing* travels as *name*, which its module has it by."""
-    module = thing.__module__
-    return _is_by_name(module) and getattr(sys.modules.get(module), name, None) is thing
+    """Whether *thing* travels as *name*, which its module, or a class in that, has it by."""
+    found = sys.modules.get(thing.__module__)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is thing and _is_by_name(thing.__module__)
 
 
 # Context variables that cannot be imported by name, by a key that every process shares, and these keys. A variable is
