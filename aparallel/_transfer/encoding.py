@@ -13,13 +13,7 @@ from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.functions import CALLED, Functions, PickledFunction, RecentFunctions
 from aparallel._transfer.holding import Held, Holding
 from aparallel._transfer.out_of_band import Awaited, TooLarge
-from aparallel._transfer.packing import (
-    SHORT,
-    Packer,
-    are_numbers,
-    plain_payload,
-    plain_payload_with_names,
-)
+from aparallel._transfer.packing import SHORT, Packer, plain_payload, plain_payload_with_names
 from aparallel._transfer.pickling import NotLoaded, load_by_value
 from aparallel._transfer.shipment import LazyMemory, Shipment
 from aparallel._transfer.users import User
@@ -196,7 +190,8 @@ class ProcessEncoder(Encoder):
             items = calls.take(min(limit - drawn.count, _MAPPED_EVERY))
             if not items:  # there are no more
                 return
-            if not are_numbers(items if calls.has_one_argument else chain.from_iterable(items)):
+            arguments = items if calls.has_one_argument else chain.from_iterable(items)
+            if not NUMBERS.issuperset(map(type, arguments)):
                 calls.put_back(items)
                 return
             payloads += items

@@ -12,7 +12,7 @@ from aparallel._transfer.shipment import LazyMemory, Shipment, with_references
 from aparallel._wire.frames import NUMBERS, TEXTS, UNNAMED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from aparallel._transfer.functions import Functions, PickledFunction
     from aparallel._transfer.out_of_band import Reference, Source
@@ -45,10 +45,6 @@ def plain_payload_with_names(args: tuple[Any, ...], keywords: dict[str, Any]) ->
         if type(name) is not str or (kind not in NUMBERS and not (kind in TEXTS and len(value) <= SHORT)):
             return None
     return {UNNAMED: args, **keywords}
-
-
-def are_numbers(values: Iterable[Any]) -> bool:
-    return NUMBERS.issuperset(map(type, values))
 
 
 class Packer:
@@ -88,15 +84,15 @@ class Packer:
 
     def pack_large(self, content: Any) -> tuple[bytes | Shipment, int]:
         """Make a payload in a thread, with what is large in shared memory; return also how many bytes that took."""
-        sharing = self._sharing
-        pieces, sources = pickle_in_slices(content, Pauses().when_due, OutOfBand(self._limit, sharing.mmap_mode))
+        pieces, sources = self._pickled_in_thread(content, self._limit)
         size = sum(map(len, pieces))
         if not sources:
             return with_references(pieces, []), size
         try:
+            sharing = self._sharing
             parts, written = self._memory.get().place(sources, sharing.temp_folder, sharing.mmap_mode, self.user)
         except NoDescriptorError:  # through the socket, then
-            pieces, references = pickle_in_slices(content, Pauses().when_due, OutOfBand(NEVER, sharing.mmap_mode))
+            pieces, references = self._pickled_in_thread(content, NEVER)
             return with_references(pieces, references), sum(map(len, pieces))
         return Shipment(pieces, size, parts), size + written
 
@@ -125,10 +121,14 @@ class Packer:
 
     def pickle_large_function(self, fn: Callable[..., Any]) -> PickledFunction:
         """Pickle a function in a thread; one that has buffers for shared memory travels as an argument."""
-        pieces, sources = pickle_in_slices(fn, Pauses().when_due, OutOfBand(self._limit, self._sharing.mmap_mode))
+        pieces, sources = self._pickled_in_thread(fn, self._limit)
         if sources:
             return self._functions.as_argument(fn)
         return self._functions.by_content(fn, b"".join(pieces), witnessed=False)
+
+    def _pickled_in_thread(self, obj: object, limit: int) -> Parted:
+        """Pickle *obj* without what is larger than *limit*."""
+        return pickle_in_slices(obj, Pauses().when_due, OutOfBand(limit, self._sharing.mmap_mode))
 
     def _size_of_plain(self, content: Any) -> int | None:
         """About how many bytes arguments take that are nothing but numbers, text and arrays; None if they are not."""

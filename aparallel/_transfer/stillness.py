@@ -94,14 +94,14 @@ def is_inert(content: object) -> bool:
             parts += [*part, *part.values()]
         elif kind is slice:
             parts += part.start, part.stop, part.step
-        elif not _is_numpy_number(part):
+        elif not _is_of_numpy(part):
             return False
         if len(parts) > _MANY_PARTS:
             return False
     return True
 
 
-def _is_numpy_number(value: Any) -> bool:
+def _is_of_numpy(value: Any) -> bool:
     """Whether it is an array of NumPy's own types, or an item of one, that holds no objects."""
     np = sys.modules.get("numpy")
     if np is None:
