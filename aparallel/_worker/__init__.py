@@ -6,5 +6,5 @@
     incoming, outgoing                frames on their way in; outcomes on their way out
     memory                            shared memory, loaded when it is first needed
     lifeline, stdio                   the parent's death; what calls print
-    logs, log_handler, portable       log records and warnings, for the parent
+    logs, log_handler                 log records and warnings, for the parent
 """

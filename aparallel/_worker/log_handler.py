@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from aparallel._wire.records import ATTRIBUTES, LOG, PLAIN
-from aparallel._worker.portable import portable
+from aparallel._wire.records import ATTRIBUTES, PLAIN
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class RelayHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._send(LOG, *_describe(record))
+            self._send(*_describe(record))
         except RecursionError:  # as in logging's own handlers
             raise
         except Exception:
@@ -53,7 +52,7 @@ def _describe(record: logging.LogRecord) -> tuple[Any, ...]:
     text = record.exc_text
     if record.exc_info and not text:
         text = _formatter.formatException(record.exc_info)
-    others = {name: portable(value) for name, value in attributes.items() if name not in _OWN}
+    others = {name: value for name, value in attributes.items() if name not in _OWN}
     return core, str(record.getMessage()), _plain(text), _plain(record.stack_info), others
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from _pickle import dumps
 from itertools import count
 from marshal import dumps as marshal
 from time import monotonic_ns
 
 from aparallel._transfer.failures import pickle_chain
+from aparallel._transfer.pickling import MAIN, pickle_by_value
 from aparallel._wire.outbox import LOGGED
-from aparallel._wire.records import WARNING, pieces_of
-from aparallel._worker.portable import portable
+from aparallel._wire.records import LOG, PLAIN, WARNING, pieces_of
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
@@ -60,11 +61,16 @@ class WorkerLogs:
     def _on_logging(self) -> None:
         from aparallel._worker.log_handler import begin
 
-        self._follow = begin(self.send)
+        self._follow = begin(self._send_log)
         if self._levels is not None:
             self._follow(self._levels)
 
-    def send(self, *content: Any) -> None:
+    def _send_log(self, *described: Any) -> None:
+        """Write a log record. What comes last are attributes that may be of any kind."""
+        *plain, others = described
+        self._send(LOG, *plain, {name: _portable(value) for name, value in others.items()})
+
+    def _send(self, *content: Any) -> None:
         """Write a record. Once this has returned, the parent gets it whatever happens here."""
         data = marshal((*content, self._values()))
         try:
@@ -79,7 +85,7 @@ class WorkerLogs:
         if not self._variables:
             return []
         values = [(blob, variable.get(_UNSET)) for blob, variable in list(self._variables.items())]
-        return [(blob, portable(value)) for blob, value in values if value is not _UNSET]
+        return [(blob, _portable(value)) for blob, value in values if value is not _UNSET]
 
     def _show_warning(
         self,
@@ -99,9 +105,37 @@ class WorkerLogs:
         is_simple = base is category and type(message) is category and message.args == (text,)
         whole = pickle_chain(message) if isinstance(message, Warning) and not is_simple else None
         try:
-            self.send(WARNING, base.__name__, text, whole, filename, lineno, _module_at(filename), line)
+            self._send(WARNING, base.__name__, text, whole, filename, lineno, _module_at(filename), line)
         except (OSError, ValueError):  # the user's code closed the pipe; its warnings must not raise for that
             self._print(message, category, filename, lineno, file, line)
+
+
+def _portable(value: object) -> object:
+    """Return plain data for *value*: itself, a list of its pickle, or its repr if it cannot be pickled."""
+    if type(value) in PLAIN:
+        return value
+    try:
+        return [_pickle(value)]
+    except Exception:  # __reduce__ may raise anything
+        return _repr(value)
+
+
+def _pickle(value: object) -> bytes:
+    """Pickle *value*, by value only if ``__main__`` is the reason: what cannot be pickled is met again and again."""
+    try:
+        data = dumps(value, 5)
+    except Exception as error:
+        if "__main__" not in str(error):
+            raise
+        return pickle_by_value(value)
+    return pickle_by_value(value) if MAIN in data else data
+
+
+def _repr(value: object) -> str:
+    try:
+        return "".join([repr(value)])
+    except Exception as error:
+        return f"<{type(value).__qualname__}, whose repr() raised {type(error).__name__}>"
 
 
 def _module_at(filename: str) -> str | None:
