@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_LEVELS = 20_000
 """Levels of tuples that a file may have. Picklers call themselves for each, too, and end after some thousand."""
+MOST_STACKED = 1 << 26
+"""Values on the stack, half a gigabyte of references: lists grow by thousands, but all items of a tuple stand there."""
 TOO_DEEP = f"tuples nested more than {MOST_LEVELS:,} levels deep, which may crash Python"
 
 

@@ -27,7 +27,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from aparallel._persist.nesting import MOST_LEVELS, Levels, TooDeep
+from aparallel._persist.nesting import MOST_LEVELS, MOST_STACKED, Levels, TooDeep
 from aparallel._persist.window import Window
 
 if TYPE_CHECKING:
@@ -101,8 +101,6 @@ _SLICE = 64 << 10
 _FREE = 8_000
 _FEW = 2_000
 assert 2 * _FREE + 2 * _FEW <= MOST_LEVELS
-# As for the walk.
-_MOST_STACKED = 1 << 26
 # No opcode that the expression knows is longer, with its argument.
 _LONGEST = 1200
 
@@ -232,7 +230,7 @@ class _Steps:
                 return
             if levels is not None:
                 levels.follow(_each(numbered=self._numbered).findall(window.data, window.at, found.end()))
-                if levels.size > _MOST_STACKED:
+                if levels.size > MOST_STACKED:
                     raise TooDeep
             window.at = found.end()
             if window.position == self._frame_end:

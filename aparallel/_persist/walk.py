@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.kept import LINES, Memo, counted
-from aparallel._persist.nesting import MOST_LEVELS, TOO_DEEP, frail_among, levels_of, opaque_tuple
+from aparallel._persist.nesting import MOST_LEVELS, MOST_STACKED, TOO_DEEP, frail_among, levels_of, opaque_tuple
 from aparallel._persist.standins import (
     BUFFER,
     BYTES,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from aparallel._ground.stoppable import Stop
     from aparallel._persist.standins import Watcher
 
-# Half a gigabyte of references. Lists are appended to by thousands, but all items of a tuple are stacked.
-_MOST_STACKED = 1 << 26
-
 # Opcodes that push a constant (of BINFLOAT, that it is no matter), and how many bytes of argument they have.
 _CONSTANT: dict[int, tuple[Any, int]] = {
     ord("N"): (None, 0),
@@ -49,7 +46,8 @@ _CONSTANT: dict[int, tuple[Any, int]] = {
 _NUMBER = {ord("K"): (1, False), ord("M"): (2, False), ord("J"): (4, True)}
 # BINGET and LONG_BINGET, and how many bytes the number in the memo has.
 _GET = {0x68: 1, 0x6A: 4}
-_EMPTY: dict[int, Callable[[], Any]] = {0x7D: Items, 0x5D: Listed}  # EMPTY_DICT EMPTY_LIST
+# EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET
+_EMPTY: dict[int, Callable[[], Any]] = {0x7D: Items, 0x5D: Listed, 0x29: tuple, 0x8F: lambda: SET}
 # Opcodes whose argument is a length, of so many bytes, and so many bytes; and what they push.
 _COUNTED: dict[int, tuple[int, Opaque]] = {
     0x8C: (1, TEXT),  # SHORT_BINUNICODE
@@ -168,7 +166,7 @@ class Walk:
         window.more(at, 16)
         if not window.data:
             raise cut()
-        if len(self._stack) > _MOST_STACKED or len(self._marks) > _MOST_STACKED:
+        if len(self._stack) > MOST_STACKED or len(self._marks) > MOST_STACKED:
             raise CorruptFileError("its pickle is nested deeper than any pickler makes one")
 
     def _check_frame(self, position: int) -> None:
@@ -262,9 +260,6 @@ class Walk:
         self._deepest = max(self._deepest, levels)
         if levels > MOST_LEVELS:
             self._watcher.on_odd(TOO_DEEP)
-
-    def _push_empty(self, op: int) -> None:
-        self._stack.append(() if op == 0x29 else SET)
 
     def _append(self, op: int) -> None:
         item = self._stack.pop()
@@ -404,7 +399,6 @@ _RARE: dict[int, Callable[[Walk, int], None]] = {
     **dict.fromkeys(b"tldoieu1\x90\x91", Walk._take_marked),
     0x95: Walk._begin_frame,
     **dict.fromkeys(b"\x85\x86\x87", Walk._short_tuple),
-    **dict.fromkeys(b")\x8f", Walk._push_empty),
     ord("a"): Walk._append,
     ord("s"): Walk._set_item,
     0x93: Walk._name_from_stack,
