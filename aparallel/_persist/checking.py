@@ -8,7 +8,6 @@ refused by the dry run already. 600,000 small dictionaries take them 0.3, 0.4 an
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.dry_run import Undecided, dry_run
@@ -23,15 +22,10 @@ if TYPE_CHECKING:
     from aparallel._persist.trust import Trust
 
 
-class Found(enum.Enum):
-    """What a pickle that may be loaded is."""
-
-    DATA = "plain data: if loading it fails, it is damaged"
-    TRUSTED = "it asks for names, all of them trusted"
-
-
-def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool = False) -> Found:
+def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool = False) -> bool:
     """Hold a pickle against what is trusted. Nothing of it runs, and nothing is imported.
+
+    Returns whether it builds nothing but what is trusted without being asked for: if loading it fails, it is damaged.
 
     Args:
         reader: gives a file with the pickle, from its beginning each time. It has a ``skip``, too.
@@ -43,7 +37,7 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
     """
     look = needed_look(reader, stop)
     if look is Look.NONE:
-        return Found.DATA
+        return True
     if look is Look.DRY_RUN:
         guard = Guard(trust)
         try:
@@ -53,9 +47,9 @@ def check(reader: Callable[[], Any], trust: Trust, stop: Stop, *, foreign: bool 
         else:
             if not guard.whys:
                 guard.check()
-                return Found.TRUSTED
+                return trust.is_of_data_only
     guard = Guard(trust, foreign=foreign)
     file = reader()
     walk(file.read, guard, stop, file.skip)
     guard.check()
-    return Found.TRUSTED
+    return trust.is_of_data_only

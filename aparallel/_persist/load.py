@@ -192,7 +192,7 @@ def _load_pickle(
         return load_pickle(plain(source), stop, None, mapped, threads=options.threads)
     # It is read more than once: checked, then built.
     with contextlib.ExitStack() as stack:
-        from aparallel._persist.checking import Found, check
+        from aparallel._persist.checking import check
         from aparallel._persist.unpickling import NamingDamage, spooled
 
         start = again if again is not None else stack.enter_context(spooled(source, stop))
@@ -203,9 +203,9 @@ def _load_pickle(
             meter.done = lambda: source.position
             return plain(source)
 
-        found = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
+        is_data = check(lambda: PickleReader(from_start(), stop), trust, stop, foreign=True)
         last = from_start()
-        with NamingDamage(is_data=found is Found.DATA or trust.is_of_data_only):
+        with NamingDamage(is_data=is_data):
             result = load_pickle(last, stop, trust, mapped, threads=options.threads)
         if again is None and not codec:  # all of it was read; of what is compressed, nobody knows the end
             source.give_back(source.position - last.position)

@@ -41,10 +41,9 @@ def read_object(content: Content, trust: Trust | None, stop: Stop) -> Any:
     """
     is_data = False
     if trust is not None:
-        from aparallel._persist.checking import Found, check
+        from aparallel._persist.checking import check
 
-        found = check(lambda: PiecesReader(content.pieces(), stop), trust, stop)
-        is_data = found is Found.DATA or trust.is_of_data_only
+        is_data = check(lambda: PiecesReader(content.pieces(), stop), trust, stop)
     reader = PiecesReader(content.pieces(), stop)
     buffers = pausing(content.taken())
     unpickler = Unpickler(reader, buffers=buffers) if trust is None else _Restricted(reader, buffers, trust)
