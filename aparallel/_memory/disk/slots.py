@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aparallel._ground.store import Listed, Place, Totals
 from aparallel._memory.disk.directory import SLOTS
-from aparallel._memory.disk.files import names_in, remove, size_of
+from aparallel._memory.disk.files import names_in, read_file, remove, size_of
 from aparallel._memory.disk.locks import acquire_soon, open_locks
 
 if TYPE_CHECKING:
@@ -182,15 +182,8 @@ class Counts:
         return Totals(max(0, sum(numbers[::2])), max(0, sum(numbers[1::2])))
 
     def _read(self) -> tuple[int, ...]:
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return (0,) * (2 * SLOTS)
-        try:
-            data = os.pread(fd, _COUNTS.size, 0)
-        finally:
-            os.close(fd)
-        return _COUNTS.unpack(data.ljust(_COUNTS.size, b"\0"))
+        data = read_file(self._path) or b""
+        return _COUNTS.unpack(data[: _COUNTS.size].ljust(_COUNTS.size, b"\0"))
 
     def add(self, slot: int, entries: int, size: int) -> None:
         """Change the count of a slot whose lock is held."""
