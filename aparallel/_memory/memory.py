@@ -14,10 +14,10 @@ from aparallel._memory.options import (
     FunctionOptions,
     FunctionSettings,
     MemoryOptions,
-    check_pool,
     checked_bytes,
     checked_count,
     checked_limits,
+    checked_pool,
     checked_tags,
     function_options,
 )
@@ -97,7 +97,7 @@ class Memory:
         )
         home = Home.at(location, checked_limits(max_entries, max_bytes), trust_group)
         home.check_can_map(mmap_mode)
-        self._pool = check_pool(pool)
+        self._pool = checked_pool(pool)
         self._shelf = Shelf(home, options)
 
     @property

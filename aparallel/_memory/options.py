@@ -36,8 +36,8 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         check_mmap_mode(self.mmap_mode, is_compressed=self.is_compressed)
-        check_track(self.track)
-        check_verbose(self.verbose)
+        checked_track(self.track)
+        checked_verbose(self.verbose)
         chosen(self.compress, None)  # raises what dump would
 
     @property
@@ -118,10 +118,10 @@ def function_options(own: MemoryOptions, **given: Unpack[FunctionSettings]) -> F
         mmap_mode=mmap_mode,
         validate=validate,
         depends_on=tuple(depends_on),
-        track=check_track(own.track if given["track"] is None else given["track"]),
+        track=checked_track(own.track if given["track"] is None else given["track"]),
         cache_errors=_checked_errors(given["cache_errors"]),
-        pool=check_pool(given["pool"]),
-        verbose=own.verbose if given["verbose"] is None else check_verbose(given["verbose"]),
+        pool=checked_pool(given["pool"]),
+        verbose=own.verbose if given["verbose"] is None else checked_verbose(given["verbose"]),
     )
 
 
@@ -146,19 +146,19 @@ def check_mmap_mode(mmap_mode: object, *, is_compressed: bool) -> None:
         raise ValueError("mmap_mode= and compress= exclude each other: what is compressed cannot be mapped.")
 
 
-def check_pool(pool: Any) -> Any:
+def checked_pool(pool: Any) -> Any:
     if pool is not None and not callable(getattr(pool, "run", None)):
         raise TypeError(f"pool={pool!r} has no method run. Give a Pool, or leave it out to compute in threads.")
     return pool
 
 
-def check_verbose(verbose: int) -> int:
+def checked_verbose(verbose: int) -> int:
     if not isinstance(verbose, int | float):
         raise TypeError(f"verbose={verbose!r} is no number. 1 tells what is computed, 10 also what is found.")
     return verbose
 
 
-def check_track(track: Track) -> Track:
+def checked_track(track: Track) -> Track:
     if track not in ("deep", "own", "none"):
         raise ValueError(f"track={track!r} is none of 'deep', 'own', 'none'.")
     return track
