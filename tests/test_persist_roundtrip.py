@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copyreg
+import errno
 import functools
 import io
 import os
@@ -11,6 +12,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 import types
 from collections.abc import AsyncIterator
@@ -26,6 +28,7 @@ from hypothesis.extra import numpy as npst
 from persisted import Point, Tagged, arrays, assert_same, plain, twice
 
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
+from aparallel._persist import pickling, reader
 from aparallel._persist.compressors import NAMES, Zlib
 from aparallel._persist.dump import dump_to_bytes
 from aparallel._persist.load import load_from_bytes
@@ -511,6 +514,38 @@ async def test_a_read_only_file_is_not_replaced(tmp_path: pathlib.Path, monkeypa
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
     with pytest.raises(PermissionError):
         await dump(1, tmp_path / "file")
+
+
+class Full(io.FileIO):
+    """A file on a disk that has room for one frame of a pickle and a half."""
+
+    room = 100_000
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(bytes(data[: self.room]))
+        self.room -= written
+        return written
+
+
+@pytest.mark.parametrize("trusted", [None, []])
+@pytest.mark.parametrize("folder", ["absent", "full", "nearly full"])
+async def test_a_long_pickle_is_loaded_where_temporary_files_have_no_room(
+    folder: str, trusted: list[Any] | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def file(buffering: int = -1) -> io.FileIO:
+        if folder == "absent":
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+        full = Full(tmp_path / "file", "w+")
+        full.room *= folder == "nearly full"
+        return full
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", file)
+    monkeypatch.setattr(reader, "_KEPT", 200)
+    monkeypatch.setattr(pickling, "_PIECE", 100)
+    expected = [f"text {number}" * 10 for number in range(4000)]
+    assert await loads(await dumps(expected), trusted=trusted) == expected
 
 
 # Properties

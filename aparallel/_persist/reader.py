@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # A slice is read and, while it is in the cache, summed.
 _SLICE = 1 << 20
-# Pieces of the pickle that are kept in memory; what is more waits in an unnamed file.
+# Pieces of the pickle that are kept in memory; what is more waits in an unnamed file, where one can be had.
 _KEPT = 24 << 20
 
 
@@ -66,26 +66,41 @@ class Content:
         self.buffers_size = 0
         self.pickle_size = 0
         self._kept: list[bytes | memoryview] = []
-        self._kept_size = 0
         self._spool: Any = None
+        self._spooled = 0
+        self._kept_after: list[bytes | memoryview] = []
 
     def add(self, piece: bytes | memoryview) -> None:
         self.pickle_size += len(piece)
-        if self._spool is None and self._kept_size + len(piece) > _KEPT:
-            self._spool = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        if self._spool is not None:
-            self._spool.write(piece)
-        else:
+        if self.pickle_size <= _KEPT:
             self._kept.append(piece)
-            self._kept_size += len(piece)
+        elif self._kept_after or not self._put_aside(piece):
+            self._kept_after.append(piece)
+
+    def _put_aside(self, piece: bytes | memoryview) -> bool:
+        """Write a piece to the unnamed file; False if there is no folder or no room for that."""
+        try:
+            if self._spool is None:
+                self._spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by close()
+            view = memoryview(piece)
+            while view:
+                view = view[self._spool.write(view) :]
+        except OSError:
+            return False
+        self._spooled += len(piece)
+        return True
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """The pickle from its beginning, each time."""
         yield from self._kept
-        if self._spool is not None:
+        left = self._spooled
+        if left:
             self._spool.seek(0)
-            while piece := self._spool.read(_SLICE):
-                yield piece
+        while left:
+            piece = self._spool.read(min(_SLICE, left))
+            left -= len(piece)
+            yield piece
+        yield from self._kept_after
 
     def taken(self) -> Iterator[Any]:
         """The buffers in order, for whoever builds the object."""
