@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tempfile
 import weakref
 import zipfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ import pytest
 from persisted import assert_same
 
 from aparallel import dumps, inspect, load, loads
-from aparallel._persist import sources
+from aparallel._persist import sources, unpickling
 from aparallel.errors import CorruptFileError, SignatureError, UnsupportedFormatError, UntrustedTypeError
 
 DATA = pathlib.Path(__file__).parent / "data" / "joblib"
@@ -314,8 +315,6 @@ async def test_a_plain_pickle_of_any_protocol_is_read() -> None:
 
 @pytest.mark.parametrize("trusted", [None, []])
 async def test_a_memmap_that_an_old_numpy_pickled_is_read(trusted: list[Any] | None, tmp_path: pathlib.Path) -> None:
-    import pickle
-
     data = pickle.dumps(np.memmap(tmp_path / "array", np.int64, "w+", shape=3), 2)
     assert b"cnumpy\nmemmap\n" in data
     found = await loads(data.replace(b"cnumpy\nmemmap\n", b"cnumpy.core.memmap\nmemmap\n"), trusted=trusted)
@@ -328,6 +327,22 @@ class Pipe(io.BytesIO):
 
     def seekable(self) -> bool:
         return False
+
+
+async def test_what_cannot_go_back_is_checked_without_a_file_unless_it_is_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    temporary_file = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: made.append(temporary_file()) or made[-1])
+    expected = [bytes([number]) * 1000 for number in range(100)]
+    pipe = Pipe(pickle.dumps(expected) + b"more")
+    assert await load(pipe, trusted=[]) == expected
+    assert not made
+    monkeypatch.setattr(unpickling, "_IN_MEMORY", 10_000)
+    pipe.seek(0)
+    assert await load(pipe, trusted=[]) == expected
+    assert len(made) == 1
 
 
 # Each is a file of its own in protocols 0 and 1, some of a few bytes, and begins with another opcode.

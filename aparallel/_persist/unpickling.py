@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aparallel._ground.hop import pause, pausing
-from aparallel._persist.sources import FileSource
+from aparallel._persist.sources import FileSource, MemorySource
 from aparallel.errors import CorruptFileError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aparallel._persist.trust import Trust
 
 _SPOOLED = 1 << 20
+_IN_MEMORY = 24 << 20
 # A frame of a long pickle has 64 KB. After a shorter one nobody has to be let in: a pause takes 50 µs.
 _PAUSE_FROM = 16 << 10
 _SLICE = 1 << 20
@@ -170,8 +171,17 @@ class _Restricted(Unpickler):
 
 @contextlib.contextmanager
 def spooled(source: Source, stop: Stop) -> Iterator[Callable[[], Source]]:
-    """Keep what *source* gives in an unnamed file, so that it can be read twice."""
+    """Keep what *source* gives so that it can be read twice: in memory, or, if it is much, in an unnamed file."""
+    start = bytearray()
+    while len(start) < _IN_MEMORY and (data := source.read_some(_SPOOLED)):
+        start += data
+    if len(start) < _IN_MEMORY:
+        view = memoryview(start)
+        yield lambda: MemorySource(view, stop)
+        return
     with tempfile.TemporaryFile() as file:
+        file.write(start)
+        start.clear()
         while data := source.read_some(_SPOOLED):
             file.write(data)
         file.flush()
