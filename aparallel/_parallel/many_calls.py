@@ -277,7 +277,4 @@ class ManyCalls:
     def _resolve(self, options: dict[str, Any]) -> Options:
         if options.get("pool") not in (None, self):
             raise ValueError("pool= names another pool than the one whose method this is.")
-        resolved = resolve({**options, "pool": self})
-        if options.get("backend") is not None:
-            raise ValueError("A pool has its backend already; backend= cannot change it.")
-        return resolved
+        return resolve({**options, "pool": self})
