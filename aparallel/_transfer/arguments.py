@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from pickle import loads
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,27 +110,25 @@ class ArgumentMemory:
         Raises:
             SharedMemoryError: there is no room for them.
         """
-        parts: list[tuple[Content, Mode] | None] = []
-        fresh: dict[tuple[Any, ...], tuple[Buffer, list[int]]] = {}
-        for position, source in enumerate(sources):
-            if isinstance(source, Reference):
-                parts.append((source.content, source.mode))
-                continue
-            buffer = Buffer(source)
-            content = None if buffer.key in fresh else self._find(buffer, user)
-            parts.append(None if content is None else (content, mode))
-            if content is None:
-                fresh.setdefault(buffer.key, (buffer, []))[1].append(position)
-        written = 0
+        parts = [source if isinstance(source, Reference) else Buffer(source) for source in sources]
+        buffers = {part.key: part for part in parts if isinstance(part, Buffer)}
+        contents: dict[tuple[Any, ...], Content] = {}
+        fresh = []
+        for buffer in buffers.values():
+            found = self._find(buffer, user)
+            if found is None:
+                fresh.append(buffer)
+            else:
+                contents[buffer.key] = found
         if fresh:
-            contents = self._write([buffer.source for buffer, _ in fresh.values()], folder)
-            for content, (buffer, positions) in zip(contents, fresh.values(), strict=True):
+            for buffer, content in zip(fresh, self._write([buffer.source for buffer in fresh], folder), strict=True):
                 self._remember(content, buffer, user)
-                written += content.nbytes
-                for position in positions:
-                    parts[position] = content, mode
+                contents[buffer.key] = content
             self._forget_oldest()
-        return cast("list[tuple[Content, Mode]]", parts), written
+        placed = [
+            (part.content, part.mode) if isinstance(part, Reference) else (contents[part.key], mode) for part in parts
+        ]
+        return placed, sum(buffer.nbytes for buffer in fresh)
 
     def reference_to(
         self, source: Source, mode: Mode, user: User | None, may_ask: Callable[[], bool] | None
