@@ -282,7 +282,7 @@ def test_a_script_that_gathers_loads_little_before_its_first_result() -> None:
 
 async def test_a_first_load_imports_nothing_that_only_dumps_need() -> None:
     content = await aparallel.dumps([1, "text", np.arange(9)])
-    loading = f"import asyncio, aparallel as a; asyncio.run(a.loads({content!r}))"
+    loading = f"import asyncio, aparallel as a; asyncio.run(a.loads({content!r})); assert 'numpy.ma' not in sys.modules"
     assert loaded_by(loading) & {"cloudpickle", "numpy"} == {"numpy"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import tempfile
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +80,8 @@ class Content:
         """Write a piece to the unnamed file; False if there is no folder or no room for that."""
         try:
             if self._spool is None:
+                import tempfile  # 4 ms for a first load
+
                 self._spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by close()
             view = memoryview(piece)
             while view:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
+import sys
 from _pickle import Unpickler, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +126,7 @@ class PiecesReader:
         pause()
 
 
-# RuntimeError: also of too deep a recursion. SystemError: NumPy's, of texts and of items that cannot be. MAError: of a
-# mask that does not fit.
+# RuntimeError: also of too deep a recursion. SystemError: NumPy's, of texts and of items that cannot be.
 _OF_DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -136,7 +135,6 @@ _OF_DAMAGE = (
     SystemError,
     TypeError,
     ValueError,
-    np.ma.MAError,
 )
 
 
@@ -148,14 +146,21 @@ class NamingDamage:
     """
 
     def __init__(self, *, is_data: bool) -> None:
-        self._kinds = (UnpicklingError, EOFError, *(_OF_DAMAGE if is_data else ()))
+        self._is_data = is_data
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, self._kinds) and not isinstance(error, CorruptFileError):  # said already; a ValueError
+        if isinstance(error, CorruptFileError):  # said already; a ValueError
+            return
+        if isinstance(error, UnpicklingError | EOFError) or (self._is_data and _is_of_damage(error)):
             raise CorruptFileError(f"its pickle is damaged: {error}") from error
+
+
+def _is_of_damage(error: BaseException | None) -> bool:
+    # Of a mask that does not fit. To import numpy.ma takes 30 ms, and without it there is no such error.
+    return isinstance(error, _OF_DAMAGE) or ("numpy.ma" in sys.modules and isinstance(error, np.ma.MAError))
 
 
 class _Restricted(Unpickler):
@@ -179,6 +184,8 @@ def spooled(source: Source, stop: Stop) -> Iterator[Callable[[], Source]]:
         view = memoryview(start)
         yield lambda: MemorySource(view, stop)
         return
+    import tempfile  # 4 ms for a first load
+
     with tempfile.TemporaryFile() as file:
         file.write(start)
         start.clear()
