@@ -146,10 +146,8 @@ _CALLS = frozenset([b"R", b"\x81"])  # REDUCE NEWOBJ
 _CALLS_OF_MARKED = frozenset([b"o", b"i"])  # OBJ INST
 # APPEND SETITEM BUILD STACK_GLOBAL READONLY_BUFFER, and how many values each takes.
 _TAKEN = {b"a": 1, b"s": 2, b"b": 1, b"\x93": 2, b"\x98": 0}
-
-
-def _kinds() -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
+_KINDS = {
+    bytes([opcode]): kind
     for opcodes, kind in (
         (b"N\x88\x89)}]\x8fKMJG\x8cCXB\x8a\x8bc\x97", _PUSH),
         (b"\x94", _MEMOIZE),
@@ -157,12 +155,9 @@ def _kinds() -> dict[bytes, int]:
         (b"(", _MARK),
         (b"tue\x90\x911oi", _TO_MARK),
         (b"0R\x81\x92asb\x93\x98", _RARE),
-    ):
-        found.update((bytes([opcode]), kind) for opcode in opcodes)
-    return found
-
-
-_KINDS = _kinds()
+    )
+    for opcode in opcodes
+}
 
 
 def levels_of(value: Any) -> int:

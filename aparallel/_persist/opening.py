@@ -64,7 +64,7 @@ async def read_given(
         raise ValueError("mmap_mode maps files that have a path. Give the path instead.")
     read = _reader_of(given, what)
     if isinstance(read, _OnLoop):
-        exact, goes_back = read.exact, await read.goes_back()
+        exact, goes_back = read.file is not None, await read.goes_back()
         return await serve_thread(
             read.give,
             lambda ask, stop, meter: _read_stream(ask, work, stop, meter, exact=exact, goes_back=goes_back),
@@ -152,10 +152,6 @@ class _OnLoop:
     def __init__(self, read: Callable[[int], Awaitable[Any]], file: Any = None) -> None:
         self.read = read
         self.file = file
-
-    @property
-    def exact(self) -> bool:
-        return self.file is not None
 
     async def goes_back(self) -> bool:
         """Whether it can go back to where it was before."""
