@@ -52,15 +52,17 @@ def test_a_helper_makes_room_for_its_caller_wherever_that_goes(monkeypatch: pyte
     first, last = min(usable), max(usable)
     here = [first]
     monkeypatch.setattr(cores, "current_core", lambda: here[0])
-    moved, seen = threading.Event(), list[set[int]]()
+    begun, moved, seen = threading.Event(), threading.Event(), list[set[int]]()
 
     def help_on(give_way: Callable[[], None]) -> None:
         seen.append(os.sched_getaffinity(0))
+        begun.set()
         moved.wait(10)
         give_way()
         seen.append(os.sched_getaffinity(0))
 
     helper = Helper(help_on)
+    assert begun.wait(10)
     here[0] = last
     helper.give_way()
     moved.set()
