@@ -249,6 +249,29 @@ async def test_leaving_waits_for_the_end_of_an_async_source_that_a_failure_has_b
     assert events == ["closed", "left"]
 
 
+async def test_an_async_source_that_never_closes_holds_its_gather_until_that_is_cancelled() -> None:
+    closing = asyncio.Event()
+
+    async def calls(*items: Any) -> AsyncIterator[Any]:
+        try:
+            for item in itertools.chain(items, map(delayed(double), itertools.count())):
+                yield item
+        finally:
+            closing.set()
+            await asyncio.Event().wait()
+
+    for reason in (delayed(divmod)(1, 0), "no call"):  # it is closed as a call fails, and as drawing fails
+        closing.clear()
+        gathering = asyncio.create_task(gather_parallel(calls(reason), backend="inline"))
+        await closing.wait()
+        for _ in range(3):  # until the gather waits for that
+            await asyncio.sleep(0)
+        gathering.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.wait([gathering])
+        assert gathering.cancelled()
+
+
 async def test_what_an_async_source_raises_when_it_is_closed_is_told_to_the_loop() -> None:
     told: list[dict[str, Any]] = []
 

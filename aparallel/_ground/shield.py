@@ -46,8 +46,10 @@ def shielded() -> contextlib.AbstractContextManager[object]:
     return anyio.CancelScope(shield=True)
 
 
-async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
+async def outlast(futures: Iterable[asyncio.Future[Any]], hearing: asyncio.Future[Any] | None = None) -> None:
     """Wait until all *futures* are done, whoever cancels this task meanwhile, then pass the cancellation on.
+
+    *hearing*, one of them, is cancelled whenever this task is: it runs what may take as long as it likes.
 
     An anyio scope that is cancelled cancels again at every step, so it is shielded off; a native
     ``task.cancel()`` comes through a shield, and comes once.
@@ -62,6 +64,8 @@ async def outlast(futures: Iterable[asyncio.Future[Any]]) -> None:
                 await asyncio.wait(waiting)
             except asyncio.CancelledError as error:
                 cancelled = error
+                if hearing is not None:
+                    hearing.cancel()
             waiting = [future for future in waiting if not future.done()]
     if cancelled is not None:
         try:

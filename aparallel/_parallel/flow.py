@@ -106,7 +106,7 @@ class Flow(Queue):
         # Set when more may be drawn than when the drawer looked last.
         self._room = asyncio.Event()
         self._drawer: asyncio.Task[None] | None = None
-        # The drawer draws no more, and is not to be cancelled: it awaits what the source does at its end.
+        # The drawer draws no more, and awaits what the source does at its end: only who cancels that wait cancels it.
         self._closing = False
 
     @property
@@ -195,6 +195,10 @@ class Flow(Queue):
     async def _draw_async(self, calls: AsyncIterator[Any]) -> None:
         try:
             await self._draw_each(calls)
+        except Exception as error:
+            if not self.cancelled:  # told before the source is closed, which may take long
+                self.stop(error)
+            raise
         finally:
             if isinstance(calls, AsyncGenerator) and self._scheduler.loop.is_running():  # else nobody would go on
                 await self._close(calls)
@@ -359,7 +363,7 @@ class Flow(Queue):
                 if not clean:
                     waiting += self._scheduler.cancel(self)
             try:
-                await outlast(waiting)
+                await outlast(waiting, hearing=self._drawer)
             finally:
                 # A generator that nobody else holds runs its finally now; an asynchronous one has done so.
                 self._source, self._drawer = (), None
