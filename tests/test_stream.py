@@ -272,6 +272,22 @@ async def test_an_async_source_that_never_closes_holds_its_gather_until_that_is_
         assert gathering.cancelled()
 
 
+def test_an_interrupt_while_an_async_source_is_closed_ends_the_program() -> None:
+    async def calls() -> AsyncIterator[Any]:
+        try:
+            for x in itertools.count():
+                yield delayed(double)(x)
+        finally:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with stream_parallel(calls(), backend="inline") as results:
+            assert await anext(results) == 0
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+
+
 async def test_what_an_async_source_raises_when_it_is_closed_is_told_to_the_loop() -> None:
     told: list[dict[str, Any]] = []
 

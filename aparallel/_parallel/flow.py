@@ -155,6 +155,8 @@ class Flow(Queue):
                 raise
             if not self.cancelled:  # then the source raised it, be it a CancelledError
                 self.stop(error)
+            elif not isinstance(error, Exception):  # a Ctrl-C while it was closed: the loop's, as in any task
+                raise
             if isinstance(error, asyncio.CancelledError):
                 raise
 
