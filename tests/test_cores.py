@@ -93,6 +93,18 @@ def test_a_helper_that_may_not_choose_its_core_helps_all_the_same(monkeypatch: p
     assert helped() == usable
 
 
+def test_a_helper_whose_caller_may_not_ask_for_its_cores_helps_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> set[int]:
+        raise PermissionError("a sandbox refuses it")
+
+    helped: list[bool] = []
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    helper = Helper(lambda give_way: helped.append(True))
+    helper.wait()
+    assert helper.is_there
+    assert helped
+
+
 def test_the_current_core_is_one_that_may_be_used() -> None:
     assert cores.current_core() in os.sched_getaffinity(0)
 

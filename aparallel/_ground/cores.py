@@ -56,7 +56,10 @@ class Helped:
 
     def __init__(self) -> None:
         self._core = current_core()
-        self._usable = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+        self._usable: set[int] = set()
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a sandbox may refuse the call: then helpers stay where they are
+                self._usable = os.sched_getaffinity(0)
 
     def give_way(self) -> None:
         """Offer the core, as the thread that is helped should every 0.1 ms or so, and tell the helpers of it."""
