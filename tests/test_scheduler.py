@@ -625,3 +625,17 @@ async def test_a_worker_that_cannot_be_started_tells_the_calls_that_wait(error: 
         for attempt in (pool.run(same, 1), pool.gather(delayed(same)(x) for x in range(3)), pool.warm_up()):
             with pytest.raises(type(error), match=str(error.args[-1])):
                 await attempt
+
+
+async def test_an_async_source_is_drawn_on_while_no_worker_can_be_started() -> None:
+    class Full(FakeBackend):
+        def start(self, loop: object, events: object) -> FakeWorker:
+            raise RuntimeError("no thread")
+
+    async def calls() -> AsyncIterator[Call[int]]:
+        for x in range(10):
+            yield delayed(same)(x)
+
+    async with asyncio.timeout(10), Pool(1, Full()) as pool:
+        results = await pool.gather(calls(), return_exceptions=True, pre_dispatch=2)
+    assert [type(result) for result in results] == [RuntimeError] * 10

@@ -164,7 +164,8 @@ class Flow(Queue):
         while not self.cancelled:
             room = self._ahead() - self.drawn + self.released()
             if room <= 0:
-                await self._wait_for_room()
+                self._room.clear()
+                await self._room.wait()
                 continue
             drawn = await self._draw_slices(calls, room)
             if self.cancelled:  # in between
@@ -231,8 +232,9 @@ class Flow(Queue):
         until = time.monotonic() + _SLICE_SECONDS
         while not self.cancelled:
             if self._ahead() - self.drawn - drawn.count + self.released() <= 0:
+                self._room.clear()  # before they are handed out: if no worker can be had, they end at once
                 hand_out()
-                await self._wait_for_room()
+                await self._room.wait()
                 continue
             try:
                 call = await Announced(anext(calls), hand_out)
@@ -261,10 +263,6 @@ class Flow(Queue):
         return calls_ahead(
             self._pre_dispatch, seconds, call_bytes, workers, batch_size, self._large_bytes, self.result_bytes
         )
-
-    async def _wait_for_room(self) -> None:
-        self._room.clear()
-        await self._room.wait()
 
     def wake_drawer(self) -> None:
         self._room.set()
