@@ -500,6 +500,30 @@ async def test_a_masked_array_with_a_list_to_fill_in_is_damage() -> None:
         await loads(pickle.dumps(Lying()), trusted=[])
 
 
+async def test_masked_arrays_of_objects_are_plain_data() -> None:
+    flat = np.ma.masked_array(np.array([1, None, "x"], object), [0, 1, 0])
+    filled = np.ma.masked_array(np.array([[1, [2]], [3, {}]], object, order="F"), [[0, 1], [0, 0]], fill_value=-1)
+    records = np.ma.masked_array(np.array([(1, None), (2, "x")], [("a", "i4"), ("b", object)]), [(0, 1), (1, 0)])
+    for expected in (flat, filled, records):
+        for data in (await dumps(expected), pickle.dumps(expected, 2), pickle.dumps(expected, 0)):
+            found = await loads(data, trusted=[])
+            assert found.tolist() == expected.tolist()
+            assert found.mask.tolist() == expected.mask.tolist()
+            assert str(found.fill_value) == str(expected.fill_value)
+            assert (await inspect(io.BytesIO(data))).untrusted == ()
+
+
+async def test_a_masked_array_of_objects_with_a_list_to_fill_in_is_refused() -> None:
+    function, args, state = np.ma.masked_array(np.array([None], object)).__reduce__()  # type: ignore[misc]
+
+    class Lying:
+        def __reduce__(self) -> Any:
+            return function, args, (*state[:-1], [1, 2])  # type: ignore[index]
+
+    with pytest.raises(UntrustedTypeError, match="state of an array that NumPy would not write"):
+        await loads(pickle.dumps(Lying()), trusted=[])
+
+
 async def test_a_mask_that_does_not_fit_is_damage() -> None:
     class Lying:
         def __reduce__(self) -> Any:
@@ -632,6 +656,9 @@ RECORDS = (
 )
 ARRAY = b"h\x00h\x01K\x00\x85C\x01b\x87R"
 HOLDING = b"(K\x01K\x01\x85h\x02\x89]"
+SCALAR = HOLDING.replace(b"K\x01\x85", b")")
+MASKS = b"cnumpy.ma.core\n_mareconstruct\n\x940cnumpy.ma\nMaskedArray\n\x940"
+MASKED = b"h\x03(h\x04h\x01K\x00\x85C\x01btR"
 DEQUE, DICT = b"ccollections\ndeque\n\x940", b"ccollections\ndefaultdict\n\x940"
 
 CHAINS = {
@@ -646,6 +673,8 @@ CHAINS = {
         + b"".join(ARRAY + b"\x940" + memo(3 + i) + HOLDING + memo(4 + i) + b"atb0" for i in range(n))
     ),
     "records": lambda n: OBJECTS + RECORDS + (ARRAY + HOLDING.replace(b"\x02", b"\x03")) * n + b"N" + b"\x85atb" * n,
+    "masked arrays": lambda n: OBJECTS + MASKS + (MASKED + HOLDING) * n + b"N" + b"aC\x01\x00Ntb" * n,
+    "fill values": lambda n: OBJECTS + MASKS + (MASKED + SCALAR + b"NaC\x01\x00") * n + b"N" + b"tb" * n,
     "deques": lambda n: DEQUE + b"h\x00)R" * n + b"a" * (n - 1),
     "deques of lists": lambda n: DEQUE + b"h\x00]" * n + b"N" + b"a\x85R" * n,
     "deques of tuples": lambda n: DEQUE + b"h\x00" * n + b"N" + b"\x85\x85R" * n,

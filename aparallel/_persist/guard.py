@@ -163,8 +163,8 @@ class Guard(Watcher):
         elif target.of in STATED_ARRAYS:
             if not _is_array_state(state) or not _fits_class(target.args, state):
                 self._refuse(target, "has the state of an array that NumPy would not write")
-            elif len(state) < 7 and isinstance(state[-1], Listed):
-                self._hold(target, state[-1], in_records=known_dtype(state[-3]).kind != "O")  # type: ignore[union-attr]
+            else:
+                self._hold_items(target, state)
 
     def _tell_state(self, target: Made, state: Any) -> None:
         """Find out what a state makes of what tells of an array."""
@@ -213,6 +213,13 @@ class Guard(Watcher):
             self._chains.hold(holder, items.frail if isinstance(items, Listed) else frail_among(items))
         if self._chains.may_crash:
             self.on_odd(TOO_LONG)
+
+    def _hold_items(self, target: Made, state: tuple[Any, ...]) -> None:
+        """Take note of what an array of objects is given, a masked one's fill value too."""
+        _, dtype, data = _described(state)
+        if isinstance(data, Listed):
+            self._hold(target, data, in_records=known_dtype(dtype).kind != "O")  # type: ignore[union-attr]
+            self._hold(target, state[-1:])
 
     def _is_refused(self, of: Any) -> bool:
         root = _root(of)
@@ -287,7 +294,7 @@ def _is_array_state(state: Any) -> bool:
     """Whether it is ``(1, shape, dtype, is_fortran, data)``, or a masked array's with its mask and fill value after."""
     if not (isinstance(state, tuple) and len(state) in (4, 5, 7)):
         return False
-    shape, found, _, data = state[-4:] if len(state) < 7 else state[1:5]
+    shape, found, data = _described(state)
     dtype = known_dtype(found)
     # What has a shape itself NumPy adds to the array's; in a state, it would stay where it crashes.
     if dtype is None or dtype.subdtype is not None:
@@ -300,14 +307,22 @@ def _is_array_state(state: Any) -> bool:
         return False
     if dtype.hasobject:
         # NumPy takes as many items as the shape says, whatever the list has, and crashes if it has fewer.
-        return isinstance(data, Listed) and data.count == math.prod(shape) and len(state) < 7
+        # A fill value is an array. Of anything else it would make one, which holds what nobody has taken note of.
+        fills = len(state) < 7 or state[-1] is None or isinstance(state[-1], Made)
+        return isinstance(data, Listed) and data.count == math.prod(shape) and fills
     return data is BYTES or isinstance(data, bytes) or (isinstance(data, Made) and isinstance(data.known, bytes))
 
 
 def _fits_class(args: Any, state: tuple[Any, ...]) -> bool:
     """Whether a matrix has two dimensions. NumPy looks nowhere but at its state, and crashes with more."""
     is_matrix = isinstance(args, tuple) and args[:1] and args[0] in _MATRICES
-    return not is_matrix or len(state[-4] if len(state) < 7 else state[1]) == 2
+    return not is_matrix or len(_described(state)[0]) == 2
+
+
+def _described(state: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """The shape, dtype and data that an array's state has."""
+    shape, dtype, _, data = state[-4:] if len(state) < 7 else state[1:5]
+    return shape, dtype, data
 
 
 def _root(of: Any) -> Any:
