@@ -30,7 +30,7 @@ from memory_support import until
 
 from aparallel import dump, dump_chunks, dumps, inspect, load, loads
 from aparallel._ground.stoppable import Stop
-from aparallel._persist import files
+from aparallel._persist import files, sinks
 from aparallel._persist.dump import dump_to_path
 from aparallel._persist.load import load_from_path
 from aparallel._persist.opening import Opened
@@ -75,6 +75,48 @@ class Gate:
 
 async def reached(gate: Gate) -> None:
     await asyncio.to_thread(gate.reached.wait, 20)
+
+
+# What changes meanwhile
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000, 20_000_000])
+@pytest.mark.parametrize("kind", ["array", "bytearray"])
+async def test_what_changes_while_it_is_written_raises_and_leaves_the_old_file(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
+    data = bytearray(max(size, 2_000_000) if kind == "bytearray" else size)
+    seen: Any = np.frombuffer(data, np.uint8)
+    write_some = sinks.FileSink._write_some
+    written = []
+
+    def changing(self: sinks.FileSink, view: memoryview) -> int:
+        written.append(write_some(self, view))
+        seen[:] = len(written)
+        return written[-1]
+
+    monkeypatch.setattr(sinks.FileSink, "_write_some", changing)
+    with pytest.raises(UnpicklableObjectError, match="changed while it was written\nDo not change it before"):
+        await dump({"a": seen if kind == "array" else data}, path)
+    monkeypatch.undo()
+    assert is_old(path)
+    assert len(list(path.parent.iterdir())) == 1
+    await dump(seen, path)
+    assert np.array_equal(await load(path), seen)
+
+
+async def test_a_dictionary_that_grows_meanwhile_says_what_to_do(path: pathlib.Path) -> None:
+    growing: dict[Any, Any] = {}
+
+    class Adds:
+        def __reduce__(self) -> Any:
+            growing[len(growing)] = None
+            return int, ()
+
+    growing.update({number: Adds() for number in range(3)})
+    with pytest.raises(UnpicklableObjectError, match="during iteration\nDo not change it before the dump is done"):
+        await dump(growing, path)
+    assert is_old(path)
 
 
 # Cancellation
@@ -512,7 +554,7 @@ KILLED_AT = [
 KILLED = """
 import os, signal, sys, fcntl
 import numpy as np
-from aparallel._persist import files
+from aparallel._persist import files, sinks
 from aparallel._persist.dump import dump_to_path
 from aparallel._persist.options import DumpOptions
 path, step = sys.argv[1:]

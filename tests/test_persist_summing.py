@@ -56,7 +56,9 @@ def write(check: Checksum, data: bytes) -> None:
         view = memoryview(data)[start : start + PIECE]
         check.announce(view)
         for begin in range(0, len(view), PART):
-            check.add_written(view[begin : begin + PART])
+            part = view[begin : begin + PART]
+            check.add(part)
+            check.add_written(part)
 
 
 def summed(data: bytes, threads: int = 2) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from aparallel._persist.writer import Sink
 
 T = TypeVar("T")
+# How messages of a RuntimeError end that are about a container, an array or a buffer that changed under us.
+_OF_CHANGES = ("during iteration", "while it was written")
 
 
 async def dump(
@@ -48,8 +50,9 @@ async def dump(
     reduction makes of it: a text has its size once more, in UTF-8, and so has an ``array.array``, in bytes.
 
     Args:
-        obj: not to be changed by others before this is done. A large array that is changed meanwhile makes a file that
-            does not load: :class:`ChecksumError`.
+        obj: not to be changed by others before this is done. A durable dump to a path raises if a large array has
+            changed meanwhile, and leaves the old file; any other makes a file that does not load:
+            :class:`ChecksumError`.
         target: a path: the file is replaced as a whole when everything is written, and an error, a cancellation or the
             death of the process leaves what was there before. Or a binary file, used in a thread; or a file with an
             asynchronous ``write`` (aiofiles, anyio, an ``asyncio.StreamWriter``), used on the loop. These are written
@@ -159,7 +162,8 @@ def dump_to_path(
     stop, meter = stop or Stop(), meter or Meter()
     try:
         with replacing(path, durable=options.durable, stop=stop) as sink:
-            size = _dump(obj, sink, options, stop, meter)
+            # The disk is at it meanwhile.
+            size = _dump(obj, sink, options, stop, meter, looks_again=options.durable)
             sink.flush()
             meter.tell_all()
             stop.check()
@@ -244,13 +248,13 @@ def _taken(written: Any, size: int) -> int:
     return written
 
 
-def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Meter) -> int:
+def _dump(obj: object, sink: Sink, options: DumpOptions, stop: Stop, meter: Meter, *, looks_again: bool = False) -> int:
     # In here, as this loads NumPy and cloudpickle.
     from aparallel._persist.pickling import write_object
     from aparallel._persist.writer import ContainerWriter
 
     compressor = None if options.choice is None else options.choice.create()
-    writer = ContainerWriter(sink, compressor, options.threads, options.signing_key)
+    writer = ContainerWriter(sink, compressor, options.threads, options.signing_key, looks_again=looks_again)
     meter.done = lambda: writer.position
     try:
         write_object(obj, writer, stop, compressed=compressor is not None)
@@ -278,6 +282,8 @@ def _unpicklable(obj: object, reason: Exception) -> UnpicklableObjectError:
     article = "An" if shown[0].lower() in "aeiou" else "A"
     if isinstance(reason, RecursionError) or isinstance(reason.__cause__, RecursionError):
         advice = "It is nested too deeply. Make it flatter, or on Python 3.11 call sys.setrecursionlimit(10_000)."
+    elif isinstance(reason, RuntimeError) and str(reason).endswith(_OF_CHANGES):
+        advice = "Do not change it before the dump is done, or dump a copy."
     else:
         advice = (
             "Leave out what belongs to this process (open files, sockets, locks, running tasks), "
