@@ -131,7 +131,7 @@ class Batch:
 
 
 class Later:
-    """A value that is still being decoded off the loop: ``await later.get()`` gives it or raises. It is told alone."""
+    """An outcome still to be decoded off the loop: ``await later.get()`` gives it or raises. It is told alone."""
 
     __slots__ = ("get",)
 
@@ -180,7 +180,7 @@ class WorkerEvents(Protocol):
     def on_outcomes(self, values: list[Any], failed: Sequence[int], seconds: float) -> None:
         """The next calls, in the order sent, have finished; together they ran for *seconds*.
 
-        *values* holds an exception at each position in *failed*. A :class:`Later` is the only one.
+        *values* holds an exception at each position in *failed*. A :class:`Later` is the only one, of either.
         """
 
     def on_recalled(self, count: int) -> None:

@@ -73,6 +73,21 @@ class OfFrozenData(Exception):
     code: int
 
 
+class KnowsItsThread(Exception):
+    """Knows which thread has rebuilt it."""
+
+    thread = 0
+
+    def __reduce__(self) -> Any:
+        return rebuild_here, self.args
+
+
+def rebuild_here(*args: object) -> KnowsItsThread:
+    error = KnowsItsThread(*args)
+    error.thread = threading.get_ident()
+    return error
+
+
 class Stop(BaseException):
     pass
 

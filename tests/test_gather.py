@@ -8,6 +8,7 @@ import gc
 import linecache
 import os
 import re
+import sys
 import threading
 import time
 import weakref
@@ -20,6 +21,7 @@ import pytest
 from failures import (
     Custom,
     HostileText,
+    KnowsItsThread,
     Missing,
     Needed,
     Needy,
@@ -401,6 +403,42 @@ async def test_errors_that_cannot_travel_tell_their_story_and_harm_nothing_else(
         assert failure.text == text
         assert text in failure.traceback
         assert type(chain_of(failure)[-1]) is errors.RemoteTraceback
+
+
+async def test_an_error_whose_module_is_not_imported_here_is_read_off_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import threading\nimported_by = threading.get_ident()\nclass Late(ValueError): pass\n"
+    (tmp_path / "with_errors.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "with_errors", raising=False)
+
+    @by_value
+    def raise_late() -> None:
+        import with_errors  # type: ignore[import-not-found]
+
+        raise with_errors.Late("not known there")
+
+    async with Pool(1) as pool:
+        late, value = await pool.gather(delayed(raise_late)(), delayed(double)(2), return_exceptions=True)
+        assert value == 4
+        assert pool.statistics().failed == 1
+    module = sys.modules["with_errors"]
+    assert module.imported_by != threading.get_ident()
+    assert type(late) is module.Late
+    assert late.args == ("not known there",)
+    assert type(chain_of(late)[-1]) is errors.RemoteTraceback
+    assert late.__traceback__ is None
+
+
+async def test_a_large_error_is_read_off_the_loop() -> None:
+    calls = [delayed(fail)(KnowsItsThread("large" * 20_000)), delayed(fail)(KnowsItsThread("small"))]
+    large, small = await gather_parallel(calls, return_exceptions=True)
+    assert isinstance(large, KnowsItsThread)
+    assert isinstance(small, KnowsItsThread)
+    assert large.args == ("large" * 20_000,)
+    assert large.thread != threading.get_ident()
+    assert small.thread == threading.get_ident()
 
 
 async def test_an_error_without_a_text_arrives() -> None:

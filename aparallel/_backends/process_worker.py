@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aparallel._backends import log_settings
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
-from aparallel._backends.reading import Reader, Told, read_failure, read_value
+from aparallel._backends.reading import Reader, read_failure_later, read_value
 from aparallel._transfer.failures import rebuild_failure
 from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
@@ -181,7 +181,7 @@ class ProcessWorker(Worker):
         if kind in (frames.PLAIN_OUTCOMES, frames.OUTCOMES):
             self._take_outcomes(first, read(body, count), busy / 1e9, are_plain=kind == frames.PLAIN_OUTCOMES)
         elif kind in (frames.LARGE_VALUE, frames.LARGE_FAILURE):
-            told = Told([read_failure(body)], [0]) if kind == frames.LARGE_FAILURE else read_value(body)
+            told = read_failure_later(body) if kind == frames.LARGE_FAILURE else read_value(body)
             self._tell(*told, busy / 1e9)
         elif kind == frames.VALUE_IN_RING:
             self._tell(*self._reader.take_slow(*pickle.loads(body)), busy / 1e9)

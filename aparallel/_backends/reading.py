@@ -61,7 +61,7 @@ class Reader:
                     if type(first) is int:
                         values[position] = self._read_from_ring(first, second)
                     elif second:
-                        values[position] = read_failure(first)
+                        values[position] = _read_failure(first, unpickle_at_once)
                         failed.append(position)
                     else:
                         values[position] = unpickle_at_once(first)
@@ -77,14 +77,14 @@ class Reader:
             return unpickle_at_once(data)
 
     def _put_off(self, outcome: Any) -> Told:
-        """Read a failure, but have a value read in a thread."""
+        """Have an outcome read in a thread."""
         if type(outcome) is not tuple:
             return Told([outcome], [])
         first, second = outcome
         if type(first) is int:
             with self._ring.look(first, second) as data:
                 return Told([_later(bytes(data), None)], [])
-        return Told([read_failure(first)], [0]) if second else Told([_later(first, None)], [])
+        return read_failure_later(first) if second else Told([_later(first, None)], [])
 
     def take_slow(self, position: int, size: int) -> Told:
         """Take a value from the ring that takes a while to read."""
@@ -117,10 +117,25 @@ _REBUILD = (
 )
 
 
-def read_failure(data: bytes | memoryview) -> BaseException:
-    """Return the error that a call ended with."""
+def read_failure_later(data: bytes | memoryview) -> Told:
+    """Have an error read in a thread: it is large, or names a module that has yet to be imported."""
+
+    def read() -> BaseException:
+        return _read_failure(data, lambda chain: unpickle_in_slices(chain, Pauses().when_due))
+
+    return Told([Later(lambda: in_thread(read))], [0])
+
+
+def _read_failure(data: bytes | memoryview, load: Callable[[bytes], Any]) -> BaseException:
+    """Return the error that a call ended with, unpickled by *load*.
+
+    Raises:
+        NotImported: *load* did.
+    """
     try:
-        stage, error = rebuild_failure(data)
+        stage, error = rebuild_failure(data, load)
+    except NotImported:
+        raise
     except Exception as reason:  # an error that refuses whatever is done to it
         return _unreadable(reason)
     if stage == RUNNING or isinstance(error, SharedMemoryError):

@@ -40,7 +40,7 @@ class Accounts:
 
 
 class Delivery:
-    """Tells owners what their calls gave; large results are decoded off the loop first.
+    """Tells owners what their calls gave; what is large is decoded off the loop first.
 
     Invariant: a call is in ``_decoding``, by its owner and its index, from when its worker has told its outcome until
     its owner has been told.
@@ -63,7 +63,7 @@ class Delivery:
         if len(values) == 1 and type(values[0]) is Later:
             if not owner.wants(first):
                 return
-            task = self._loop.create_task(self._decode(batch, values[0]), name="aparallel-decode")
+            task = self._loop.create_task(self._decode(batch, values[0], failed), name="aparallel-decode")
             self._decoding[owner, first] = task
             task.add_done_callback(lambda task: self._on_decoded(batch, task))
             return
@@ -72,13 +72,13 @@ class Delivery:
                 name_the_call(values[position], batch, first + position)
         owner.deliver(first, values, failed)
 
-    async def _decode(self, batch: Batch, later: Later) -> None:
+    async def _decode(self, batch: Batch, later: Later, failed: Sequence[int]) -> None:
         try:
             value = await later.get()
         except Exception as reason:
             self.deliver(batch, [reason], [0])
         else:
-            self.deliver(batch, [value], [])
+            self.deliver(batch, [value], failed)
 
     def _on_decoded(self, batch: Batch, task: asyncio.Task[None]) -> None:
         del self._decoding[batch.owner, batch.first]

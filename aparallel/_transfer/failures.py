@@ -25,7 +25,9 @@ from aparallel._transfer.pickling import MAIN, array_reducers
 
 TYPE_CHECKING = False  # as in aparallel/__init__.py
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+    from typing import Any
 
 # Where a call failed.
 LOADING = "loading"  # while the worker rebuilt it
@@ -76,12 +78,16 @@ def _part_from_frames(error: BaseException) -> None:
         links += link.__cause__, link.__context__, *(link.exceptions if isinstance(link, BaseExceptionGroup) else ())
 
 
-def rebuild_failure(data: bytes | memoryview) -> tuple[str, BaseException]:
-    """Return the stage and the exception that *data* describes, ready to be raised here."""
+def rebuild_failure(data: bytes | memoryview, load: Callable[[bytes], Any] = loads) -> tuple[str, BaseException]:
+    """Return the stage and the exception that *data* describes, ready to be raised here. *load* unpickles it.
+
+    Raises:
+        NotImported: *load* did.
+    """
     from aparallel.errors import RemoteTraceback
 
     stage, type_name, text, trace, chain = loads(data)
-    links = rebuild_chain(chain)
+    links = rebuild_chain(chain, load)
     if not links or means_something_else_here(links[0]):
         links = [remote_call_error(type_name, text, trace)]
     # In place of what it may have: the same object may have come before, where there is but one of its kind.
@@ -138,12 +144,20 @@ class _Plain(ReducesExceptions, Pickler):
     pass
 
 
-def rebuild_chain(chain: bytes | None) -> list[BaseException]:
-    """Return the exception and its causes, which it has; none if it cannot be rebuilt. Never raises."""
+def rebuild_chain(chain: bytes | None, load: Callable[[bytes], Any] = loads) -> list[BaseException]:
+    """Return the exception and its causes, which it has; none if it cannot be rebuilt.
+
+    Raises:
+        NotImported: *load*, which unpickles them, did.
+    """
     if chain is None:
         return []
+    from aparallel._transfer.unpickling import NotImported
+
     try:
-        links: list[BaseException] = loads(chain)
+        links: list[BaseException] = load(chain)
+    except NotImported:
+        raise
     except BaseException:  # whatever rebuilding raises, RemoteCallError tells the story instead
         return []
     if not all(isinstance(link, BaseException) for link in links):
