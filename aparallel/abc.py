@@ -236,6 +236,7 @@ class Backend(ABC):
             workers elsewhere nobody makes a context.
         runs_on_loop: calls run on the pool's event loop. One that waits for other calls of the same pool has a place
             beside its own for them, then.
+        start_holds_loop: to start a worker takes a moment, of the loop's time. One is started in each tick, then.
         max_outstanding: calls at most that a worker is given before it has told their outcomes.
     """
 
@@ -245,6 +246,7 @@ class Backend(ABC):
     on_cancel: OnCancel
     shares_memory: bool = True
     runs_on_loop: bool = False
+    start_holds_loop: bool = False
     max_outstanding: int = 2048
 
     def describe(self) -> str:

@@ -13,7 +13,7 @@ from aparallel import Call, Pool, delayed
 from aparallel._ground.encoding import DirectEncoder, Drawn
 from aparallel._parallel.slots import Slot, SlotEvents, State
 from aparallel.abc import Moments, Sharing, WorkerEvents
-from aparallel.errors import BrokenWorkerError, CallTimeoutError
+from aparallel.errors import BrokenWorkerError, CallTimeoutError, PoolSaturatedError
 from aparallel.testing import FakeBackend, FakeWorker
 
 
@@ -54,6 +54,59 @@ async def test_slow_calls_never_travel_together() -> None:
         task = asyncio.ensure_future(pool.gather(delayed(same)(x) for x in range(20)))
         await finish_all(backend, task, seconds=0.5)
         assert {size for worker in backend.workers for size in worker.messages} == {1}
+
+
+class TurningBackend(FakeBackend):
+    """Knows in which tick of the loop each worker was started."""
+
+    start_holds_loop = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turns = 0
+        self._turn: asyncio.Handle | None = None
+        self.started: list[int] = []
+
+    def start(self, loop: asyncio.AbstractEventLoop, events: WorkerEvents) -> FakeWorker:
+        if self._turn is None:
+            self._turn = loop.call_soon(self._count, loop)
+        self.started.append(self._turns)
+        return super().start(loop, events)
+
+    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turns += 1
+        self._turn = loop.call_soon(self._count, loop)
+
+    async def aclose(self) -> None:
+        assert self._turn is not None
+        self._turn.cancel()
+
+
+@pytest.mark.parametrize("how", ["gather", "run", "submit", "warm_up"])
+async def test_one_worker_is_started_in_each_tick_where_that_holds_the_loop(how: str) -> None:
+    backend = TurningBackend()
+    async with Pool(5, backend) as pool:
+        task: asyncio.Future[Any]
+        if how == "warm_up":
+            task = asyncio.ensure_future(pool.warm_up())
+        elif how == "gather":
+            task = asyncio.ensure_future(pool.gather([delayed(same)(x) for x in range(8)]))
+        else:
+            task = asyncio.gather(*(getattr(pool, how)(same, x) for x in range(8)))
+        await until(lambda: len(backend.workers) == 5)
+        await finish_all(backend, task)
+        assert len(set(backend.started)) == 5, backend.started
+
+
+async def test_without_patience_a_call_waits_for_its_worker_to_be_started_in_the_next_tick() -> None:
+    backend = TurningBackend()
+    async with Pool(3, backend) as pool:
+        tasks = [asyncio.ensure_future(pool.run(same, x, queue_timeout=0)) for x in range(4)]
+        await until(lambda: len(backend.workers) == 3)
+        with pytest.raises(PoolSaturatedError):
+            await tasks.pop()
+        await finish_all(backend, asyncio.gather(*tasks))
+        assert len(set(backend.started)) == 3
 
 
 class HeavyEncoder(DirectEncoder):

@@ -47,6 +47,7 @@ class ProcessBackend(Backend):
     can_time = True
     on_cancel: OnCancel = "kill"
     shares_memory = False
+    start_holds_loop = True  # for a millisecond or, on busy cores, for ten
     max_outstanding = MAX_OUTSTANDING
 
     def __init__(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aparallel._ground.sharing import MmapMode, Shared
     from aparallel._parallel.settings import Settings
     from aparallel._parallel.statistics import PoolStatistics
+    from aparallel._parallel.workforce import Workforce
     from aparallel.abc import Encoder
 
 # What a cancelled coroutine has for its clean-up once the time of the pool is over.
@@ -231,7 +232,7 @@ class Engine:
         scheduler = self.use().scheduler
         scheduler.workforce.watch_starts()
         try:
-            scheduler.workforce.start_missing()
+            await self._start_missing(scheduler.workforce)
             await self.backend.warm_up()
             await self._start_all(scheduler)
         finally:
@@ -242,7 +243,8 @@ class Engine:
     async def _start_all(self, scheduler: Scheduler) -> None:
         workforce = scheduler.workforce
         while workforce.start_error is None and self.phase is _OPEN:
-            if workforce.start_missing():
+            await self._start_missing(workforce)
+            if workforce.is_complete() and all(slot.ready for slot in workforce.present()):
                 self.backend.start_spare(scheduler.loop)
                 return
             if workforce.start_error is None:
@@ -250,6 +252,13 @@ class Engine:
         if workforce.start_error is None:
             raise ClosedPoolError("The pool was closed while its workers were starting.")
         raise workforce.start_error
+
+    async def _start_missing(self, workforce: Workforce) -> None:
+        """Start workers up to the limit, one in each tick: a start may hold the loop."""
+        while not workforce.is_complete() and self.phase is _OPEN:
+            if workforce.start() is None:
+                break
+            await asyncio.sleep(0)
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool is doing now."""

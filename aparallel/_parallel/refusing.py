@@ -9,6 +9,7 @@ from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Accounts, Delivery
@@ -27,6 +28,9 @@ class Refusing:
 
     Invariant: slots in ``_overstayed`` are being recalled, or are on their way out since; the calls there, each with
     its time in seconds, are refused when they come back.
+
+    Args:
+        goes_on: whether what waits is about to be dispatched.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Refusing:
         delivery: Delivery,
         accounts: Accounts,
         stopping: Stopping,
+        *,
+        goes_on: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._workforce = workforce
@@ -44,6 +50,7 @@ class Refusing:
         self._delivery = delivery
         self._accounts = accounts
         self._stopping = stopping
+        self._goes_on = goes_on
         self._overstayed: dict[Slot, list[tuple[JointOwner, int, float]]] = {}
 
     def check_room(self, queue: SingleQueue, max_queued: int | None, patience: float | None) -> None:
@@ -79,7 +86,9 @@ class Refusing:
             slot = _slot_with(owner, index)
         if not owner.wants(index) or self._delivery.is_decoding(owner, index) or owner.has_run(index):
             return
-        if slot is None:
+        if slot is None and not seconds and self._workforce.has_room() and self._goes_on():
+            self.withdraw_after(0, owner, index)  # unless the next worker is for it
+        elif slot is None:
             self._refuse(owner, index, seconds)
         elif slot.has_first(owner, index) and (not seconds or slot.worker.running_since() is not None):
             return

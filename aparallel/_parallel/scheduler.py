@@ -98,10 +98,12 @@ class Scheduler:
             on_room=self.dispatch,
         )
         self._stopping = stopping = Stopping(loop, workforce, backlog, delivery, accounts, dispatch=self.dispatch)
-        self.refusing = Refusing(loop, workforce, backlog, delivery, accounts, stopping)
+        self.refusing = Refusing(
+            loop, workforce, backlog, delivery, accounts, stopping, goes_on=lambda: self._soon is not None
+        )
         self._watch = Watch(loop, workforce, stopping)
         self._pulse = Pulse(loop, workforce.running) if in_notebook() else None
-        # A dispatch at the end of this tick.
+        # A dispatch at the end of this tick. Until then no worker is started whose start holds the loop.
         self._soon: asyncio.Handle | None = None
         # Workers in a row that died on calls of which they had begun none, with no outcome of any call in between.
         self._barren = 0
@@ -161,7 +163,7 @@ class Scheduler:
     def start_first(self) -> None:
         """Start a worker for calls that are about to come, if there is none: it starts while they are drawn."""
         if not self.workforce.slots and self.workforce.limit:
-            self.workforce.start()
+            self._start()
 
     def dispatch_soon(self) -> None:
         """Send now what an idle worker can take; the rest at the end of this tick, with what else comes in it."""
@@ -169,7 +171,11 @@ class Scheduler:
         idle = self.workforce.idle
         while idle and waiting and self._use_idle():
             pass
-        if self._soon is None and waiting:
+        if waiting:
+            self._dispatch_in_next_tick()
+
+    def _dispatch_in_next_tick(self) -> None:
+        if self._soon is None:
             self._soon = self.loop.call_soon(self._dispatch_now)
 
     def _dispatch_now(self) -> None:
@@ -185,8 +191,17 @@ class Scheduler:
     def _use_new(self) -> bool:
         if not self.workforce.has_room() or self.backlog.turns.queue_for(None) is None:
             return False
-        slot = self.workforce.start()
+        if self._soon is not None and self.backend.start_holds_loop:
+            return False
+        slot = self._start()
         return slot is not None and self._fill(slot)
+
+    def _start(self) -> Slot | None:
+        """Start a worker. Where that holds the loop, the next one waits for the next tick."""
+        slot = self.workforce.start()
+        if slot is not None and self.backend.start_holds_loop:
+            self._dispatch_in_next_tick()
+        return slot
 
     def _fill(self, slot: Slot) -> bool:
         """Send one message from the queue whose turn it is; return False if no queue may use this worker."""

@@ -111,12 +111,9 @@ class Workforce:
         slot.idle_since = monotonic()
         return slot
 
-    def start_missing(self) -> bool:
-        """Start workers up to the limit; return whether all are there and ready."""
-        while len(self.present()) < self.limit:
-            if self.start() is None:
-                return False
-        return all(slot.ready for slot in self.present())
+    def is_complete(self) -> bool:
+        """Whether there are as many as there may be, ready or not."""
+        return len(self.present()) >= self.limit
 
     def watch_starts(self) -> None:
         """Somebody is about to wait for workers, and wants to know whether these can start."""
