@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextvars
 import functools
@@ -117,9 +118,30 @@ def closes_over(value: object) -> Callable[[], object]:
     return lambda: value
 
 
+def class_with_a_lock() -> Any:
+    class Locked(abc.ABC):  # noqa: B024
+        __slots__ = ("value",)
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def work(self) -> int:
+            return 1
+
+        lock = threading.Lock()
+
+    class Inherits(Locked):
+        def __init__(self) -> None:
+            super().__init__()
+
+    return Inherits
+
+
 @pytest.mark.parametrize(
     ("call", "part"),
     [
+        (delayed(class_with_a_lock())(), "the function.__bases__[0].lock"),
+        (delayed(class_with_a_lock()().work)(), "self.__class__.__bases__[0].lock"),
         (delayed(closes_over_a_lock())(), "'lock', which the function closes over"),
         (delayed(double)(LOCK), "argument 0"),  # type: ignore[arg-type]
         (delayed(double)(x=LOCK), "argument 'x'"),  # type: ignore[arg-type]
@@ -127,7 +149,7 @@ def closes_over(value: object) -> Callable[[], object]:
         (delayed(lambda lock=LOCK: lock)(), "the function's default 0"),
         (delayed(closes_over({"key": [LOCK]}))(), "'value['key'][0]', which the function closes over"),
     ],
-    ids=["closure", "argument", "keyword", "deep", "default", "deep in a closure"],
+    ids=["class", "method", "closure", "argument", "keyword", "deep", "default", "deep in a closure"],
 )
 async def test_what_cannot_travel_is_found(call: Any, part: str) -> None:
     (error,) = await gather_parallel([call], return_exceptions=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from types import FunctionType, MethodType
+from abc import ABC
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.exceptions import in_short
@@ -23,6 +24,9 @@ _BREADTH = 200
 _LARGE = 64 * 1024
 
 _FUNCTION = "the function"
+
+# What a class does not take along: it has its own wherever it is made. The last is what abc keeps.
+_MADE_ANEW = (GetSetDescriptorType, MemberDescriptorType, type(vars(ABC)["_abc_impl"]))
 
 
 def unpicklable_call(
@@ -93,9 +97,16 @@ def _inside(label: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset):
         for position, inner in enumerate(list(value)[:_BREADTH]):
             yield _step(label, f"[{position}]"), inner
+    elif isinstance(value, type):
+        yield _step(label, ".__bases__"), value.__bases__
+        # Methods last: one that calls super() has the class in it, and so whatever else cannot be pickled there.
+        for name, inner in sorted(vars(value).items(), key=lambda item: isinstance(item[1], FunctionType)):
+            if not isinstance(inner, _MADE_ANEW):
+                yield _step(label, f".{name}"), inner
     elif not isinstance(getattr(type(value), "__reduce__", None), FunctionType):  # what that gives is pickled
         for name, inner in list(getattr(value, "__dict__", {}).items())[:_BREADTH]:
             yield _step(label, f".{name}"), inner
+        yield _step(label, ".__class__"), type(value)
 
 
 def _step(label: str, step: str) -> str:
