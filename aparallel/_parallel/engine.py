@@ -255,7 +255,7 @@ class Engine:
 
     async def _start_missing(self, workforce: Workforce) -> None:
         """Start workers up to the limit, one in each tick: a start may hold the loop."""
-        while not workforce.is_complete() and self.phase is _OPEN:
+        while self.phase is _OPEN and workforce.start_error is None and not workforce.is_complete():
             if workforce.start() is None:
                 break
             await asyncio.sleep(0)
