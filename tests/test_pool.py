@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 from traveling import by_value
 from variables import (
@@ -210,6 +211,40 @@ async def test_the_initializer_ran_once_in_each_worker_before_its_calls(backend:
         await pool.warm_up()
         for seen in await pool.gather([delayed(remembered)() for _ in range(6)], batch_size=1):
             assert seen == [[1, "two"]]
+
+
+class NotesItsThread:
+    """Becomes 7 in a worker, and notes which thread it was pickled in."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def __reduce__(self) -> Any:
+        self.threads.append(threading.get_ident())
+        return int, (7,)
+
+
+async def test_large_arguments_of_an_initializer_are_pickled_once_and_off_the_loop() -> None:
+    noting, numbers, array = NotesItsThread(), list(range(100_000)), np.arange(200_000)
+    async with Pool(2, initializer=remember, initargs=(numbers, array, noting)) as pool:
+        await pool.warm_up()
+        array[:] = 0  # whoever starts later gets the same as those before
+        with pytest.raises(errors.BrokenWorkerError):
+            await pool.run(os.abort)
+        for ((*given, seven),) in await pool.gather([delayed(remembered)() for _ in range(6)], batch_size=1):
+            assert given[0] == numbers
+            assert (given[1] == np.arange(200_000)).all()
+            assert seven == 7
+    assert len(noting.threads) == 1
+    assert threading.get_ident() not in noting.threads
+
+
+async def test_an_initializer_that_is_large_and_cannot_be_pickled_fails_what_waits_for_workers() -> None:
+    async with Pool(2, initializer=print, initargs=(list(range(100_000)), threading.Lock())) as pool:
+        for attempt in (pool.run(double, 1), pool.warm_up(), pool.gather([delayed(double)(1)])):
+            with pytest.raises(errors.InitializerError, match=r"print could not be pickled: argument 1 is a") as caught:
+                await attempt
+            assert type(caught.value.__cause__) is errors.UnpicklableCallError
 
 
 @by_value

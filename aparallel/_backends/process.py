@@ -7,13 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from aparallel._backends.child import Child, Spare, check_platform
+from aparallel._backends.initializer import Initializer
 from aparallel._backends.logs import LogRelay
 from aparallel._backends.process_worker import ProcessWorker
 from aparallel._backends.tending import Tending
-from aparallel._ground.call import name_of
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import nesting_level
-from aparallel._transfer.diagnosis import unpicklable_call
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.functions import Functions
 from aparallel._transfer.pickling import load_by_value, pickle
@@ -61,7 +60,7 @@ class ProcessBackend(Backend):
         nice: int = 0,
     ) -> None:
         self.executable = check_platform(executable)
-        self._initializer = _pickle_initializer(initializer, initargs) if initializer is not None else None
+        self._initializer = Initializer(initializer, initargs) if initializer is not None else None
         self._variables = [(pickle(variable), variable) for variable in context_vars]
         self._relay = LogRelay(dict(self._variables)) if logs else None
         self._functions = Functions()
@@ -95,7 +94,10 @@ class ProcessBackend(Backend):
         )
         self._workers.add(worker)
         self._tending.begin(loop)
-        worker.set_up(self._setup())
+        if self._initializer is None:
+            worker.set_up(self._setup())
+        else:
+            self._initializer.give(lambda pieces: worker.set_up(self._setup(), pieces), worker.give_up)
         self._spare.start_later(loop)
         return worker
 
@@ -152,12 +154,4 @@ class ProcessBackend(Backend):
             "environ": {name: str(threads) for name in _THREAD_VARIABLES if forced or name not in os.environ},
             "level": nesting_level() + 1,
             "nice": self._nice,
-            "initializer": self._initializer,
         }
-
-
-def _pickle_initializer(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> bytes:
-    try:
-        return pickle((initializer, initargs))
-    except Exception as error:
-        raise unpicklable_call(initializer, initargs, {}, name_of(initializer), None, error) from error

@@ -93,9 +93,14 @@ class ProcessWorker(Worker):
 
     # Out
 
-    def set_up(self, setup: dict[str, Any]) -> None:
-        """Give the bare child its settings; ``on_ready`` follows."""
-        self._channel.write(frames.SETUP, setup | self._changing())
+    def set_up(self, setup: dict[str, Any], initializer: Sequence[Piece] = ()) -> None:
+        """Give the bare child its settings, and the pickle of an initializer; ``on_ready`` follows."""
+        self._channel.write(frames.SETUP, setup | self._changing(), tail=initializer)
+
+    def give_up(self, error: BaseException | None) -> None:
+        """It is of no use, for what *error* says."""
+        self._error = error
+        self.child.kill()
 
     def _changing(self) -> dict[str, Any]:
         """Settings that are sent again when they have changed."""

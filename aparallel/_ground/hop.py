@@ -9,6 +9,7 @@ from aparallel._ground.shield import has_anyio, shielded
 from aparallel._ground.threads import Threads
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
@@ -38,6 +39,11 @@ async def in_thread(fn: Callable[..., T], *args: object) -> T:
         return result.result()
     finally:
         del result  # an error that it holds refers to this frame
+
+
+def hop(fn: Callable[[], T]) -> asyncio.Future[T]:
+    """Have a thread run *fn* for the running loop, where nobody awaits it; return the future of its result."""
+    return _threads.start(fn)
 
 
 def pause() -> None:

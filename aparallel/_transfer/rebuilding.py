@@ -25,7 +25,7 @@ _initialized: dict[str, dict[str, Any]] = {}
 _brought: dict[int, dict[str, Any]] | None = None
 
 
-def load_initializer(data: bytes) -> tuple[Any, Callable[[], None]]:
+def load_initializer(data: memoryview) -> tuple[Any, Callable[[], None]]:
     """Unpickle an initializer, and return it with what is to be called when it has run: that keeps what it set."""
     global _brought
     brought: dict[int, dict[str, Any]] = {}

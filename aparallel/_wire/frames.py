@@ -13,7 +13,7 @@ To the worker::
              None);
              RELIEVED: None, the answer to SHORTAGE
     tail     raw bytes, in the order in which they are mentioned: what is too large to be
-             copied into the pickle
+             copied into the pickle; SETUP: the pickle of the pool's initializer, if it has one
     first    CALLS: the number of the first call among all ever sent to this worker
 
     functions  [(id, blob)]            functions that this worker does not know yet; blob: a

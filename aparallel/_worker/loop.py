@@ -107,7 +107,7 @@ class _Worker:
                     self._run(frame)
                     del frame  # what it brought must not live on in a worker that waits
                     self._tell_memory()
-                elif frame.kind == frames.SETUP and not self._set_up(frame.control):
+                elif frame.kind == frames.SETUP and not self._set_up(frame.control, frame.tail):
                     return
         except (BrokenPipeError, ConnectionResetError):  # the parent is gone, or gave us up
             return
@@ -160,7 +160,7 @@ class _Worker:
         for number in forget:
             self.functions.pop(number, None)
 
-    def _set_up(self, setup: dict[str, Any]) -> bool:
+    def _set_up(self, setup: dict[str, Any], initializer_pickle: memoryview) -> bool:
         """Take in settings; return whether calls may run, which they may not after a failed initializer."""
         from aparallel._ground import nesting
 
@@ -177,11 +177,11 @@ class _Worker:
         sys.argv[:] = setup["argv"]
         os.environ.update(setup["environ"])
         nesting.enter_worker_process(setup["level"])
-        if setup["initializer"] is not None:
+        if initializer_pickle:
             from aparallel._transfer import rebuilding
 
             try:
-                (initializer, arguments), keep_globals = rebuilding.load_initializer(setup["initializer"])
+                (initializer, arguments), keep_globals = rebuilding.load_initializer(initializer_pickle)
                 value = initializer(*arguments)
                 if hasattr(type(value), "__await__"):
                     self._await(value, None)
