@@ -67,25 +67,16 @@ class SlotEvents(Protocol):
 
 
 class Nobody:
-    """Owns a call that its real owner has abandoned."""
+    """Owns a call in a worker that its real owner has abandoned, and is told nothing of it."""
 
-    on_cancel: OnCancel = "wait"
+    on_cancel: OnCancel = "abandon"
     timeout: float | None = None
-    retries = 0
     cancelled = True
 
-    def __init__(self, owner: Any) -> None:
-        self.queue = owner.queue
-        self.context = owner.context
-        self.sharing = owner.sharing
-
-    def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
-        raise AssertionError("told of an abandoned call")
+    def __init__(self, queue: Counting) -> None:
+        self.queue = queue
 
     def wants(self, index: int) -> bool:
-        return False
-
-    def may_retry(self, index: int) -> bool:
         return False
 
 
@@ -169,7 +160,7 @@ class Slot:
 
     def runs_abandoned(self) -> bool:
         """Whether a call is here that nobody waits for."""
-        return any(isinstance(batch.owner, Nobody) or batch.owner.on_cancel == "abandon" for batch in self.inflight)
+        return any(batch.owner.on_cancel == "abandon" for batch in self.inflight)
 
     # Calls come and go
 
@@ -257,4 +248,4 @@ class Slot:
 
 
 def _nobodys(batch: Batch) -> Batch:
-    return Batch(Nobody(batch.owner), batch.function, batch.first, batch.payloads, batch.size)
+    return Batch(Nobody(batch.owner.queue), batch.function, batch.first, batch.payloads, batch.size)
