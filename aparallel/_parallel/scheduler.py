@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._ground.timings import Timing
-    from aparallel._parallel.queues import Cancellable, Owner, Queue, Tallies
+    from aparallel._parallel.queues import Cancellable, Owner, Tallies
     from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
@@ -240,14 +240,14 @@ class Scheduler:
             return False
         spent = MESSAGE_SECONDS - budget if pace is not None else MESSAGE_SECONDS
         self.backlog.charge(queue, spent)
-        self._send(slot, queue, batches, count, spent / count if pace is not None else None)
+        self._send(slot, batches, count, spent / count if pace is not None else None)
         return True
 
-    def _send(self, slot: Slot, queue: Queue, batches: list[Batch], count: int, pace: float | None) -> None:
+    def _send(self, slot: Slot, batches: list[Batch], count: int, pace: float | None) -> None:
         if not slot.calls:
             self.workforce.occupy(slot)
             slot.progress_at = monotonic()
-        slot.give(queue, batches, count, pace)
+        slot.give(batches, count, pace)
         if self._pulse is not None:
             self._pulse.plan()
         timeout = None

@@ -50,13 +50,6 @@ _NEXT = {
 _GOING = (State.KILLED, State.OVERRAN, State.LEAVING)
 
 
-class Counting(Protocol):
-    """What the calls that a slot is given waited in: it keeps count of them in each slot."""
-
-    def count_in(self, slot: Slot, count: int) -> None: ...
-    def count_out(self, slot: Slot, count: int) -> None: ...
-
-
 class SlotEvents(Protocol):
     """Who a slot passes its worker's events on to: the scheduler."""
 
@@ -73,7 +66,7 @@ class Nobody:
     timeout: float | None = None
     cancelled = True
 
-    def __init__(self, queue: Counting) -> None:
+    def __init__(self, queue: Any) -> None:
         self.queue = queue
 
     def wants(self, index: int) -> bool:
@@ -164,14 +157,14 @@ class Slot:
 
     # Calls come and go
 
-    def give(self, queue: Counting, batches: list[Batch], count: int, pace: float | None) -> None:
-        """Send the *count* calls of *batches*, which are *queue*'s and should take *pace* seconds each."""
+    def give(self, batches: list[Batch], count: int, pace: float | None) -> None:
+        """Send the *count* calls of *batches*, which are one queue's and should take *pace* seconds each."""
         self.inflight.extend(batches)
         self.calls += count
         self.size += sum(batch.size for batch in batches)
         self.total += count
         self.pace = pace
-        queue.count_in(self, count)
+        batches[0].owner.queue.count_in(self, count)
         self.worker.send(batches)
 
     def take_done(self, most: int) -> Batch:
@@ -209,8 +202,7 @@ class Slot:
         calls = len(batch.payloads)
         self.calls -= calls
         self.size -= batch.size
-        queue: Counting = batch.owner.queue
-        queue.count_out(self, calls)
+        batch.owner.queue.count_out(self, calls)
 
     def disown_last(self) -> Batch:
         """Have nobody own the call sent last, which goes on here; return it as it was."""
