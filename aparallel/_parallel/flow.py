@@ -94,7 +94,7 @@ class Flow(Queue):
         )
         self._reporter = Reporter(workers, options.verbose, options.progress, self._total, name=self.name)
         self.retries = options.retries
-        self._attempts: dict[int, int] = {}
+        self.deaths: dict[int, int] = {}
         self._exhausted = False
         # Of the function whose calls were drawn last.
         self._timing: Timing | None = None
@@ -329,11 +329,6 @@ class Flow(Queue):
 
     def wants(self, index: int) -> bool:
         return not self.cancelled
-
-    def may_retry(self, index: int) -> bool:
-        attempts = self._attempts.get(index, 0)
-        self._attempts[index] = attempts + 1
-        return attempts < self.retries
 
     def stop(self, error: BaseException) -> None:
         """Draw no more and deliver no more: *error* is what the caller gets."""

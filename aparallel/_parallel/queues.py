@@ -30,6 +30,7 @@ class Owner(OwnerToWorkers, Protocol):
         timeout: seconds that each of its calls may run; None for any time.
         on_cancel: what is done to those that run when it wants them no more.
         retries: how often a call is run again after its worker died.
+        deaths: for which of its calls, by their index, how many workers died and it was run again.
         cancelled: it wants none of them any more, and is told nothing.
         queue: where its calls wait.
     """
@@ -37,6 +38,7 @@ class Owner(OwnerToWorkers, Protocol):
     timeout: float | None
     on_cancel: OnCancel
     retries: int
+    deaths: dict[int, int]
 
     @property
     def cancelled(self) -> bool: ...
@@ -47,9 +49,6 @@ class Owner(OwnerToWorkers, Protocol):
 
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
         """Take what calls gave, from the one with the index *first* on; at each position in *failed*, an exception."""
-
-    def may_retry(self, index: int) -> bool:
-        """Whether to run this call again, whose worker died of it. Each time that it is asked counts."""
 
 
 class Cancellable(Owner, Protocol):

@@ -84,7 +84,9 @@ class Refusing:
         if slot is not None:
             slot.worker.look()
             slot = _slot_with(owner, index)
-        if not owner.wants(index) or self._delivery.is_decoding(owner, index) or owner.has_run(index):
+        if not owner.wants(index) or self._delivery.is_decoding(owner, index):
+            return
+        if index in owner.deaths:  # it was started before, by a worker that died of it
             return
         if slot is None and not seconds and self._workforce.has_room() and self._goes_on():
             self.withdraw_after(0, owner, index)  # unless the next worker is for it

@@ -339,13 +339,14 @@ class Scheduler:
         error: AparallelError
         if slot.state is State.OVERRAN and owner.timeout is not None:
             error = ran_too_long(call_name(batch, index), owner.timeout, " and was stopped")
-        elif owner.may_retry(index):
-            position = index - batch.first
-            self.backlog.put_back([batch.part(position, position + 1)])
-            self._accounts.broken += 1
-            return
         else:
             self._accounts.broken += 1
+            deaths = owner.deaths.get(index, 0)
+            if deaths < owner.retries:
+                owner.deaths[index] = deaths + 1
+                position = index - batch.first
+                self.backlog.put_back([batch.part(position, position + 1)])
+                return
             error = worker_died(call_name(batch, index), exit, owner.retries)
         self._accounts.failed += 1
         owner.deliver(index, [error], [0])

@@ -25,10 +25,10 @@ class JointOwner:
 
     Attributes:
         futures: what is told the outcome of each call; None once it was told or wants nothing any more.
-        retries: how often a call is run again after its worker died.
+        retries, deaths: how often a call is run again after its worker died, and how often each was.
     """
 
-    __slots__ = ("_deaths", "context", "futures", "on_cancel", "queue", "retries", "sharing", "timeout")
+    __slots__ = ("context", "deaths", "futures", "on_cancel", "queue", "retries", "sharing", "timeout")
 
     cancelled = False  # not as a whole
 
@@ -41,8 +41,7 @@ class JointOwner:
         self.timeout = timeout
         self.on_cancel = on_cancel
         self.retries = retries
-        # How many workers died of a call, for those that may be run again.
-        self._deaths: dict[int, int] = {}
+        self.deaths: dict[int, int] = {}
         self.futures: list[Any] = []
 
     def wants(self, index: int) -> bool:
@@ -53,17 +52,6 @@ class JointOwner:
         futures = self.futures[first:end]
         self.futures[first:end] = [None] * len(values)
         self.queue.tell(futures, values, failed)
-
-    def may_retry(self, index: int) -> bool:
-        deaths = self._deaths.get(index, 0)
-        if deaths >= self.retries:
-            return False
-        self._deaths[index] = deaths + 1
-        return True
-
-    def has_run(self, index: int) -> bool:
-        """Whether a call that waits was started before, by a worker that died of it."""
-        return index in self._deaths
 
 
 class SingleQueue(Queue):
