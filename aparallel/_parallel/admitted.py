@@ -109,8 +109,8 @@ class Admitted:
         """End all of it with *error*."""
         for flow in list(self.flows):
             if not flow.finished.done():
-                self._scheduler.cancel(flow)
                 flow.stop(error)
+                self._scheduler.cancel(flow)
         for future in list(self.futures):
             if future.is_wanted:
                 self.stop(future)

@@ -356,6 +356,7 @@ class Flow(Queue):
                         self._drawer.cancel()
                     waiting.append(self._drawer)
                 if not clean:
+                    self.cancelled = True
                     waiting += self._scheduler.cancel(self)
             try:
                 await outlast(waiting, hearing=self._drawer)

@@ -51,12 +51,6 @@ class Owner(OwnerToWorkers, Protocol):
         """Take what calls gave, from the one with the index *first* on; at each position in *failed*, an exception."""
 
 
-class Cancellable(Owner, Protocol):
-    """Owns all calls of its queue, and can be cancelled with all of them."""
-
-    cancelled: bool
-
-
 class Tally:
     """How many calls wait in several queues together."""
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aparallel._ground.timings import Timing
-    from aparallel._parallel.queues import Cancellable, Owner, Tallies
+    from aparallel._parallel.queues import Owner, Tallies
     from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.statistics import PoolStatistics
     from aparallel.abc import Backend, Exit
@@ -126,8 +126,8 @@ class Scheduler:
             refused=accounts.refused,
         )
 
-    def cancel(self, owner: Cancellable) -> list[asyncio.Future[None]]:
-        """Forget the calls of *owner* that have not started and stop those that run, as its ``on_cancel`` says.
+    def cancel(self, owner: Owner) -> list[asyncio.Future[None]]:
+        """Forget the calls of *owner*, which wants none any more, and stop those that run, as its ``on_cancel`` says.
 
         Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
         """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aparallel._parallel.backlog import Backlog
     from aparallel._parallel.delivery import Accounts, Delivery
-    from aparallel._parallel.queues import Cancellable, Owner
+    from aparallel._parallel.queues import Owner
     from aparallel._parallel.single_queue import JointOwner
     from aparallel._parallel.slots import Slot
     from aparallel._parallel.workforce import Workforce
@@ -52,12 +52,11 @@ class Stopping:
 
     # Cancelling
 
-    def cancel(self, owner: Cancellable) -> list[asyncio.Future[None]]:
-        """Forget the calls of *owner* that have not started and stop those that run, as its ``on_cancel`` says.
+    def cancel(self, owner: Owner) -> list[asyncio.Future[None]]:
+        """Forget the calls of *owner*, which wants none any more, and stop those that run, as its ``on_cancel`` says.
 
         Returns what to wait for until none of them runs any more; nothing for ``"abandon"``.
         """
-        owner.cancelled = True
         self._backlog.clear(owner.queue)
         return self._cancel_in(list(owner.queue.serving), owner, None)
 
