@@ -114,13 +114,7 @@ def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     """Return what was given, parsed, what is configured and stands beside it, and the options that they make."""
     for name in given:
         if name not in _NAMES:
-            import difflib
-
-            close = difflib.get_close_matches(name, _NAMES, 1)
-            if name in _OF_STREAMS:
-                raise TypeError(f"There is no option {name!r} here. For results as they come, use stream_parallel.")
-            hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_NAMES))}."
-            raise TypeError(f"There is no option {name!r}.{hint}")
+            raise _no_such_option(name)
     if given.get("pool") is not None and given.get("backend") is not None:
         raise ValueError("backend= and pool= contradict each other: a pool has its backend already. Leave one out.")
     if given.get("prefer") == "processes" and given.get("require") == "sharedmem":  # as in joblib
@@ -142,6 +136,16 @@ def _told_and_resolved(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     return told, configured, options
 
 
+def _no_such_option(name: str) -> TypeError:
+    import difflib
+
+    if name in _OF_STREAMS:
+        return TypeError(f"There is no option {name!r} here. For results as they come, use stream_parallel.")
+    close = difflib.get_close_matches(name, _NAMES, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else f" There are: {', '.join(sorted(_NAMES))}."
+    return TypeError(f"There is no option {name!r}.{hint}")
+
+
 def _parsed(options: dict[str, Any]) -> dict[str, Any]:
     return {name: PARSERS[name](value) if name in PARSERS else value for name, value in options.items()}
 
@@ -150,7 +154,7 @@ def _check_together(options: Options) -> None:
     options.pre_dispatch.of(options.workers(cpus=1))
     if options.require == "sharedmem":
         # What is no pool is refused where it is to be used.
-        kind = getattr(options.pool, "backend_name", None) if options.pool is not None else _given_kind(options)
+        kind = choose_kind(options) if options.pool is None else getattr(options.pool, "backend_name", None)
         if kind == "process":
             raise ValueError(
                 "require='sharedmem' needs workers that share this process's memory, and process workers do not. "
@@ -168,10 +172,6 @@ def _check_inner_threads_reach(given: Options) -> None:
             f"inner_max_num_threads={given.inner_max_num_threads} is for process workers, and this asks for "
             f"{kind} workers. Use backend='process', or leave inner_max_num_threads= out."
         )
-
-
-def _given_kind(options: Options) -> str | None:
-    return None if options.backend is None else kind_of(options.backend)
 
 
 def choose_kind(options: Options) -> str:
