@@ -16,7 +16,6 @@ from aparallel._ground.nesting import nesting_level
 from aparallel._transfer.encoding import ProcessEncoder
 from aparallel._transfer.functions import Functions
 from aparallel._transfer.pickling import load_by_value, pickle
-from aparallel._wire.frames import MAX_OUTSTANDING
 from aparallel.abc import Backend, WorkerEvents
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ class ProcessBackend(Backend):
     on_cancel: OnCancel = "kill"
     shares_memory = False
     start_holds_loop = True  # for a millisecond or, on busy cores, for ten
-    max_outstanding = MAX_OUTSTANDING
 
     def __init__(
         self,

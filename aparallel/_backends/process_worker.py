@@ -16,7 +16,7 @@ from aparallel._transfer.failures import rebuild_failure
 from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
 from aparallel._wire import frames
-from aparallel._wire.outbox import CLAIMED, RECALLS, read
+from aparallel._wire.outbox import CLAIMED, RECALLS, STARTED, read
 from aparallel.abc import Batch, Exit, Worker, WorkerEvents
 from aparallel.errors import SharedMemoryError
 
@@ -178,8 +178,7 @@ class ProcessWorker(Worker):
 
     def _on_end(self) -> None:
         """It closed its end: it is exiting, or has closed descriptors that were not its own."""
-        if self._farewell is None:
-            self._farewell = self._loop.call_later(_FAREWELL_SECONDS, self.kill)
+        self._plan_farewell()
 
     def _take_frame(self, header: tuple[Any, ...], body: memoryview) -> None:
         kind, count, first, busy, _ = header
@@ -291,7 +290,7 @@ class ProcessWorker(Worker):
         outbox = self.child.outbox
         if outbox is None or self._unfinished <= self._unclaimed():
             return None
-        return min(outbox.started_ns / 1e9, time.monotonic())
+        return min(outbox.head[STARTED] / 1e9, time.monotonic())
 
     # Its end
 
@@ -306,6 +305,9 @@ class ProcessWorker(Worker):
             self._channel.hang_up()
         except OSError:  # it has died already
             return
+        self._plan_farewell()
+
+    def _plan_farewell(self) -> None:
         if self._farewell is None:
             self._farewell = self._loop.call_later(_FAREWELL_SECONDS, self.kill)
 

@@ -109,8 +109,5 @@ UNNAMED = 0
 # What is larger than this is sent from where it lies, in the tail, not copied into a frame's pickle.
 OUT_OF_LINE = 16 * 1024
 
-# At most this many calls wait in one worker.
-MAX_OUTSTANDING = 2048
-
 # Event loops count timers in milliseconds and may be one early.
 SETTLE_SECONDS = 0.002

@@ -95,14 +95,6 @@ class Outbox:
         """What was written since."""
         return self._memory[self._outcomes : self._memory.tell()]
 
-    @property
-    def started_ns(self) -> int:
-        """Monotonic nanoseconds at which the worker started its current call; 0 before the first.
-
-        In the future while the call's function is being loaded.
-        """
-        return self.head[STARTED]
-
     def read_from(self, position: int) -> list[Any]:
         """Return the outcomes held, from *position* on.
 
