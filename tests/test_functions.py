@@ -323,6 +323,20 @@ async def test_an_argument_that_changes_what_is_called_when_it_is_pickled_is_fol
     assert await gather_parallel(delayed(scale)(argument) for argument in arguments) == results
 
 
+async def test_what_is_called_and_changes_another_thing_that_is_when_it_is_pickled_is_followed() -> None:
+    scale = Scale(0)
+
+    class Changes(Scale):
+        def __reduce__(self) -> Any:
+            scale.factor += 1
+            return Scale, (1,)
+
+    functions = [Changes(1).method, scale.method] * 50
+    results = await gather_parallel(delayed(function)(10) for function in functions)
+    assert results[::2] == [10] * 50
+    assert results[1::2] == [10 * factor for factor in range(1, 51)]
+
+
 async def test_a_method_whose_lookup_changes_what_it_is_of_is_followed() -> None:
     class Turning(Scale):
         @property

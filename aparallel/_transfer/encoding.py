@@ -136,7 +136,7 @@ class ProcessEncoder(Encoder):
                             if with_state == 2:  # to look costs more than most pickles
                                 from aparallel._transfer.stillness import is_still
 
-                                self._recent.at_once = is_still(source)
+                                self._recent.is_moment = is_still(source)
                         add = drawn.group_for(self._recent.of(fn)).append
                         last = None if has_state and source is not None else fn
                     args = call.args
@@ -210,7 +210,7 @@ class ProcessEncoder(Encoder):
         """
         self._begin_moment()
         content = call.args, call.keywords, self._values()
-        if self._holding is not None and self._recent.at_once:
+        if self._recent.is_moment:
             from aparallel._transfer.stillness import is_inert
 
             if not is_inert(content):  # to pickle it may change what is called

@@ -114,13 +114,14 @@ class RecentFunctions:
             too.
 
     Attributes:
-        at_once: as given, or set for a while: calls until :meth:`end_moment` are.
+        is_moment: until :meth:`end_moment`, what has state is changed by nothing but what else is pickled.
     """
 
     def __init__(
         self, functions: Functions, pickled: Callable[[Callable[..., Any]], bytes], *, at_once: bool = False
     ) -> None:
-        self.at_once = at_once
+        self.is_moment = False
+        self._at_once = at_once
         self._functions = functions
         self._pickled = pickled
         # By what they are known by, newest last: functions, which so keep their identity, and their pickles.
@@ -139,6 +140,8 @@ class RecentFunctions:
             return function
         if (known := self._recent.get(self._key(fn))) is not None:
             return known[1]
+        if self.is_moment:  # to pickle this one may change others
+            self._forget_states()
         function = self._functions.by_content(fn, self._pickled(fn))
         self.remember(fn, function)
         return function
@@ -157,17 +160,20 @@ class RecentFunctions:
         """What *fn* is known by; None if it is not to be."""
         if type(fn) is FunctionType:
             return fn
-        if not self.at_once:
+        if not (self._at_once or self.is_moment):
             return None
         # By identity: what is equal may have another state. A method is bound anew wherever it is named.
         return (id(fn.__self__), id(fn.__func__)) if isinstance(fn, MethodType) else id(fn)
 
     def end_moment(self) -> None:
         """From now on, what has state may be another than what was pickled."""
-        if self.at_once:
-            self.at_once = False
-            for key in [key for key in self._recent if type(key) is not FunctionType]:
-                self._bytes -= len(self._recent.pop(key)[1].blob)
+        if self.is_moment:
+            self.is_moment = False
+            self._forget_states()
+
+    def _forget_states(self) -> None:
+        for key in [key for key in self._recent if type(key) is not FunctionType]:
+            self._bytes -= len(self._recent.pop(key)[1].blob)
 
     def forget(self) -> None:
         """Pickle each anew when it is asked for next."""
