@@ -435,7 +435,7 @@ async def test_texts_of_any_length_are_trusted_as_far_as_they_are_all_there(opti
         (3, "|", None, None, None, 8, 1, 63),  # bytes that say they are objects
         (9, "|", None, None, None, 8, 1, 0),
         (3, "|", None, None, {"a": (np.dtype("O"), 0)}, 8, 1, 0),  # fields without names
-        (4, "|", None, None, None, 8, 1, 0, {"a": 1}),
+        (4, "|", None, None, None, 8, 1, 0, [1]),
     ],
 )
 async def test_a_dtype_that_numpy_would_not_write_is_refused(state: Any) -> None:
@@ -531,6 +531,32 @@ async def test_a_mask_that_does_not_fit_is_damage() -> None:
 
     with pytest.raises(CorruptFileError):
         await loads(await dumps(Lying()), trusted=[])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.dtype("i1", metadata={"enum": {"FALSE": 0, "TRUE": 1}}),  # as h5py says what is in a file
+        np.dtype("O", metadata={"vlen": str}),
+        np.dtype([("a", ">i4"), ("b", np.dtype("O", metadata={"vlen": bytes}))], metadata={"unit": "m"}),
+        np.dtype("M8[ns]", metadata={"zone": "UTC"}),
+    ],
+)
+async def test_metadata_of_data_types_is_plain_data(kind: np.dtype[Any]) -> None:
+    for data in (await dumps(np.zeros(3, kind)), *(pickle.dumps(np.zeros(3, kind), protocol) for protocol in range(5))):
+        trusting, trusted = await loads(data), await loads(data, trusted=[])
+        assert trusted.dtype.metadata == trusting.dtype.metadata == kind.metadata
+        assert (await inspect(io.BytesIO(data))).untrusted == ()
+
+
+@pytest.mark.parametrize("metadata", [None, "x", collections.OrderedDict(a=1)])
+async def test_metadata_that_is_no_dictionary_is_refused(metadata: Any) -> None:
+    class Lying:
+        def __reduce__(self) -> Any:
+            return np.dtype, ("i1", False, True), (4, "|", None, None, None, -1, -1, 0, metadata)
+
+    with pytest.raises(UntrustedTypeError, match="metadata that is no dictionary"):
+        await loads(pickle.dumps(Lying()), trusted=[])
 
 
 async def test_a_date_without_a_unit_is_refused() -> None:

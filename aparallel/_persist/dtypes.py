@@ -89,8 +89,9 @@ def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
     order, subarray, names, fields, itemsize, _, flags = state[1:8]
     if made.kind in "mM":
         return _dated(made, state)
-    if state[0] != 3 or len(state) != 8:
-        raise WrongDtype("has metadata")
+    # NumPy does not look whether metadata is a dictionary, and takes it for one from then on.
+    if len(state) != (9 if state[0] == 4 else 8) or (state[0] == 4 and not isinstance(state[8], Items)):
+        raise WrongDtype("has metadata that is no dictionary")
     if (subarray is not None or names is not None) and made.kind != "V":
         # Of others NumPy keeps the size that they have, which says nothing of what they hold.
         raise WrongDtype("has parts where there is one value")
@@ -108,8 +109,8 @@ def _stated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
     reduced: Any = found.__reduce__()
     written = reduced[2]
     # Fields and subarrays were built from what was checked; of those, what must agree is that they are there.
-    given = (order, *(part is None for part in state[2:5]), *state[5:])
-    if given != (written[1], *(part is None for part in written[2:5]), *written[5:]):
+    given = (order, *(part is None for part in state[2:5]), *state[5:8])
+    if given != (written[1], *(part is None for part in written[2:5]), *written[5:8]):
         raise WrongDtype("has a state that does not fit it")
     return found
 
@@ -145,7 +146,7 @@ def _dated(made: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
         unit = unit.known
     name = unit.decode("ascii") if isinstance(unit, bytes) else unit
     if (
-        metadata
+        not (metadata is None or isinstance(metadata, Items))
         or name not in _UNITS
         or type(count) is not int
         or not 0 < count < 1 << 31
