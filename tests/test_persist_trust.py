@@ -510,7 +510,11 @@ async def test_masked_arrays_of_objects_are_plain_data() -> None:
             assert found.tolist() == expected.tolist()
             assert found.mask.tolist() == expected.mask.tolist()
             assert str(found.fill_value) == str(expected.fill_value)
-            assert (await inspect(io.BytesIO(data))).untrusted == ()
+            info = await inspect(io.BytesIO(data))
+            assert info.untrusted == ()
+            assert (expected.shape, expected.dtype.itemsize * expected.size) in {
+                (a.shape, a.nbytes) for a in info.arrays
+            }
 
 
 async def test_a_masked_array_of_objects_with_a_list_to_fill_in_is_refused() -> None:

@@ -173,7 +173,7 @@ class Guard(Watcher):
                 target.known = stated_dtype(target.known, state)
             except WrongDtype as error:
                 self._refuse(target, f"has a numpy.dtype that {error}")
-        elif target.of in _NUMPYS and isinstance(state, tuple) and len(state) == 5:
+        elif target.of in STATED_ARRAYS and isinstance(state, tuple) and len(state) in (5, 7):
             self.on_array(state[1], state[2])
 
     def on_fill(self, target: Any, frail: list[Made]) -> None:
