@@ -263,6 +263,25 @@ async def test_a_failing_initializer_is_the_error_of_warm_up_and_of_calls(backen
                 await pool.run(double, 1)
 
 
+async def test_a_failing_initializer_has_nothing_imported_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "heavy_library.py").write_text("class OutOfMemory(RuntimeError): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @by_value
+    def load() -> None:
+        import heavy_library  # type: ignore[import-not-found]
+
+        raise heavy_library.OutOfMemory("of the device")
+
+    async with Pool(1, initializer=load) as pool:
+        with pytest.raises(errors.InitializerError, match="OutOfMemory: of the device") as caught:
+            await pool.run(double, 1)
+    cause = caught.value.__cause__
+    assert isinstance(cause, errors.RemoteCallError)
+    assert cause.type_name == "heavy_library.OutOfMemory"
+    assert "heavy_library" not in sys.modules
+
+
 @by_value
 def hang_if_first(mark: Path) -> None:
     try:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aparallel._backends import log_settings
 from aparallel._backends.channel import Channel
 from aparallel._backends.loans import Loans
-from aparallel._backends.reading import Reader, read_failure_later, read_value
-from aparallel._transfer.failures import rebuild_failure
+from aparallel._backends.reading import Reader, read_failure_later, read_start_failure, read_value
 from aparallel._transfer.out_of_band import NEVER
 from aparallel._transfer.shipment import Shipment
 from aparallel._wire import frames
@@ -206,7 +205,7 @@ class ProcessWorker(Worker):
             self._events.on_ready()
         else:
             self._notice_records()
-            self._error = rebuild_failure(body)[1]
+            self._error = read_start_failure(body)
             self.child.kill()
 
     def _take_outcomes(self, first: int, outcomes: list[Any], seconds: float, *, are_plain: bool) -> None:

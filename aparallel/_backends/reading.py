@@ -126,6 +126,18 @@ def read_failure_later(data: bytes | memoryview) -> Told:
     return Told([Later(lambda: in_thread(read))], [0])
 
 
+def read_start_failure(data: memoryview) -> BaseException:
+    """Return what an initializer raised: as a RemoteCallError, if a module would have to be imported for it here."""
+    return rebuild_failure(data, _load_if_imported)[1]
+
+
+def _load_if_imported(chain: bytes) -> Any:
+    try:
+        return unpickle_at_once(chain)
+    except NotImported as missing:
+        raise LookupError from missing  # as whatever else cannot be rebuilt
+
+
 def _read_failure(data: bytes | memoryview, load: Callable[[bytes], Any]) -> BaseException:
     """Return the error that a call ended with, unpickled by *load*.
 
