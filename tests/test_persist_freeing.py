@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import pathlib
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from memory_support import until
 
 from aparallel import dump, load
+from aparallel._ground.stoppable import Stop
 from aparallel._persist import files, freeing
 from aparallel._persist.dump import dump_to_path
 from aparallel._persist.freeing import Freeing
@@ -50,7 +53,7 @@ def closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(Freeing, "_let_go", late)
     yield may_close
     may_close.set()
-    files._freeing.wait()
+    files._freeing.wait(Stop())
 
 
 def replaced() -> list[str]:
@@ -89,6 +92,37 @@ async def test_the_next_dump_waits_until_the_space_is_there(path: pathlib.Path, 
     closing.set()
     thread.join()
     assert await load(path.with_name("other.apl")) == "newer"
+
+
+async def test_a_dump_that_waits_for_the_space_stops_when_it_is_cancelled(
+    path: pathlib.Path, closing: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await dump("new", path, durable=False)
+    waits = threading.Event()
+    wait = Freeing.wait
+
+    def told(self: Freeing, stop: Stop) -> None:
+        waits.set()
+        wait(self, stop)
+
+    monkeypatch.setattr(Freeing, "wait", told)
+    waiting = asyncio.create_task(dump("newer", path, durable=False))
+    await until(waits.is_set)
+    waiting.cancel()
+    done, _ = await asyncio.wait([waiting], timeout=5)
+    assert done
+    assert waiting.cancelled()
+    assert await load(path) == "new"
+
+
+async def test_what_was_dumped_is_not_held_while_the_old_file_is_freed(
+    path: pathlib.Path, closing: threading.Event
+) -> None:
+    array = np.arange(5)
+    held = weakref.ref(array)
+    await dump(array, path, durable=False)
+    del array
+    assert held() is None
 
 
 def test_who_has_no_loop_to_tell_frees_it_at_once(path: pathlib.Path) -> None:

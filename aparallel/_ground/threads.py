@@ -71,7 +71,7 @@ def start_apart(fn: Callable[..., T], *args: object) -> asyncio.Future[T]:
     """
     loop = running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    job = _Job(loop, future, None, copy_context(), fn, args)
+    job = _Job(loop, future, None, copy_context(), [fn, *args])
     _start_thread(threading.Thread(target=job.run, name="aparallel-thread-apart", daemon=True))
     return future
 
@@ -120,14 +120,15 @@ class _Job(NamedTuple):
     Attributes:
         future: of the result, which belongs to *loop*.
         done: called on the loop when the thread is free for another job; None if it never is.
+        call: a function and its arguments. Emptied when it has run: whoever is told may want that memory, and what is
+            done :func:`afterwards` may take long.
     """
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     done: Callable[[], None] | None
     context: Context
-    fn: Callable[..., Any]
-    args: tuple[object, ...]
+    call: list[Any]
 
     def run(self) -> None:
         """Run in a thread, and tell the loop."""
@@ -136,12 +137,13 @@ class _Job(NamedTuple):
         _leftovers.has_job = True
         if not self.future.cancelled():
             try:
-                value = self.context.run(self.fn, *self.args)
+                value = self.context.run(*self.call)
             except StopIteration as raised:  # which no future takes
-                error = RuntimeError(f"{self.fn!r} raised StopIteration")
+                error = RuntimeError(f"{self.call[0]!r} raised StopIteration")
                 error.__cause__ = raised
             except BaseException as raised:
                 error = raised
+        self.call.clear()
         loop, done = self.loop, self.done
         at_once, later = (None, done) if _leftovers.due else (done, None)
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is there to be told
@@ -195,7 +197,7 @@ class _Crew:
             self._add_thread()
         future: asyncio.Future[T] = loop.create_future()
         self._unfinished += 1
-        self.jobs.put(_Job(loop, future, self._finished, copy_context(), fn, args))
+        self.jobs.put(_Job(loop, future, self._finished, copy_context(), [fn, *args]))
         return future
 
     def has_free(self) -> bool:

@@ -69,7 +69,7 @@ def replacing(path: str, *, durable: bool, stop: Stop) -> Iterator[FileSink]:
         raise PermissionError(errno.EACCES, "The file exists and may not be written", path)
     folder, name = os.path.split(target)
     remove_litter(folder, name)
-    _freeing.wait()
+    _freeing.wait(stop)
     # Nobody may read what takes the place of a file that not everybody may read, until it has that one's rights.
     aside, fd = _create_aside(folder, name, 0o666 if existing is None else 0o600)
     try:

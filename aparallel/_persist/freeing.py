@@ -15,8 +15,11 @@ from aparallel._ground.threads import afterwards
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aparallel._ground.stoppable import Stop
+
 # Less is freed in less than a millisecond.
 _WORTH = 16 << 20
+_LOOK_AT_STOP_EVERY = 0.02  # seconds
 # Holds a file without opening it: nothing is asked of its permissions, and a server of files is told nothing. Linux.
 _HOLD: int | None = getattr(os, "O_PATH", None)
 
@@ -45,10 +48,16 @@ class Freeing:
         if held is not None:
             os.close(held)
 
-    def wait(self) -> None:
-        """Return when nothing is being freed: who writes next may need the space."""
-        with self._busy:
-            pass
+    def wait(self, stop: Stop) -> None:
+        """Return when nothing is being freed: who writes next may need the space.
+
+        Raises:
+            Stopped: *stop* was set. A file of gigabytes takes seconds.
+        """
+        busy = self._busy
+        while not busy.acquire(timeout=_LOOK_AT_STOP_EVERY):
+            stop.check()
+        busy.release()
 
     @contextlib.contextmanager
     def after(self, path: str, existing: os.stat_result | None) -> Iterator[None]:
