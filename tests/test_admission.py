@@ -181,7 +181,8 @@ async def test_a_call_cancelled_while_it_is_taken_back_is_neither_run_nor_refuse
 async def test_a_worker_that_does_not_get_ready_has_not_started_its_call() -> None:
     backend = FakeBackend(ready=False)
     async with Pool(1, backend) as pool:
-        await refusal(pool.run(same, 1, queue_timeout=SOON))
+        error = await refusal(pool.run(same, 1, queue_timeout=SOON))
+        assert "workers: 1, still starting: 1" in str(error)
         (worker,) = backend.workers
         assert not worker.waiting
         worker.become_ready()
@@ -338,6 +339,20 @@ async def test_calls_whose_arguments_are_being_pickled_count_as_waiting() -> Non
         assert len(refused) == 7
         assert results.count(200_000) == 3
         assert await pool.run(same, 1) == 1
+
+
+async def test_nobody_is_told_to_try_again_in_about_0_seconds() -> None:
+    backend = FakeBackend()
+    async with Pool(1, backend) as pool:
+        await pool.warm_up()
+        (worker,) = backend.workers
+        await learn_that_calls_are_fast(pool, worker)
+        backend.ready = False
+        worker.die()
+        error = await refusal(pool.run(same, 1, queue_timeout=SOON))
+        assert error.retry_after == 0
+        assert "Try again later" in str(error)
+        backend.workers[-1].become_ready()
 
 
 async def test_retry_after_is_the_time_that_what_waits_and_runs_will_take() -> None:

@@ -108,13 +108,16 @@ def queue_is_full(waiting: int, limit: int, quota: Quota | None, retry_after: fl
 
 
 def waited_too_long(
-    seconds: float, waiting: int, workers: int, quota: Quota | None, retry_after: float | None
+    seconds: float, waiting: int, workers: int, starting: int, quota: Quota | None, retry_after: float | None
 ) -> PoolSaturatedError:
-    """Build the error for a call that was withdrawn because no worker has started it in time."""
+    """Build the error for a call that was withdrawn because no worker has started it in time.
+
+    Of *workers*, the most that may have it, so many of the pool's are *starting*.
+    """
     when = f"within queue_timeout={seconds:g} seconds" if seconds else "at once (queue_timeout=0)"
     text = (
         f"No worker could start the call{_with_key(quota)} {when}, so it was withdrawn and will not run "
-        f"(others waiting: {waiting}, workers: {workers})."
+        f"(others waiting: {waiting}, workers: {workers}{f', still starting: {starting}' if starting else ''})."
     )
     return _saturated(text, quota, retry_after, queue_timeout=seconds)
 
@@ -124,6 +127,6 @@ def _with_key(quota: Quota | None) -> str:
 
 
 def _saturated(text: str, quota: Quota | None, retry_after: float | None, **limit: Any) -> PoolSaturatedError:
-    again = "later" if retry_after is None else f"in about {retry_after:.2g} seconds"
+    again = "later" if not retry_after else f"in about {retry_after:.2g} seconds"
     key = None if quota is None else quota.name
     return PoolSaturatedError(f"{text} Try again {again}, or shed load.", key=key, retry_after=retry_after, **limit)

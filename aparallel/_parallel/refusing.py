@@ -120,7 +120,8 @@ class Refusing:
         if quota is not None and quota.free_places():  # it is not the key's limit that it waited for
             quota = None
         waiting = self._backlog.calls if quota is None else quota.count
-        return waited_too_long(seconds, waiting, self._workers_for(quota), quota, self._seconds_left(quota))
+        starting = sum(not slot.ready for slot in self._workforce.present())
+        return waited_too_long(seconds, waiting, self._workers_for(quota), starting, quota, self._seconds_left(quota))
 
     def _seconds_left(self, quota: Quota | None) -> float | None:
         """In how many seconds all that waits and runs will be done, of a key or of the whole pool; None: not known."""
