@@ -213,6 +213,11 @@ async def test_a_compressor_of_the_users_own_serves_both_ways() -> None:
     assert_same(await loads(data, compressors=[Reversing()]), expected)
     with pytest.raises(UnsupportedFormatError, match=r"'reversing'.*compressors="):
         await loads(data)
+    for wrong in (Reversing(), [Reversing], None):
+        with pytest.raises(TypeError, match="a list of instances"):
+            await loads(data, compressors=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a list of instances"):
+            await inspect(io.BytesIO(data), compressors=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

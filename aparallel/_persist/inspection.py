@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from aparallel._persist.opening import read_given
-from aparallel._persist.options import LoadOptions
+from aparallel._persist.options import LoadOptions, checked_compressors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ async def inspect(source: Any, *, compressors: Sequence[Compressor] = ()) -> Fil
         UnsupportedFormatError: it is none of aparallel, joblib or pickle, or of a newer version.
         OSError: it cannot be read.
     """
-    options = LoadOptions(compressors=tuple(compressors))
+    options = LoadOptions(compressors=checked_compressors(compressors))
     return await read_given(source, lambda opened, stop, _: _inspect(opened, options, stop), False, "inspect")
 
 

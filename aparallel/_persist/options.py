@@ -104,8 +104,24 @@ class LoadOptions:
             checked_key(signing_key),
             verify,
             effective_n_jobs(n_jobs, cpu_count()),
-            tuple(compressors),
+            checked_compressors(compressors),
         )
+
+
+def checked_compressors(given: Iterable[Compressor]) -> tuple[Compressor, ...]:
+    """Return the compressors that a user gave.
+
+    Raises:
+        TypeError: they are no compressors, or one that is in no list.
+    """
+    if given == ():
+        return ()
+    from aparallel.abc import Compressor
+
+    compressors = tuple(given) if hasattr(given, "__iter__") else None
+    if compressors is None or not all(isinstance(compressor, Compressor) for compressor in compressors):
+        raise TypeError(f"compressors must be a list of instances of aparallel.abc.Compressor, got {given!r}.")
+    return compressors
 
 
 def checked_key(key: str | bytes | None) -> bytes | None:
