@@ -868,7 +868,7 @@ def test_a_killed_program_takes_a_worker_along_that_waits_to_write(tmp_path: Pat
             while True:
                 await asyncio.sleep(0.05)
                 relay = pool._engine.backend._relay
-                if any(records.source.waits for records in relay._sources):
+                if any(records.source.waits for records in relay._records):
                     os.kill(os.getpid(), signal.SIGKILL)
 
     asyncio.run(main())

@@ -38,7 +38,7 @@ class LogRelay:
         self._variables = variables
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: LogReader | None = None
-        self._sources: set[WorkerRecords] = set()
+        self._records: set[WorkerRecords] = set()
         # Tickets are numbered from 1, and come back in this order.
         self._issued = 0
         self._issued_at = 0.0
@@ -55,7 +55,7 @@ class LogRelay:
         assert child.outbox is not None
         self._loop = loop
         records = WorkerRecords(self, loop, Source(fd), child.outbox)
-        self._sources.add(records)
+        self._records.add(records)
         return records
 
     @property
@@ -128,7 +128,7 @@ class LogRelay:
         return Handling(RecordHandler(self._variables).handle, self._on_ticket)
 
     def discard(self, records: WorkerRecords) -> None:
-        self._sources.discard(records)
+        self._records.discard(records)
 
     async def aclose(self) -> None:
         """Have everything handled, then end the threads. All workers have ended.
@@ -153,16 +153,16 @@ class LogRelay:
     def close_now(self) -> None:
         """The same without a loop, and with less patience."""
         reader, self._reader = self._reader, None
-        sources = [records for records in self._sources if records.source.is_open]  # none in a forked copy of us
-        self._sources.clear()
+        left = [records for records in self._records if records.source.is_open]  # none in a forked copy of us
+        self._records.clear()
         if reader is None:
             # What workers wrote a moment ago, before the loop had a chance to see it.
-            for records in sources:
+            for records in left:
                 while data := records.source.take():
                     self._new_handling().handle_all(records.source, data)
                 records.source.close()
             return
-        for records in sources:
+        for records in left:
             if not records.is_adopted:
                 reader.add(records.source)
         reader.stop(self._issued + 1)
