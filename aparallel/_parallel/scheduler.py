@@ -208,7 +208,7 @@ class Scheduler:
         queue = self.backlog.turns.queue_for(slot)
         if queue is None:
             return False
-        room = min(MESSAGE_CALLS, slot.max_calls - slot.calls)
+        room = min(MESSAGE_CALLS, slot.max_outstanding - slot.calls)
         if self.workforce.max_calls_per_worker is not None:
             room = min(room, self.workforce.max_calls_per_worker - slot.total)
         share = fair_share(queue.count, queue.most_workers(self.workforce.limit))

@@ -81,7 +81,7 @@ class Slot:
     of the grace period while DYING, never set on the way out, and otherwise when a call may first overrun its timeout.
     """
 
-    def __init__(self, events: SlotEvents, generation: int, max_calls: int) -> None:
+    def __init__(self, events: SlotEvents, generation: int, max_outstanding: int) -> None:
         self._events = events
         self.generation = generation
         self.worker: Worker
@@ -90,7 +90,7 @@ class Slot:
         self.inflight: deque[Batch] = deque()
         self.calls = 0
         self.size = 0
-        self.max_calls = max_calls
+        self.max_outstanding = max_outstanding
         # Calls that it was given, but for those taken back.
         self.total = 0
         # Expected seconds of each call in flight; None if unknown.
@@ -136,7 +136,7 @@ class Slot:
             self.state is State.OPEN
             and self.pace is not None
             and self.pace * self.calls < PREFETCH_SECONDS
-            and self.calls <= self.max_calls // 2
+            and self.calls <= self.max_outstanding // 2
             and self.size < MESSAGE_BYTES
         )
 
