@@ -162,7 +162,7 @@ class Scheduler:
 
     def start_first(self) -> None:
         """Start a worker for calls that are about to come, if there is none: it starts while they are drawn."""
-        if not self.workforce.slots and self.workforce.limit:
+        if not self.workforce.slots:
             self._start()
 
     def dispatch_soon(self) -> None:
