@@ -135,7 +135,7 @@ class _Worker:
     def _tell_memory(self) -> None:
         """Tell the parent what shared memory is not used here any more."""
         if self.memory is not None and (news := self.memory.news()) is not None:
-            self.outgoing.tell(frames.MEMORY, news)
+            self.outgoing.send(frames.MEMORY, [dumps(news, 5)])
 
     def _ask_for_room(self) -> None:
         """Have the parent give back the memory that it keeps for later, and wait until it has."""

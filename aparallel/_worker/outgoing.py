@@ -113,18 +113,12 @@ class Outgoing:
         self.flushed_at = now = monotonic_ns()
         return now
 
-    def tell(self, kind: int, news: object, fds: Sequence[int] = ()) -> None:
-        """Send what is no outcome, and descriptors with its first byte."""
-        body = dumps(news, 5)
-        frame = frames.TO_PARENT.pack(kind, 0, 0, 0, len(body)) + body
-        if not fds:
-            self.connection.sendall(frame)
-            return
-        sent = self.connection.sendmsg([frame], descriptors.outgoing(fds))
-        self.connection.sendall(frame[sent:])
-
     def introduce(self, segment: Segment) -> None:
-        self.tell(frames.SEGMENT, (segment.number, segment.parts.sizes), segment.parts.fds)
+        """Tell the parent of a segment; its descriptors go along with the first byte."""
+        body = dumps((segment.number, segment.parts.sizes), 5)
+        frame = frames.TO_PARENT.pack(frames.SEGMENT, 0, self.first, 0, len(body)) + body
+        sent = self.connection.sendmsg([frame], descriptors.outgoing(segment.parts.fds))
+        self.connection.sendall(frame[sent:])
 
     def send(self, kind: int, pieces: Sequence[bytes | memoryview], count: int = 0, busy: int = 0) -> None:
         """Send a frame, which has *count* outcomes that took *busy* nanoseconds."""
