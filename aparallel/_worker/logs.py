@@ -49,7 +49,7 @@ class WorkerLogs:
         if "logging" in sys.modules:
             self._on_logging()
         else:
-            sys.meta_path.insert(0, _Finder("logging", self._on_logging))
+            sys.meta_path.insert(0, _LoggingFinder(self._on_logging))
 
     def configure(self, levels: Any, filters: list[Any]) -> None:
         """Take in the parent's levels and filters."""
@@ -216,15 +216,14 @@ def _category(module: str, qualname: str) -> type:
     return _ByName(qualname, (Warning,), {"named": (module, qualname)})
 
 
-class _Finder:
-    """Stands first among the finders of imports until *name* has been imported, then calls *imported*."""
+class _LoggingFinder:
+    """Stands first among the finders of imports until ``logging`` has been imported, then calls *imported*."""
 
-    def __init__(self, name: str, imported: Any) -> None:
-        self._name = name
+    def __init__(self, imported: Any) -> None:
         self._imported = imported
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self._name:
+        if name != "logging":
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)
