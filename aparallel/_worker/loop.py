@@ -177,25 +177,28 @@ class _Worker:
         sys.argv[:] = setup["argv"]
         os.environ.update(setup["environ"])
         nesting.enter_worker_process(setup["level"])
-        if initializer_pickle:
-            from aparallel._transfer import rebuilding
-
-            try:
-                (initializer, arguments), keep_globals = rebuilding.load_initializer(initializer_pickle)
-                value = initializer(*arguments)
-                if hasattr(type(value), "__await__"):
-                    self._await(value, None)
-                keep_globals()
-                failure = None
-            except BaseException as error:
-                failure = describe_failure(error, RUNNING)
-            if not self.original:
-                _leave_forked_copy()
-            if failure is not None:
-                self.outgoing.send(frames.NOT_READY, [failure])
-                return False
+        failure = self._initialize(initializer_pickle) if initializer_pickle else None
+        if not self.original:
+            _leave_forked_copy()
+        if failure is not None:
+            self.outgoing.send(frames.NOT_READY, [failure])
+            return False
         self.outgoing.send(frames.READY, ())
         return True
+
+    def _initialize(self, pickled: memoryview) -> bytes | None:
+        """Run the user's initializer; return what tells of its failure, None if it succeeded."""
+        from aparallel._transfer import rebuilding
+
+        try:
+            (initializer, arguments), keep_globals = rebuilding.load_initializer(pickled)
+            value = initializer(*arguments)
+            if hasattr(type(value), "__await__"):
+                self._await(value, None)
+            keep_globals()
+        except BaseException as error:
+            return describe_failure(error, RUNNING)
+        return None
 
     def _run(self, frame: Frame) -> None:
         self._learn(frame)
