@@ -64,13 +64,8 @@ class Options(NamedTuple):
 
     def sharing(self, pools: Sharing) -> Sharing:
         """How large buffers travel: as these options say, else as those of the pool."""
-        if self.max_nbytes is self.mmap_mode is self.temp_folder is UNSET:
-            return pools
-        return Sharing(
-            pools.max_nbytes if self.max_nbytes is UNSET else self.max_nbytes,
-            pools.mmap_mode if self.mmap_mode is UNSET else self.mmap_mode,
-            pools.temp_folder if self.temp_folder is UNSET else self.temp_folder,
-        )
+        asked = {name: value for name in Sharing._fields if (value := getattr(self, name)) is not UNSET}
+        return pools._replace(**asked) if asked else pools
 
     def workers(self, cpus: int | None = None) -> int:
         """How many workers ``n_jobs`` asks for."""

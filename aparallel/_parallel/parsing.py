@@ -14,7 +14,7 @@ from aparallel._ground.cpus import effective_n_jobs
 from aparallel._ground.sharing import MmapMode, check_mmap_mode
 from aparallel._ground.units import parse_bytes, whole_number
 from aparallel._parallel.batching import MESSAGE_CALLS
-from aparallel.abc import Backend, Sharing
+from aparallel.abc import Backend
 
 if TYPE_CHECKING:
     from aparallel._parallel.typed import BatchSize, PreDispatch
@@ -38,16 +38,6 @@ def kind_of(backend: str | Backend) -> str:
             f"backend={backend!r} is not one of {', '.join(map(repr, (*KINDS, *_ALIASES)))}, nor a Backend instance."
         )
     return kind
-
-
-def make_sharing(max_nbytes: int | str | None, mmap_mode: MmapMode, temp_folder: Any) -> Sharing:
-    """Say how large buffers travel.
-
-    Raises:
-        ValueError: a bad size or mode, or a folder that is none.
-        TypeError: a size or a folder of the wrong type.
-    """
-    return Sharing(_parse_max_nbytes(max_nbytes), _parse_mmap_mode(mmap_mode), _parse_temp_folder(temp_folder))
 
 
 def _parse_max_nbytes(max_nbytes: int | str | None) -> int | None:
@@ -223,7 +213,7 @@ def parse_batch_size(value: BatchSize) -> int | None:
     return min(calls, MESSAGE_CALLS)
 
 
-# How each option of a gather is parsed; one that is not here is taken as it is.
+# How each option of a gather is parsed; one that is not here is taken as it is. Settings of pools have some of them.
 PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
         "n_jobs": _parse_n_jobs,

@@ -14,8 +14,8 @@ from aparallel._ground.nesting import nesting_level
 from aparallel._ground.units import whole_number
 from aparallel._parallel.parsing import (
     KINDS,
+    PARSERS,
     kind_of,
-    make_sharing,
     parse_most,
     parse_on_cancel,
     parse_seconds,
@@ -151,7 +151,7 @@ class Settings(NamedTuple):  # not a dataclass, which takes a script's start ten
 
     def sharing(self) -> Sharing:
         """How large buffers travel."""
-        return make_sharing(self.max_nbytes, self.mmap_mode, self.temp_folder)
+        return Sharing(*(PARSERS[name](getattr(self, name)) for name in Sharing._fields))
 
     def make_backend(self, workers: int) -> Backend:
         """Return what starts the workers, of which there will be so many: here, in this process or worker."""
