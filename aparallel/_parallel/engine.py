@@ -15,7 +15,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.shield import outlast
 from aparallel._parallel.admitted import Admitted
 from aparallel._parallel.lifetime import LoopTie, Phase
-from aparallel._parallel.parsing import parse_count, parse_most, parse_seconds
+from aparallel._parallel.parsing import parse_count, parse_most, parse_time_limit
 from aparallel._parallel.policy import StopPolicy
 from aparallel._parallel.queues import Quota, Tallies
 from aparallel._parallel.scheduler import Scheduler
@@ -300,7 +300,7 @@ class Engine:
 
     async def aclose(self, timeout: float | None) -> None:
         """Admit no more, wait *timeout* seconds for what was admitted, end the workers."""
-        timeout = parse_seconds("timeout", timeout)
+        timeout = parse_time_limit("timeout", timeout)
         bound = self._bound
         if self.phase is Phase.CLOSED:  # perhaps with its loop
             return

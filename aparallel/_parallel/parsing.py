@@ -80,7 +80,7 @@ def _parse_verbose(verbose: int) -> int:
     return lines
 
 
-def parse_seconds(name: str, seconds: float | None, *, zero: bool = True) -> float | None:
+def parse_time_limit(name: str, seconds: float | None, *, zero: bool = True) -> float | None:
     """Return how long something may take, in seconds; None for ever. *zero*: it may be 0.
 
     Raises:
@@ -222,7 +222,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "require": _one_of("require", "sharedmem"),
         "batch_size": parse_batch_size,
         "pre_dispatch": parse_pre_dispatch,
-        "timeout": lambda seconds: parse_seconds("timeout", seconds, zero=False),
+        "timeout": lambda seconds: parse_time_limit("timeout", seconds, zero=False),
         "verbose": _parse_verbose,
         "retries": lambda count: parse_count("retries", count, 0),
         "on_cancel": parse_on_cancel,

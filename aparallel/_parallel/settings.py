@@ -12,14 +12,7 @@ from aparallel._backends.process import ProcessBackend
 from aparallel._ground.cpus import cpu_count, effective_n_jobs
 from aparallel._ground.nesting import nesting_level
 from aparallel._ground.units import whole_number
-from aparallel._parallel.parsing import (
-    KINDS,
-    PARSERS,
-    kind_of,
-    parse_most,
-    parse_on_cancel,
-    parse_seconds,
-)
+from aparallel._parallel.parsing import KINDS, PARSERS, kind_of, parse_most, parse_on_cancel, parse_time_limit
 from aparallel.abc import Backend, Sharing
 
 if TYPE_CHECKING:
@@ -98,8 +91,8 @@ class Settings(NamedTuple):  # not a dataclass, which takes a script's start ten
             inner_max_num_threads=parse_most("inner_max_num_threads", self.inner_max_num_threads, 1),
             max_calls_per_worker=parse_most("max_calls_per_worker", self.max_calls_per_worker, 1),
             max_queued=parse_most("max_queued", self.max_queued, 0),
-            queue_timeout=parse_seconds("queue_timeout", self.queue_timeout),
-            idle_timeout=parse_seconds("idle_timeout", self.idle_timeout, zero=False),
+            queue_timeout=parse_time_limit("queue_timeout", self.queue_timeout),
+            idle_timeout=parse_time_limit("idle_timeout", self.idle_timeout, zero=False),
             nice=_parse_nice(self.nice),
             initargs=_checked_initargs(self.initargs),
             context_vars=_checked_variables(self.context_vars),

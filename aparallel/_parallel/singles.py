@@ -15,7 +15,7 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import call_context
 from aparallel._parallel.futures import USUAL
 from aparallel._parallel.options import UNSET
-from aparallel._parallel.parsing import parse_count, parse_on_cancel, parse_seconds
+from aparallel._parallel.parsing import parse_count, parse_on_cancel, parse_time_limit
 from aparallel.errors import AparallelError, WrongLoopError
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Singles:
         """Return what stops a call, how long it may run and may wait, and how often it is run again."""
         patience = self._engine.patience
         if options.queue_timeout is not UNSET:
-            patience = parse_seconds("queue_timeout", options.queue_timeout)
-        timeout = parse_seconds("timeout", options.timeout, zero=False)
+            patience = parse_time_limit("queue_timeout", options.queue_timeout)
+        timeout = parse_time_limit("timeout", options.timeout, zero=False)
         policy = self._engine.policy.of_call(parse_on_cancel(options.on_cancel), timeout)
         return policy, timeout, patience, parse_count("retries", options.retries, 0)
 
