@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sized
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from aparallel._ground.awaiting import Announced
 from aparallel._ground.bars import load_tqdm
-from aparallel._ground.call import Call, MappedCalls, close_coroutines, wrong_item
+from aparallel._ground.call import Call, MappedCalls, close_coroutines
 from aparallel._ground.hop import in_thread
 from aparallel._ground.nesting import call_context
 from aparallel._ground.shield import outlast
@@ -381,27 +381,3 @@ class GatherFlow(Flow):
 
     def collect(self, first: int, values: list[Any]) -> None:
         self.results[first : first + len(values)] = values
-
-
-def is_iterable(thing: object) -> bool:
-    """Whether *thing* gives items, if only by number, as data sets do.
-
-    A future does not, though it has an ``__iter__`` from before there was ``await``.
-    """
-    if isinstance(thing, asyncio.Future):
-        return False
-    return isinstance(thing, Iterable) or (hasattr(type(thing), "__getitem__") and hasattr(type(thing), "__len__"))
-
-
-def single_source(calls: tuple[Any, ...]) -> Source:
-    """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
-
-    Raises:
-        TypeError: neither.
-    """
-    if len(calls) == 1 and type(calls[0]) is not Call:
-        source = calls[0]
-        if is_iterable(source) or hasattr(source, "__aiter__"):
-            return cast("Source", source)
-        raise wrong_item(source, 0)
-    return calls

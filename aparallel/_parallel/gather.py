@@ -12,8 +12,8 @@ from aparallel._ground.loops import running_loop
 from aparallel._ground.nesting import nesting_level
 from aparallel._parallel.calls import runner_of
 from aparallel._parallel.engine import Engine
-from aparallel._parallel.flow import single_source
 from aparallel._parallel.lifetime import Phase
+from aparallel._parallel.many_calls import single_source
 from aparallel._parallel.options import Options, choose_kind, resolve
 from aparallel._parallel.runner import Runner
 from aparallel._parallel.settings import Settings

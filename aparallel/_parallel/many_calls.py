@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from aparallel._ground.call import Call, MappedCalls, close_coroutines, is_function, not_a_function
-from aparallel._parallel.flow import is_iterable, single_source
+from aparallel._ground.call import Call, MappedCalls, close_coroutines, is_function, not_a_function, wrong_item
 from aparallel._parallel.options import Options, resolve
 from aparallel._parallel.stream import ResultStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine
 
+    from aparallel._parallel.flow import Source
     from aparallel._parallel.runner import Runner
     from aparallel._parallel.typed import PoolOptions
 
@@ -264,7 +265,7 @@ class ManyCalls:
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments.")
         for position, iterable in enumerate(iterables, 1):
-            if not is_iterable(iterable):
+            if not _is_iterable(iterable):
                 error = TypeError(
                     f"Argument {position} of map() is of type {type(iterable).__name__}, which is no iterable. "
                     f"For an async one, write gather(delayed(f)(x) async for x in xs)."
@@ -278,3 +279,27 @@ class ManyCalls:
         if options.get("pool") not in (None, self):
             raise ValueError("pool= names another pool than the one whose method this is.")
         return resolve({**options, "pool": self})
+
+
+def _is_iterable(thing: object) -> bool:
+    """Whether *thing* gives items, if only by number, as data sets do.
+
+    A future does not, though it has an ``__iter__`` from before there was ``await``.
+    """
+    if isinstance(thing, asyncio.Future):
+        return False
+    return isinstance(thing, Iterable) or (hasattr(type(thing), "__getitem__") and hasattr(type(thing), "__len__"))
+
+
+def single_source(calls: tuple[Any, ...]) -> Source:
+    """What ``gather_parallel(*calls)`` was given: an iterable, an async iterable, or calls one by one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if len(calls) == 1 and type(calls[0]) is not Call:
+        source = calls[0]
+        if _is_iterable(source) or hasattr(source, "__aiter__"):
+            return cast("Source", source)
+        raise wrong_item(source, 0)
+    return calls
