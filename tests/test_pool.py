@@ -239,6 +239,25 @@ async def test_large_arguments_of_an_initializer_are_pickled_once_and_off_the_lo
     assert threading.get_ident() not in noting.threads
 
 
+@by_value
+def tell_when_no_message_is_held(mark: Path, _large: bytes) -> None:
+    def watch() -> None:
+        from gc import get_objects
+
+        while any(type(thing).__name__ == "Frame" for thing in get_objects()):
+            time.sleep(0.002)
+        mark.touch()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+async def test_an_idle_worker_does_not_hold_what_its_initializer_came_in(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    async with Pool(1, initializer=tell_when_no_message_is_held, initargs=(mark, bytes(1_000_000))) as pool:
+        await pool.warm_up()
+        await see(mark)
+
+
 async def test_an_initializer_that_is_large_and_cannot_be_pickled_fails_what_waits_for_workers() -> None:
     async with Pool(2, initializer=print, initargs=(list(range(100_000)), threading.Lock())) as pool:
         for attempt in (pool.run(double, 1), pool.warm_up(), pool.gather([delayed(double)(1)])):

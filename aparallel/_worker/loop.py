@@ -105,10 +105,10 @@ class _Worker:
             while frame := self.incoming.next():
                 if frame.kind == frames.CALLS:
                     self._run(frame)
-                    del frame  # what it brought must not live on in a worker that waits
-                    self._tell_memory()
                 elif frame.kind == frames.SETUP and not self._set_up(frame.control, frame.tail):
                     return
+                del frame  # what it brought must not live on in a worker that waits
+                self._tell_memory()
         except (BrokenPipeError, ConnectionResetError):  # the parent is gone, or gave us up
             return
         finally:
