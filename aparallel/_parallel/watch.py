@@ -41,17 +41,14 @@ class Watch:
 
     def plan(self) -> None:
         """Calls were given to workers, or one is free: look after them, if that is needed."""
-        for slot in self._workforce.slots:
-            if (
-                slot.calls
-                and not slot.ready
-                and slot.state is State.OPEN
-                and any(idle.ready for idle in self._workforce.idle)
-            ):
-                # Whoever was to have these calls leaves its place in its queue to the one that is ready.
-                self._stopping.recall(slot)
-                break  # this is called again when they are back
-        if self._timer is None and any(slot.calls > 1 for slot in self._workforce.slots):
+        slots, idle = self._workforce.slots, self._workforce.idle
+        if idle and idle[-1].ready:  # those that are come last
+            for slot in slots:
+                if slot.calls and not slot.ready and slot.state is State.OPEN:
+                    # Whoever was to have these calls leaves its place in its queue to the one that is ready.
+                    self._stopping.recall(slot)
+                    break  # this is called again when they are back
+        if self._timer is None and any(slot.calls > 1 for slot in slots):
             self._timer = self._loop.call_later(_WATCH_SECONDS, self._look)
 
     def stop(self) -> None:
