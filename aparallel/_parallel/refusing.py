@@ -80,10 +80,10 @@ class Refusing:
         return self._loop.call_soon(self._withdraw, owner, index, seconds)  # behind the dispatch of this tick
 
     def _withdraw(self, owner: JointOwner, index: int, seconds: float) -> None:
-        slot = _slot_with(owner, index)
+        slot = owner.slot_with(index)
         if slot is not None:
             slot.worker.look()
-            slot = _slot_with(owner, index)
+            slot = owner.slot_with(index)
         if not owner.wants(index) or self._delivery.is_decoding(owner, index):
             return
         if index in owner.deaths:  # it was started before, by a worker that died of it
@@ -136,7 +136,3 @@ class Refusing:
 
     def _workers_for(self, quota: Quota | None) -> int:
         return self._workforce.limit if quota is None else min(self._workforce.limit, quota.limit)
-
-
-def _slot_with(owner: JointOwner, index: int) -> Slot | None:
-    return next((slot for slot in owner.queue.serving if slot.holds(owner, index)), None)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from aparallel._parallel.queues import Quota, Tallies
+    from aparallel._parallel.slots import Slot
     from aparallel.abc import OnCancel, Sharing
 
 
@@ -46,6 +47,10 @@ class JointOwner:
 
     def wants(self, index: int) -> bool:
         return self.futures[index] is not None
+
+    def slot_with(self, index: int) -> Slot | None:
+        """Return the slot of the worker that has this call; None if none has it."""
+        return next((slot for slot in self.queue.serving if slot.holds(self, index)), None)
 
     def deliver(self, first: int, values: list[Any], failed: Sequence[int]) -> None:
         end = first + len(values)

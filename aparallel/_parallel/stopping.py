@@ -64,12 +64,12 @@ class Stopping:
         """The same for a single call."""
         if not owner.wants(index) or self._delivery.is_decoding(owner, index):
             return []
-        slots = [slot for slot in owner.queue.serving if slot.holds(owner, index)]
-        if slots:
-            owner.futures[index] = None
-        else:
+        slot = owner.slot_with(index)
+        if slot is None:
             self._backlog.drop(owner, index)
-        return self._cancel_in(slots, owner, index)
+            return []
+        owner.futures[index] = None
+        return self._cancel_in([slot], owner, index)
 
     def _cancel_in(self, slots: list[Slot], owner: Owner, index: int | None) -> list[asyncio.Future[None]]:
         waiting = []
