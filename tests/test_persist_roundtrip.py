@@ -117,6 +117,20 @@ def test_small_arrays_are_not_held_twice_while_they_are_loaded() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("size", [0, 1 << 20, 3_000_000, 100_000_000])
+def test_dumped_bytes_are_not_held_twice(size: int) -> None:
+    expected = np.full(size, 7, "u1")
+    tracemalloc.start()
+    try:
+        data = dump_to_bytes(expected, DumpOptions())
+        # What is reserved and never written to counts here, and takes no memory.
+        assert tracemalloc.get_traced_memory()[1] < max(len(data) * 9 // 8, 64 << 20) + (5 << 20)
+        assert tracemalloc.get_traced_memory()[0] < len(data) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+    assert_same(load_from_bytes(data, LoadOptions()), expected)
+
+
 async def test_a_subclass_of_array_may_be_registered_with_copyreg(monkeypatch: pytest.MonkeyPatch) -> None:
     def rebuilt(data: Any) -> Any:
         return np.asarray(data).view(Tagged) + 1
