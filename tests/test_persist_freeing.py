@@ -16,6 +16,7 @@ import pytest
 from memory_support import until
 
 from aparallel import dump, load
+from aparallel._ground.hop import in_thread
 from aparallel._ground.stoppable import Stop
 from aparallel._persist import files, freeing
 from aparallel._persist.dump import dump_to_path
@@ -123,6 +124,19 @@ async def test_what_was_dumped_is_not_held_while_the_old_file_is_freed(
     await dump(array, path, durable=False)
     del array
     assert held() is None
+
+
+async def test_a_job_may_write_over_one_file_after_the_other(path: pathlib.Path) -> None:
+    def write_twice() -> None:
+        dump_to_path("new", str(path), QUICKLY)
+        assert replaced()
+        dump_to_path("newer", str(path), QUICKLY)
+
+    job = asyncio.ensure_future(in_thread(write_twice))
+    done, _ = await asyncio.wait([job], timeout=5)
+    assert done
+    job.result()
+    assert await load(path) == "newer"
 
 
 def test_who_has_no_loop_to_tell_frees_it_at_once(path: pathlib.Path) -> None:

@@ -98,6 +98,11 @@ def afterwards(fn: Callable[[], object]) -> None:
         fn()
 
 
+def catch_up() -> None:
+    """Do at once what this thread's job has left for :func:`afterwards`, as a job must before it waits for that."""
+    _leftovers.clear_away()
+
+
 class _Leftovers(threading.local):
     """What this thread does after its job."""
 
@@ -106,7 +111,6 @@ class _Leftovers(threading.local):
         self.due: list[Callable[[], object]] = []
 
     def clear_away(self) -> None:
-        self.has_job = False
         while self.due:
             self.due.pop()()
 
@@ -150,6 +154,7 @@ class _Job(NamedTuple):
             loop.call_soon_threadsafe(_deliver, self.future, value, error, at_once)
         error = None  # its traceback has this frame,
         del self  # and the future has the error
+        _leftovers.has_job = False
         _leftovers.clear_away()
         if later is not None:
             with contextlib.suppress(RuntimeError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aparallel._ground.cores import offer_core
 from aparallel._ground.forks import renew_after_fork
-from aparallel._ground.threads import afterwards
+from aparallel._ground.threads import afterwards, catch_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,7 @@ class Freeing:
         Raises:
             Stopped: *stop* was set. A file of gigabytes takes seconds.
         """
+        catch_up()  # it may be the file that this job has replaced before
         busy = self._busy
         while not busy.acquire(timeout=_LOOK_AT_STOP_EVERY):
             stop.check()
