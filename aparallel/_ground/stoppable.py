@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aparallel._ground.notebooks import kept_awake
 from aparallel._ground.shield import outlast
 from aparallel._ground.threads import Threads, start_apart
 
@@ -85,10 +86,11 @@ async def in_stoppable_thread(
     running = start_apart(fn) if apart else _threads.start(fn)
     try:
         try:
-            while not running.done():
-                await asyncio.wait([running], timeout=None if meanwhile is None else _EVERY)
-                if meanwhile is not None and not running.done():
-                    meanwhile()
+            with kept_awake():
+                while not running.done():
+                    await asyncio.wait([running], timeout=None if meanwhile is None else _EVERY)
+                    if meanwhile is not None and not running.done():
+                        meanwhile()
         except BaseException:
             stop()
             await ended(running)

@@ -12,6 +12,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from aparallel._ground.notebooks import kept_awake
 from aparallel._ground.shield import has_anyio, import_anyio
 from aparallel._ground.threads import Threads
 from aparallel._memory.bytecode import imports_made
@@ -44,12 +45,14 @@ class ComputingThreads:
         Cancellation: at once. What has begun runs on to its end, and what has not never begins.
         """
         if not self._may_call_back():
-            return await (_nested_threads if is_nested else _threads).start(step)
+            with kept_awake():
+                return await (_nested_threads if is_nested else _threads).start(step)
         await import_anyio()
         from anyio import CapacityLimiter, to_thread
 
         limiter = CapacityLimiter(math.inf) if is_nested else _limiter()
-        return await to_thread.run_sync(step, limiter=limiter, abandon_on_cancel=True)
+        with kept_awake():
+            return await to_thread.run_sync(step, limiter=limiter, abandon_on_cancel=True)
 
     def has_free(self) -> bool:
         """Whether one could begin now."""

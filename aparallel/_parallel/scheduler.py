@@ -10,7 +10,6 @@ what stands above it here::
     Stopping     calls taken back, cancelled and timed out
     Refusing     calls refused for want of room, and withdrawn because they waited too long
     Watch        calls taken back from behind a slow one
-    Pulse        a notebook's loop kept awake, for interrupts
     Scheduler    sends what waits to who is free, and takes in what workers tell
 
 Upwards go four notices, each a callback given to a constructor: workers tell their slots' events to the scheduler, the
@@ -30,6 +29,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from aparallel._ground.notebooks import Pulse, in_notebook
 from aparallel._parallel.backlog import Backlog
 from aparallel._parallel.batching import (
     MESSAGE_BYTES,
@@ -44,7 +44,7 @@ from aparallel._parallel.failures import call_name, never_begun, ran_too_long, w
 from aparallel._parallel.refusing import Refusing
 from aparallel._parallel.slots import Slot, State
 from aparallel._parallel.stopping import Stopping
-from aparallel._parallel.watch import Pulse, Watch, in_notebook
+from aparallel._parallel.watch import Watch
 from aparallel._parallel.workforce import Workforce
 from aparallel.abc import Batch
 

@@ -1,8 +1,7 @@
-"""What is looked after while calls run: that nobody waits behind a slow one, and a notebook's interrupts."""
+"""What is looked after while calls run: that nobody waits behind a slow one."""
 
 from __future__ import annotations
 
-import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ from aparallel._parallel.slots import State
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from aparallel._parallel.queues import Queue
     from aparallel._parallel.slots import Slot
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
 # How often to look after messages of several calls, and how long one may stand still.
 _WATCH_SECONDS = 0.002
 _STUCK_SECONDS = 0.001
-
-# How long an interrupt of a notebook's cell may take to be seen.
-_PULSE_SECONDS = 0.2
 
 
 class Watch:
@@ -86,36 +81,3 @@ def _may_leave(queue: Queue, running: Queue) -> bool:
     # What runs there keeps its worker; what only waits behind another's call gives that up when it is taken back.
     free = queue.may_use(None) or queue is not running
     return free and (queue.quota is None or queue.quota.may_use(None) or queue.quota is not running.quota)
-
-
-def in_notebook() -> bool:
-    """Whether this process is a kernel of Jupyter."""
-    return "ipykernel" in sys.modules
-
-
-class Pulse:
-    """Wakes the loop as long as *running* says that calls run.
-
-    ipykernel's handler of SIGINT asks the loop to end the cell, but does not wake it. A cell that waits for one long
-    call would be stopped when that has ended.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, running: Callable[[], int]) -> None:
-        self._loop = loop
-        self._running = running
-        self._timer: asyncio.TimerHandle | None = None
-
-    def plan(self) -> None:
-        """Calls were given to workers."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(_PULSE_SECONDS, self._beat)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _beat(self) -> None:
-        self._timer = None
-        if self._running():
-            self.plan()
